@@ -108,6 +108,7 @@ class AttentionMetadata:
         query_start_loc: ``[num_seqs + 1]`` int32; sequence ``i`` owns query tokens ``[i]`` to ``[i + 1] - 1``.
         slot_mapping: ``[num_tokens]`` int64, where this step's keys and values go.
         positions: ``[num_tokens]`` int64, each token's place in its own sequence.
+        max_seq_len: the largest of ``seq_lens``, known without asking the device.
     """
 
     block_tables: torch.Tensor
@@ -115,6 +116,7 @@ class AttentionMetadata:
     query_start_loc: torch.Tensor
     slot_mapping: torch.Tensor
     positions: torch.Tensor
+    max_seq_len: int
 
     @property
     def is_decode(self) -> bool:
@@ -175,4 +177,5 @@ def attention_metadata(
         query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),
         slot_mapping=torch.tensor(slots, dtype=torch.int64, device=device),
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
+        max_seq_len=max(table.num_tokens for table in tables),
     )
