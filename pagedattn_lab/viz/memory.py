@@ -54,7 +54,7 @@ def show_memory(
     lines = [_heading("Page tables (logical block → physical block, tokens in it)", bottom + 10)]
     y = bottom + 10 + LINE
     for index, (name, table) in enumerate(tables.items()):
-        entries = "   ".join(f"{logical} → {entry}" for logical, entry in enumerate(_entries(table))) or "empty"
+        entries = "; ".join(f"{logical} → {entry}" for logical, entry in enumerate(_entries(table))) or "empty"
         colour = COLOURS[index % len(COLOURS)]
         lines.append(f'<rect x="{LEFT}" y="{y - 11}" width="12" height="12" fill="{colour}"/>')
         lines.append(f'<text x="{LEFT + 20}" y="{y}" {_TEXT}>{escape(name)}: {entries}</text>')
