@@ -92,6 +92,23 @@ def load(
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 
 
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Turn a user's words into token ids, through the chat template if the tokenizer has one."""
+    if tokenizer.chat_template is None:
+        return tokenizer(text)["input_ids"]
+    conversation = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Give the tokens that end an answer, by the model's generation settings or else its tokenizer."""
+    configured = model.generation_config.eos_token_id
+    if configured is None:
+        configured = tokenizer.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return {token for token in ids if token is not None}
+
+
 def ensure_default() -> Path:
     """Fetch and convert the default model unless it is in the cache already; repair it if a file is damaged.
 
