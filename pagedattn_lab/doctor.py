@@ -62,10 +62,9 @@ def kernel_error() -> tuple[float, float]:
     arguments = [tensor.to(device) for tensor in (query, *caches, tables, torch.tensor(seq_lens, dtype=torch.int32))]
     outputs = [paged_attention(*arguments, backend=backend) for backend in ("triton", "reference")]
     difference = (outputs[0] - outputs[1]).abs().max().item()
-    # A dot product of n terms is off by at most about n eps times its size; values here are a few units large.
-    return difference, (head_dim + max(seq_lens)) * torch.finfo(
-        torch.float32
-    ).eps * caches.nan_to_num().abs().max().item()
+    # A sum of n terms is off by at most about n eps times their size: head_dim terms a score, seq_len an output.
+    largest = caches.nan_to_num().abs().max().item()
+    return difference, (head_dim + max(seq_lens)) * torch.finfo(torch.float32).eps * largest
 
 
 def examine() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,10 +80,11 @@ def load(
     name = os.fspath(name)
     folder = ensure_default() if name == DEFAULT else name
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
         with _quiet_transformers():
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)  # the smallest file tells whether it is there
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype or torch.float32, trust_remote_code=False, attn_implementation="sdpa"
@@ -246,14 +248,18 @@ def _convert(gguf: Path, target: Path) -> None:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Keep progress bars and advice out of notebooks, where their timing would differ from run to run."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub = hub_logging.get_verbosity()
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        hub_logging.set_verbosity(hub)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
@@ -262,16 +268,17 @@ def _quiet_transformers() -> Iterator[None]:
 def _explain(name: str, error: Exception) -> str:
     """Turn what transformers raised into one sentence that names the model and the fix."""
     text = re.sub(r"\s+", " ", str(error)).strip()
+    reason = textwrap.shorten(text, 200)
     if "trust_remote_code" in text:
         return f"{name!r} needs code of its own, which this book never runs: choose a model that transformers includes"
     if os.path.isdir(name):
-        return f"the folder {name!r} holds no decoder that transformers can load ({text[:200]})"
+        return f"the folder {name!r} holds no decoder that transformers can load ({reason})"
     if os.sep in name and (os.path.isabs(name) or name.startswith(".")):
         return f"there is no folder {name!r}: check the path"
     if "Unrecognized configuration class" in text or "Unrecognized model" in text:
         return f"{name!r} is not a decoder-only language model that transformers includes: choose another"
     return (
-        f"{name!r} could not be loaded ({text[:200]}): check the id, sign in if the model is gated, and connect to the "
+        f"{name!r} could not be loaded ({reason}): check the id, sign in if the model is gated, and connect to the "
         "network if it was never downloaded here"
     )
 
