@@ -80,15 +80,13 @@ def load(
     name = os.fspath(name)
     folder = ensure_default() if name == DEFAULT else name
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         with _quiet_transformers():
-            AutoConfig.from_pretrained(folder, trust_remote_code=False)  # the smallest file tells whether it is there
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or torch.float32, trust_remote_code=False, attn_implementation="sdpa"
-            )
+            source = {"trust_remote_code": False, "local_files_only": os.path.isdir(folder) or not _hub_knows(name)}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32, **source)
     except Exception as error:  # whatever a stranger's folder provokes becomes one sentence, with the cause attached
         raise ModelLoadError(_explain(name, error)) from error
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
@@ -263,6 +261,20 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _hub_knows(name: str) -> bool:
+    """Ask the hub for a model once; ``False`` means it gave no answer, so only what was downloaded before can serve."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError:
+        raise
+    except Exception:  # no network, offline mode, a hub that is down: all the same to the caller
+        return False
+    return True
 
 
 def _explain(name: str, error: Exception) -> str:

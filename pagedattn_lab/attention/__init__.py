@@ -47,6 +47,7 @@ def paged_attention(
     Raises:
         ValueError: shapes, dtypes, devices or lengths that do not fit together, a table entry that is no usable
             block, or an unknown backend. Values are checked on the CPU only: on a GPU, looking would stall it.
+        ImportError: ``backend="triton"`` where Triton is not installed.
         NotImplementedError: ``backend="triton"`` with ``softcap`` or ``sliding_window``.
 
     Source: Kwon et al. 2023, equation 4.
@@ -78,8 +79,13 @@ def paged_attention(
     arguments = (query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale)
     if backend == "triton" or (backend == "auto" and query.is_cuda and not special):
         # Imported late: Triton exists for Linux only, and the other backends must work without it.
-        from pagedattn_lab.attention.triton_decode import triton_attention
-
+        try:
+            from pagedattn_lab.attention.triton_decode import triton_attention
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                'the "triton" backend needs the package triton, which is published for Linux only: '
+                'use backend="reference" here, or run the book on Linux (WSL and Colab count)'
+            ) from error
         return triton_attention(*arguments)
     return reference_attention(*arguments, softcap=softcap, sliding_window=sliding_window)
 

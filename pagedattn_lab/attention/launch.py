@@ -16,23 +16,15 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-try:
-    import triton
-    import triton.experimental.gluon  # noqa: F401  Triton would import it during a launch, while patched
-    import triton.language as tl
-    from triton.runtime import interpreter
-    from triton.runtime.jit import JITFunction
-except ImportError as error:
-    raise ImportError(
-        'the "triton" backend needs the package triton, which is published for Linux only: '
-        'use backend="reference" here, or run the book on Linux (WSL and Colab count)'
-    ) from error
+import torch
+import triton.experimental.gluon  # Triton would import it during a launch, while patched
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
 
 
 def runs_natively() -> bool:
     """Say whether a kernel launched here is compiled for a GPU (``True``) or interpreted on the CPU (``False``)."""
-    import torch
-
     return torch.cuda.is_available()
 
 

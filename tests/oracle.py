@@ -1,0 +1,126 @@
+"""What the attention tests share: ragged paged batches laid out to hurt, and a dense float64 answer to compare with."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Batch:
+    """Arguments for ``paged_attention``, with the same tokens kept contiguously beside them.
+
+    Every slot that holds no token of a sequence is NaN, null block included, blocks are handed out in random order,
+    and table entries past a sequence's end are ``garbage``.
+    """
+
+    query: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    block_tables: torch.Tensor
+    seq_lens: torch.Tensor
+    query_start_loc: torch.Tensor
+    dense: list[tuple[torch.Tensor, torch.Tensor]]  # (key, value) per sequence, [seq_len, num_kv_heads, head_dim]
+
+    def arguments(self) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        positional = (self.query, self.key_cache, self.value_cache, self.block_tables, self.seq_lens)
+        return positional, {"query_start_loc": self.query_start_loc}
+
+
+def ragged_batch(
+    seq_lens: list[int],
+    query_lens: list[int],
+    *,
+    block_size: int,
+    head_dim: int,
+    heads: int = 6,
+    kv_heads: int = 2,
+    dtype: torch.dtype = torch.float32,
+    garbage: int | None = 2**30,
+    seed: int = 0,
+) -> Batch:
+    """Build a batch. ``garbage=None`` fills the unused table entries with a block of NaN that does exist."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    counts = [-(-seq_len // block_size) for seq_len in seq_lens]
+    num_blocks = sum(counts) + 3  # the null block, and two that nobody owns
+    # Keys and values lie in memory in different orders, and neither in that of their shape: strides all differ.
+    key_storage = torch.full((num_blocks, kv_heads, block_size, head_dim + 8), math.nan, dtype=dtype)
+    value_storage = torch.full((num_blocks, 2, block_size, kv_heads, head_dim), math.nan, dtype=dtype)
+    key_cache, value_cache = key_storage.transpose(1, 2)[..., :head_dim], value_storage[:, 1]
+    order = (torch.randperm(num_blocks - 1, generator=generator) + 1).tolist()
+    nobodys = order[-1]
+    # The rows after the last stay out of the batch: a mutant that strays into them finds entries, not other memory.
+    shape = (len(seq_lens) + sum(query_lens), max(counts) + 1)
+    tables = torch.full(shape, nobodys if garbage is None else garbage, dtype=torch.int32)[: len(seq_lens)]
+    dense = []
+    for row, (seq_len, count) in enumerate(zip(seq_lens, counts, strict=True)):
+        blocks, order = order[:count], order[count:]
+        tables[row, :count] = torch.tensor(blocks, dtype=torch.int32)
+        # Scores grow along the sequence, so the running maximum moves in every tile.
+        key = normal(seq_len, kv_heads, head_dim) * torch.linspace(0.5, 2, seq_len)[:, None, None].to(dtype)
+        value = normal(seq_len, kv_heads, head_dim)
+        for position in range(seq_len):
+            slot = blocks[position // block_size], position % block_size
+            key_cache[slot], value_cache[slot] = key[position], value[position]
+        dense.append((key, value))
+    return Batch(
+        normal(sum(query_lens), heads, head_dim),
+        key_cache,
+        value_cache,
+        tables,
+        torch.tensor(seq_lens, dtype=torch.int32),
+        torch.tensor([0, *itertools.accumulate(query_lens)], dtype=torch.int32),
+        dense,
+    )
+
+
+def dense_attention(
+    batch: Batch, scale: float | None = None, softcap: float | None = None, sliding_window: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend in float64, query by query and head by head, over contiguous keys and values.
+
+    Returns:
+        The outputs, and for each element a bound on what float32 arithmetic and one final rounding may differ by.
+    """
+    dtype, (_, heads, head_dim) = batch.query.dtype, batch.query.shape
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    output = torch.empty(batch.query.shape, dtype=torch.float64)
+    bound = torch.empty_like(output)
+    eps = torch.finfo(torch.float32).eps
+    for row, (key, value) in enumerate(batch.dense):
+        first, last = batch.query_start_loc[row].item(), batch.query_start_loc[row + 1].item()
+        for token in range(first, last):
+            seen = len(key) - (last - 1 - token)
+            begin = 0 if sliding_window is None else max(0, seen - sliding_window)
+            for head in range(heads):
+                kv_head = head * key.shape[1] // heads
+                keys, values = key[begin:seen, kv_head].double(), value[begin:seen, kv_head].double()
+                query = batch.query[token, head].double()
+                scores = keys @ query * scale
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                weights = torch.exp(scores - scores.max())
+                output[token, head] = (weights / weights.sum()) @ values
+                # A sum of n products is off by at most n eps times the sum of their sizes; exp turns an absolute
+                # error of a score into a relative error of its weight, which counts in the numerator and the sum.
+                score_error = (head_dim + 4) * eps * (keys.abs() @ query.abs()).max() * scale
+                relative = 2 * score_error + 2 * (len(keys) + 8) * eps
+                # Half a unit in the last place, except that Triton's interpreter cuts bfloat16 off instead of rounding.
+                unit = torch.finfo(dtype).eps if dtype == torch.bfloat16 else torch.finfo(dtype).eps / 2
+                rounding = unit * output[token, head].abs()
+                bound[token, head] = relative * values.abs().max(dim=0).values + rounding
+    return output, bound
+
+
+def assert_matches(output: torch.Tensor, expected: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Fail where an output is further from the float64 answer than the bound, or NaN."""
+    answer, bound = expected
+    excess = ((output.double() - answer).abs() / bound).nan_to_num(nan=math.inf)
+    assert excess.max() <= 1, f"off by {excess.max():.3g} times the rounding bound"

@@ -1,0 +1,131 @@
+"""Paged attention against a dense float64 oracle: values, masking, memory safety, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import assert_matches, dense_attention, ragged_batch
+
+from pagedattn_lab.attention import paged_attention
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HEAD_DIMS = (32, 64, 80, 96, 128, 256)
+BLOCK_SIZES = (1, 8, 16, 32, 64, 128)
+
+
+def lengths(block_size: int) -> list[int]:
+    """One token, a block less one, a full block, and several blocks with the last partly filled."""
+    return sorted({1, max(1, block_size - 1), block_size, 2 * block_size + 3, 141})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_decode_matches_oracle(head_dim: int, block_size: int, dtype: torch.dtype) -> None:
+    """Catches a wrong mask, stride, rescale, look-up, or head mapping in either backend, for every supported shape."""
+    seq_lens = lengths(block_size)
+    batch = ragged_batch(
+        seq_lens, [1] * len(seq_lens), block_size=block_size, head_dim=head_dim, heads=4, kv_heads=2, dtype=dtype
+    )
+    expected = dense_attention(batch)
+    positional, _ = batch.arguments()
+    for backend in ("reference", "triton"):
+        output = paged_attention(*positional, backend=backend)
+        assert output.dtype == dtype
+        assert_matches(output, expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 1), (6, 2), (3, 3), (8, 2)])
+def test_ragged_prefill_is_causal(backend: str, heads: int, kv_heads: int) -> None:
+    """Catches a query that sees a token after itself, and prompts, chunks and decodes mixed up in one batch."""
+    batch = ragged_batch(
+        [9, 33, 1, 20], [9, 2, 1, 7], block_size=8, head_dim=32, heads=heads, kv_heads=kv_heads, seed=1
+    )
+    positional, keywords = batch.arguments()
+    assert_matches(paged_attention(*positional, **keywords, backend=backend), dense_attention(batch))
+
+
+def test_scale_is_used() -> None:
+    """Catches a backend that ignores the caller's scale."""
+    batch = ragged_batch([12, 5], [1, 1], block_size=4, head_dim=32, seed=2)
+    positional, _ = batch.arguments()
+    for backend in ("reference", "triton"):
+        assert_matches(paged_attention(*positional, scale=0.03, backend=backend), dense_attention(batch, scale=0.03))
+
+
+@pytest.mark.parametrize(("softcap", "window"), [(2.0, None), (None, 1), (None, 5), (1.5, 7)])
+def test_softcap_and_window(softcap: float | None, window: int | None) -> None:
+    """Catches a cap applied after the mask, and a window one token too wide or too narrow."""
+    batch = ragged_batch([9, 23, 3], [9, 4, 1], block_size=4, head_dim=32, seed=3)
+    positional, keywords = batch.arguments()
+    output = paged_attention(*positional, **keywords, softcap=softcap, sliding_window=window, backend="reference")
+    assert_matches(output, dense_attention(batch, softcap=softcap, sliding_window=window))
+    with pytest.raises(NotImplementedError, match='use backend="reference"'):
+        paged_attention(*positional, **keywords, softcap=softcap, sliding_window=window, backend="triton")
+    assert_matches(
+        paged_attention(*positional, **keywords, softcap=softcap, sliding_window=window),
+        dense_attention(batch, softcap=softcap, sliding_window=window),
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_where_blocks_lie_does_not_matter(backend: str) -> None:
+    """Catches any dependence on physical placement: moving every block must not change one bit."""
+    batch = ragged_batch([30, 17, 64], [1, 1, 1], block_size=8, head_dim=64, seed=4, garbage=0)
+    before = paged_attention(*batch.arguments()[0], backend=backend)
+    moved = torch.cat([torch.zeros(1, dtype=torch.long), torch.randperm(len(batch.key_cache) - 1) + 1])
+    batch.key_cache[moved], batch.value_cache[moved] = batch.key_cache.clone(), batch.value_cache.clone()
+    batch.block_tables = moved[batch.block_tables.long()].int()
+    assert torch.equal(paged_attention(*batch.arguments()[0], backend=backend), before)
+
+
+def test_inputs_are_not_written() -> None:
+    """Catches a kernel that stores outside its output row."""
+    batch = ragged_batch([30, 17], [1, 1], block_size=8, head_dim=80, seed=5)
+    before = [tensor.clone() for tensor in batch.arguments()[0]]
+    paged_attention(*batch.arguments()[0], backend="triton")
+    for tensor, copy in zip(batch.arguments()[0], before, strict=True):
+        assert torch.equal(tensor.nan_to_num(), copy.nan_to_num())
+
+
+def _arguments() -> dict[str, object]:
+    batch = ragged_batch([5, 3], [1, 1], block_size=4, head_dim=8)
+    names = ("query", "key_cache", "value_cache", "block_tables", "seq_lens")
+    return dict(zip(names, batch.arguments()[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backend": "cuda"}, "backend 'cuda' is unknown"),
+        ({"query": torch.zeros(2, 6)}, "query has shape"),
+        ({"query": torch.zeros(2, 6, 16)}, "head_dim 16"),
+        ({"query": torch.zeros(2, 5, 8)}, "5 query heads"),
+        ({"query": torch.zeros(2, 6, 8, dtype=torch.float16)}, "one dtype"),
+        ({"value_cache": torch.zeros(3, 4, 2, 8)}, "value_cache"),
+        ({"seq_lens": torch.tensor([5, 3, 2])}, "seq_lens"),
+        ({"seq_lens": torch.tensor([5.0, 3.0])}, "int32"),
+        ({"seq_lens": torch.tensor([5, 0])}, "sequence 1 has seq_len 0"),
+        ({"seq_lens": torch.tensor([13, 3])}, "sequence 0 has seq_len 13"),
+        ({"query_start_loc": torch.tensor([0, 1])}, "query_start_loc has shape"),
+        ({"query_start_loc": torch.tensor([0, 2, 2])}, "query_start_loc is"),
+        ({"block_tables": torch.tensor([[1, 0], [2, 0]])}, r"block_tables\[0, 1\] is 0"),
+        ({"block_tables": torch.tensor([[1, 2], [99, 0]])}, r"block_tables\[1, 0\] is 99"),
+    ],
+)
+def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
+    """Catches silent garbage: each wrong argument must raise an error that names it."""
+    with pytest.raises(ValueError, match=message):
+        paged_attention(**(_arguments() | change))
+
+
+def test_triton_refuses_float64_and_strided_rows() -> None:
+    """Catches a kernel run on memory that it would misread."""
+    arguments = _arguments()
+    doubles = {name: arguments[name].double() for name in ("query", "key_cache", "value_cache")}
+    with pytest.raises(ValueError, match="float64"):
+        paged_attention(**(arguments | doubles), backend="triton")
+    strided = torch.zeros(2, 6, 16)[..., ::2]
+    with pytest.raises(ValueError, match="query has stride 2"):
+        paged_attention(**(arguments | {"query": strided}), backend="triton")

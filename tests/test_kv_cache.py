@@ -1,0 +1,84 @@
+"""The cache tensors: what is written is read back, elsewhere nothing changes, and bad slots are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pagedattn_lab.kv_cache import PagedKVCache
+from pagedattn_lab.kv_shape import KVShape
+
+
+def cache_of(dtype: str = "float32", num_layers: int = 2) -> PagedKVCache:
+    return PagedKVCache(KVShape(num_layers, 3, 5, dtype), num_blocks=6, block_size=4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_write_then_gather(dtype: str) -> None:
+    """Catches keys swapped with values, layers mixed up, a wrong slot, or a skipped token written."""
+    cache = cache_of(dtype)
+    key, value = torch.randn(4, 3, 5), torch.randn(4, 3, 5)
+    cache.write(1, key, value, torch.tensor([9, -1, 4, 23]))
+    kept = [0, 2, 3]
+    for tensor, original in zip(cache.gather(1, [9, 4, 23]), (key, value), strict=True):
+        assert torch.equal(tensor, original[kept].to(tensor.dtype))
+    assert torch.equal(cache.key_caches[1][2, 1], key[0].to(cache.key_caches[1].dtype))
+    for layer, expected in ((0, 0), (1, 3)):
+        for caches in (cache.key_caches, cache.value_caches):
+            assert caches[layer].flatten(0, 1).flatten(1).any(dim=1).sum() == expected
+
+
+def test_copy_blocks_reads_before_it_writes() -> None:
+    """Catches a chain of copies that passes on what an earlier copy wrote, and a layer left out."""
+    cache = cache_of()
+    for tensors in (cache.key_caches, cache.value_caches):
+        for layer, tensor in enumerate(tensors):
+            tensor.copy_((torch.arange(6.0) + 10 * layer)[:, None, None, None].expand_as(tensor))
+    cache.copy_blocks([(1, 2), (2, 3), (5, 1)])
+    for tensors in (cache.key_caches, cache.value_caches):
+        for layer, tensor in enumerate(tensors):
+            assert (tensor[:, 0, 0, 0] - 10 * layer).tolist() == [0, 5, 1, 2, 4, 5]
+    cache.copy_blocks([])
+
+
+@pytest.mark.parametrize("slot", [-2, 0, 3, 24])
+def test_slots_outside_are_refused(slot: int) -> None:
+    """Catches a write into the null block, or one that wraps round from the end of the cache."""
+    cache = cache_of()
+    tokens = torch.ones(2, 3, 5)
+    with pytest.raises(ValueError, match=f"slot {slot} cannot be used"):
+        cache.write(0, tokens, tokens, [8, slot])
+    with pytest.raises(ValueError, match=f"slot {slot} cannot be used"):
+        cache.gather(0, [8, slot])
+    assert not cache.key_caches[0].any()
+    with pytest.raises(ValueError, match="slot -1 cannot be used"):
+        cache.gather(0, [-1])
+
+
+def test_shapes_are_checked_before_writing() -> None:
+    """Catches broadcasting one token over many slots, and a key written beside a refused value."""
+    cache = cache_of()
+    with pytest.raises(ValueError, match=r"key has shape \(1, 3, 5\)"):
+        cache.write(0, torch.ones(1, 3, 5), torch.ones(1, 3, 5), [4, 5])
+    with pytest.raises(ValueError, match="value has shape"):
+        cache.write(0, torch.ones(2, 3, 5), torch.ones(2, 3, 4), [4, 5])
+    with pytest.raises(ValueError, match="one slot per token"):
+        cache.write(0, torch.ones(1, 3, 5), torch.ones(1, 3, 5), torch.tensor([[4]]))
+    assert not cache.key_caches[0].any()
+
+
+@pytest.mark.parametrize("pairs", [[(0, 1)], [(1, 0)], [(1, 6)], [(-1, 2)], [(1, 3), (2, 3)]])
+def test_bad_copies_are_refused(pairs: list[tuple[int, int]]) -> None:
+    """Catches a copy out of or into the null block, outside the cache, or twice into one block."""
+    with pytest.raises(ValueError, match=r"cannot be copied|named twice"):
+        cache_of().copy_blocks(pairs)
+
+
+def test_bytes_and_dtypes() -> None:
+    """Catches a cache larger than its shape says, and a dtype it would only pretend to hold."""
+    cache = cache_of("bfloat16", num_layers=3)
+    assert cache.num_bytes == 6 * cache.shape.bytes_per_block(4) == 6 * 4 * 2 * 3 * 3 * 5 * 2
+    with pytest.raises(ValueError, match="float8_e4m3fn is not supported"):
+        cache_of("float8_e4m3fn")
+    with pytest.raises(ValueError, match="cannot be built"):
+        PagedKVCache(KVShape(1, 1, 1, "float32"), num_blocks=1, block_size=4)

@@ -1,0 +1,101 @@
+"""One kernel, three ways: interpreted here, compiled for GPUs that are not here, and both in one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pagedattn_lab.attention.launch import launch
+from pagedattn_lab.attention.triton_decode import paged_decode_kernel, tile_size
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+@triton.jit
+def _scaled_softmax(x, factor):
+    return tl.softmax(x * factor)
+
+
+@triton.jit
+def _kernel(x_ptr, factor, N: tl.constexpr):
+    offsets = tl.arange(0, N)
+    x = tl.load(x_ptr + offsets)
+    tl.store(x_ptr + offsets, _scaled_softmax(x, factor) + tl.sum(x, axis=0))
+
+
+def test_helpers_and_library_functions_are_interpreted() -> None:
+    """Catches a launch that handles a bare kernel but not one that calls ``tl.sum`` or a function of its own."""
+    before = set(globals())
+    x = torch.tensor([0.5, -1.0, 2.0, 0.25])
+    expected = torch.softmax(x * 3, dim=0) + x.sum()
+    launch(_kernel, (1,), x, 3.0, N=4)
+    torch.testing.assert_close(x, expected)
+    assert set(globals()) == before, "the interpreter wrote into the kernel's module"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("head_dim", [64, 80, 256])
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernel_compiles_without_a_gpu(target: str, head_dim: int, dtype: str) -> None:
+    """Catches a kernel that only the interpreter accepts, or one that the interpreter left unfit to compile."""
+    launch(_kernel, (1,), torch.ones(4), 1.0, N=4)
+    constexprs = {
+        "BLOCK_SIZE": 16, "HEAD_DIM": head_dim, "PADDED_DIM": triton.next_power_of_2(head_dim),
+        "QUERIES_PER_KV": 4, "TILE": tile_size(head_dim),
+    }  # fmt: skip
+    kinds = {"out": f"*{dtype}", "query": f"*{dtype}", "key": f"*{dtype}", "value": f"*{dtype}"}
+    kinds |= {"block_tables": "*i32", "context_lens": "*i32", "sequence": "*i64"}
+    signature = {}
+    for name in paged_decode_kernel.arg_names:
+        kind = "constexpr" if name in constexprs else "fp32" if name == "scale" else "i32"
+        signature[name] = kinds.get(name.removesuffix("_ptr"), kind)
+    positions = {(paged_decode_kernel.arg_names.index(name),): value for name, value in constexprs.items()}
+    compiled = triton.compile(ASTSource(paged_decode_kernel, signature, positions), target=TARGETS[target])
+    if target == "gfx942":
+        assert "gfx942" in compiled.asm["amdgcn"] and len(compiled.asm["hsaco"]) > 0
+    else:
+        assert f".target {target}" in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 0
+        assert "ld.global" in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("setting", ["0", "1"])
+def test_environment_variable_is_not_needed_and_does_no_harm(setting: str) -> None:
+    """Catches a launch that works only with, or only without, TRITON_INTERPRET."""
+    code = "from pagedattn_lab.doctor import kernel_error; error, allowed = kernel_error(); print(error < allowed)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": setting}, capture_output=True, text=True
+    )
+    assert result.stdout == "True\n", result.stderr
+
+
+def test_without_triton_the_reference_still_works() -> None:
+    """Catches an import of Triton at the top: on macOS and Windows the other backends must run, and the error help."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from pagedattn_lab.attention import paged_attention
+cache = torch.ones(2, 4, 1, 8)
+arguments = torch.ones(1, 1, 8), cache, cache, torch.tensor([[1]]).int(), torch.tensor([3]).int()
+print(paged_attention(*arguments).sum().item())
+try:
+    paged_attention(*arguments, backend="triton")
+except ImportError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = result.stdout.splitlines()
+    assert lines[0] == "8.0", result.stderr
+    assert "published for Linux only" in lines[1] and 'backend="reference"' in lines[1]
