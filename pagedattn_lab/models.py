@@ -164,7 +164,7 @@ def _damage(folder: Path) -> str | None:
     """Say what is missing or cut short in a cached model, or give ``None``."""
     try:
         entries = _manifest(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "not in the cache yet"
     except ValueError:
         return "manifest.json is damaged"

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton.experimental.gluon  # Triton would import it during a launch, while patched
+import triton.experimental.gluon  # noqa: F401  Triton would import it during a launch, while patched
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
