@@ -19,8 +19,10 @@ setup: ## create .venv, install everything, fetch the default model
 	  echo "set-up: $(PYTHON) is not installed: install Python 3.11 or newer, then run the same command again." >&2; exit 1; }
 	@"$(PYTHON)" tools/bootstrap.py
 
+# Containers run as root; bound to this machine and behind its token, JupyterLab may too.
 lab: setup ## open chapter 00 in JupyterLab
-	@$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. chapters/00_start_here.ipynb $(LAB_ARGS)
+	@$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --allow-root \
+	  --LabApp.default_url=/lab/tree/chapters/00_start_here.ipynb $(LAB_ARGS)
 
 # Two workers with two torch threads each would fight over two cores. loadfile keeps a notebook on one worker.
 test: setup ## run unit tests, property tests, doctests and every chapter

@@ -270,3 +270,14 @@ def test_make_without_python() -> None:
     )
     assert done.returncode != 0
     assert done.stderr.startswith("set-up: no-such-python is not installed: install Python 3.11 or newer")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_lab_stays_on_this_machine() -> None:
+    """Catches a JupyterLab that others can reach or use without its token, or that ignores LAB_ARGS."""
+    done = subprocess.run(
+        ["make", "-n", "lab", "LAB_ARGS=--no-browser --port 8890"], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    assert "--ServerApp.ip=127.0.0.1" in done.stdout and "/lab/tree/chapters/00_start_here.ipynb" in done.stdout
+    assert "token" not in done.stdout and "password" not in done.stdout
+    assert done.stdout.rstrip().endswith("--no-browser --port 8890")

@@ -142,6 +142,7 @@ async def execute(path: Path, refresh_timings: bool) -> None:
         record_timing=False,
         store_widget_state=False,
         force_raise_errors=True,
+        extra_arguments=["--log-level=ERROR"],  # else each kernel warns about plain TCP on this machine
         resources={"metadata": {"path": str(path.parent)}},
     )
     try:
