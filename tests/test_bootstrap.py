@@ -31,6 +31,13 @@ ERROR: No matching distribution found for setuptools>=77
 """
 DISK_FULL = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
 OTHER = "WARNING: something else\nERROR: No matching distribution found for torch==2.13.0\n\n"
+BUILD = """  error: subprocess-exited-with-error
+  ╰─> [2 lines of output]
+      Traceback (most recent call last):
+      ValueError: invalid pyproject.toml
+      [end of output]
+  note: This error originates from a subprocess, and is likely not a problem with pip.
+"""
 
 
 def load(checkout: Path) -> ModuleType:
@@ -52,15 +59,16 @@ def make_checkout(folder: Path) -> Path:
 
 
 def add_venv(checkout: Path) -> None:
-    """Put a ``.venv`` there whose Python is the stub."""
+    """Put a ``.venv`` there whose Python is a link to the stub, as it would be to the system's Python."""
     (checkout / ".venv" / "bin").mkdir(parents=True)
     version = ".".join(map(str, sys.version_info[:3]))
     (checkout / ".venv" / "pyvenv.cfg").write_text(
         f"version = {version}\ncommand = /some/python3 -m venv {checkout}/.venv\n"
     )
-    stub = checkout / ".venv" / "bin" / "python"
+    stub = checkout.with_name("stub")
     stub.write_text(STUB)
     stub.chmod(0o755)
+    (checkout / ".venv" / "bin" / "python").symlink_to(stub)
 
 
 def pip_calls(checkout: Path) -> int:
@@ -147,7 +155,9 @@ def test_little_disk(checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
     [
         (NO_NETWORK, "package index cannot be reached"),
         (DISK_FULL, "disk is full"),
-        (OTHER, "No matching distribution found for torch==2.13.0"),
+        (OTHER, "(ERROR: No matching distribution found for torch==2.13.0)"),
+        (BUILD, "(ValueError: invalid pyproject.toml)"),
+        ("", "(it wrote nothing)"),
     ],
 )
 def test_pip_fails(checkout: Path, capfd: pytest.CaptureFixture[str], stderr: str, expected: str) -> None:
@@ -237,11 +247,18 @@ def test_moved_checkout(checkout: Path) -> None:
 def test_python_gone(checkout: Path) -> None:
     """Catches a .venv that outlived the Python it was made with."""
     assert load(checkout).main() == 0
-    python = checkout / ".venv" / "bin" / "python"
-    python.unlink()
-    python.symlink_to("/nonexistent/python3")
+    checkout.with_name("stub").unlink()
     module = load(checkout)
     assert not module.up_to_date() and not module.usable_venv()
+
+
+def test_python_upgraded_in_place(checkout: Path) -> None:
+    """Catches /usr/bin/python3 having become another Python, for which nothing in .venv is installed."""
+    assert load(checkout).main() == 0
+    python = checkout / ".venv" / "bin" / "python"
+    python.unlink()
+    python.symlink_to(shutil.copy(checkout.with_name("stub"), checkout.with_name("newer")))
+    assert not load(checkout).up_to_date()
 
 
 def test_another_python_is_chosen(checkout: Path) -> None:

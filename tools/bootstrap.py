@@ -144,8 +144,11 @@ def explain(output: str, what: str, status: int) -> str:
     if any(sign in output for sign in NETWORK_SIGNS):
         return f"The package index cannot be reached: check the network connection or proxy, {again}"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith("error:")]
-    last = (errors or lines or ["it wrote nothing"])[-1]
+    if "[end of output]" in lines:  # pip quotes a build that failed; its last line says more than pip's own
+        lines = lines[: lines.index("[end of output]")]
+    else:
+        lines = [line for line in lines if line.startswith("ERROR:")] or lines
+    last = lines[-1] if lines else "it wrote nothing"
     return f"{what} failed with status {status} ({last}): put that right, {again}"
 
 
