@@ -20,7 +20,9 @@ STUB = """#!/bin/sh
 cd "$(dirname "$0")/../.."
 echo "$@" >> calls
 case "$*" in
-  *"pip install"*) if [ -f pip-fails ]; then cat pip-fails >&2; exit 1; fi ;;
+  *"pip install"*)
+    if [ -f pip-slow ]; then sleep 1; fi
+    if [ -f pip-fails ]; then cat pip-fails >&2; exit 1; fi ;;
   *pagedattn_lab.models*) if [ -f model-fails ]; then exit 1; fi ;;
 esac
 """
@@ -212,6 +214,18 @@ def test_interrupted_update(checkout: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "interrupted" in sentence(capfd)
     (checkout / "constraints.txt").write_text(pins)
     assert not module.up_to_date()
+
+
+def test_two_terminals_at_once(checkout: Path) -> None:
+    """Catches two set-ups of one checkout that install into the same .venv at the same time."""
+    (checkout / "pip-slow").touch()
+    torch = checkout / ".venv" / "lib" / "python3.11" / "site-packages" / "torch"
+    torch.mkdir(parents=True)
+    (torch / "version.py").touch()  # so that the real disk needs only 1 GB
+    command = [sys.executable, str(checkout / "tools" / "bootstrap.py")]
+    both = [subprocess.Popen(command), subprocess.Popen(command)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert pip_calls(checkout) == 1
 
 
 def test_up_to_date_starts_no_process(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

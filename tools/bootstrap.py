@@ -4,6 +4,7 @@ Each thing that can be wrong with a machine has a small function here, and ends 
 The file stays within the syntax of Python 3.6, so that an old Python can still read it and say what is missing.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -169,6 +170,18 @@ def fetch_model() -> int:
     return subprocess.call([str(VENV_PYTHON), "-m", "pagedattn_lab.models"], cwd=str(ROOT))
 
 
+def set_up(chosen: "str | None") -> None:
+    """Create or repair ``.venv``; the stamp comes last."""
+    check_disk()
+    if STAMP.exists():
+        STAMP.unlink()  # an interrupted update must not pass for the installation before it
+    if not usable_venv(chosen):
+        check_venv_module()
+        make_venv()
+    install()
+    STAMP.write_text(fingerprint())
+
+
 def main() -> int:
     """Set up what is missing; return the exit status."""
     chosen = os.environ.get("PYTHON")  # make passes it on only if the reader set it
@@ -177,14 +190,10 @@ def main() -> int:
         if other is not None:
             os.execv(other, [other, __file__])
         if not up_to_date(chosen):
-            check_disk()
-            if STAMP.exists():
-                STAMP.unlink()  # an interrupted update must not pass for the installation before it
-            if not usable_venv(chosen):
-                check_venv_module()
-                make_venv()
-            install()
-            STAMP.write_text(fingerprint())
+            with (ROOT / "constraints.txt").open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # started in two terminals at once, the second one waits
+                if not up_to_date(chosen):
+                    set_up(chosen)
         return fetch_model()
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
