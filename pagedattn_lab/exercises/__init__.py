@@ -1,0 +1,94 @@
+"""Exercises with checks that have been proven to reject named wrong answers.
+
+A chapter ships a stub that raises ``NotImplementedError``; "run all" passes and reports "not attempted".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check of an exercise found; ``passed`` is ``None`` where nothing was attempted."""
+
+    passed: bool | None
+    message: str
+
+    def __repr__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A small task with its check, a reference solution, and wrong answers that the check must catch.
+
+    Args:
+        check: runs an answer and raises ``AssertionError`` with a hint when it is wrong.
+        reference: a right answer.
+        wrong: plausible wrong answers, by the mistake they make.
+
+    Example:
+        >>> def check(answer):
+        ...     assert answer(3) == 9, f"3 squared is 9, not {answer(3)}"
+        >>> square = Exercise(check, reference=lambda x: x * x, wrong={"doubles": lambda x: 2 * x})
+        >>> square.grade(lambda x: 2 * x)
+        Not yet: 3 squared is 9, not 6
+        >>> square.grade(square.reference)
+        Correct.
+    """
+
+    check: Callable[[Callable[..., Any]], None]
+    reference: Callable[..., Any]
+    wrong: Mapping[str, Callable[..., Any]]
+
+    def grade(self, answer: Callable[..., Any]) -> Verdict:
+        """Check an answer; an exception that it raises is a finding too, and is named."""
+        try:
+            self.check(answer)
+        except NotImplementedError:
+            return Verdict(None, "Not attempted: replace the line that raises NotImplementedError.")
+        except AssertionError as hint:
+            return Verdict(False, f"Not yet: {hint}")
+        except Exception as error:
+            return Verdict(False, f"Not yet: your code raised {type(error).__name__}: {error}")
+        return Verdict(True, "Correct.")
+
+
+@dataclass(frozen=True)
+class Reconciliation:
+    """A reader's guess beside what came out, rendered as Markdown."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+
+def reconcile(guess: float | None, outcome: float, unit: str = "") -> Reconciliation:
+    """Compare a guess with the outcome; without a guess, say so and give the outcome.
+
+    Example:
+        >>> reconcile(None, 23040, "bytes")
+        The answer is **23,040 bytes**. (You left the guess at `None`.)
+        >>> reconcile(46080, 23040, "bytes")
+        You guessed 46,080 bytes; the answer is **23,040 bytes**: your guess is 2 times as large.
+    """
+    shown = f"{outcome:,.4g}" if isinstance(outcome, float) else f"{outcome:,}"
+    unit = f" {unit}" if unit else ""
+    if guess is None:
+        return Reconciliation(f"The answer is **{shown}{unit}**. (You left the guess at `None`.)")
+    if guess == outcome:
+        return Reconciliation(f"You guessed {guess:,}{unit}, and that is the answer.")
+    opening = f"You guessed {guess:,}{unit}; the answer is **{shown}{unit}**"
+    if guess * outcome <= 0:
+        return Reconciliation(f"{opening}.")
+    larger, factor = abs(guess) > abs(outcome), guess / outcome
+    return Reconciliation(
+        f"{opening}: your guess is {factor if larger else 1 / factor:.3g} times as {'large' if larger else 'small'}."
+    )

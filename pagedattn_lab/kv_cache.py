@@ -1,0 +1,137 @@
+"""The tensors behind the page table: one pair of block arrays per layer (chapter 04).
+
+The layout ``[num_blocks, block_size, num_kv_heads, head_dim]`` is that of vLLM's FlashAttention and Triton backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from pagedattn_lab.kv_shape import KVShape
+
+CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class PagedKVCache:
+    """Keys and values of every layer, in blocks that any sequence may own.
+
+    Args:
+        shape: layers, KV heads, head dimension and dtype (float32, float16 or bfloat16).
+        num_blocks: blocks per layer, the null block included.
+        block_size: tokens per block.
+        device: where the tensors live.
+
+    Attributes:
+        key_caches, value_caches: one tensor per layer, ``[num_blocks, block_size, num_kv_heads, head_dim]``.
+
+    Raises:
+        ValueError: a dtype this cache cannot hold, or sizes below 1.
+
+    Example:
+        >>> cache = PagedKVCache(KVShape(2, 3, 8, "float32"), num_blocks=4, block_size=16)
+        >>> tokens = torch.arange(2 * 3 * 8.).reshape(2, 3, 8)
+        >>> cache.write(0, tokens, -tokens, slot_mapping=[17, 40])
+        >>> key, value = cache.gather(0, slot_mapping=[40, 17])
+        >>> torch.equal(key, tokens.flip(0)), torch.equal(value, -tokens.flip(0))
+        (True, True)
+        >>> cache.num_bytes == 4 * cache.shape.bytes_per_block(16)
+        True
+    """
+
+    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device: torch.device | str = "cpu") -> None:
+        if shape.dtype not in CACHE_DTYPES:
+            raise ValueError(f"a paged cache of {shape.dtype} is not supported: use one of {', '.join(CACHE_DTYPES)}")
+        if num_blocks < 2 or block_size < 1:
+            raise ValueError(
+                f"a cache of {num_blocks} blocks of {block_size} tokens cannot be built: it needs at least 2 blocks "
+                "(block 0 is the null block) of at least 1 token"
+            )
+        self.shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
+        size = (num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
+
+        def blocks() -> torch.Tensor:
+            return torch.zeros(size, dtype=CACHE_DTYPES[shape.dtype], device=device)
+
+        self.key_caches = [blocks() for _ in range(shape.num_layers)]
+        self.value_caches = [blocks() for _ in range(shape.num_layers)]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(cache.nbytes for cache in self.key_caches + self.value_caches)
+
+    def write(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor | Sequence[int]
+    ) -> None:
+        """Store tokens' keys and values at their slots.
+
+        Args:
+            layer: which layer.
+            key, value: ``[num_tokens, num_kv_heads, head_dim]``; converted to the cache's dtype.
+            slot_mapping: ``[num_tokens]``; −1 skips a token.
+
+        Raises:
+            ValueError: shapes that do not match, or a slot outside the cache or in the null block.
+        """
+        slots = self._slots(slot_mapping, lowest=-1)
+        expected = (len(slots), self.shape.num_kv_heads, self.shape.head_dim)
+        for name, tensor in (("key", key), ("value", value)):
+            if tuple(tensor.shape) != expected:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}: {expected} is needed for these slots")
+        kept = slots >= 0
+        if not bool(kept.all()):
+            slots, key, value = slots[kept], key[kept], value[kept]
+        for cache, tensor in ((self.key_caches[layer], key), (self.value_caches[layer], value)):
+            cache.flatten(0, 1)[slots] = tensor.to(cache.dtype)
+
+    def gather(self, layer: int, slot_mapping: torch.Tensor | Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read tokens back from their slots: the inverse of :meth:`write`.
+
+        Returns:
+            ``(key, value)``, each ``[num_tokens, num_kv_heads, head_dim]``, copies.
+
+        Raises:
+            ValueError: a slot outside the cache or in the null block.
+        """
+        slots = self._slots(slot_mapping, lowest=self.block_size)
+        return self.key_caches[layer].flatten(0, 1)[slots], self.value_caches[layer].flatten(0, 1)[slots]
+
+    def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole blocks, in every layer; all sources are read before any destination is written.
+
+        Args:
+            pairs: ``(source, destination)`` block numbers.
+
+        Raises:
+            ValueError: a number outside the cache, the null block, or one destination named twice.
+        """
+        pairs = list(pairs)
+        for block_id in {block_id for pair in pairs for block_id in pair}:
+            if not 0 < block_id < self.num_blocks:
+                raise ValueError(f"block {block_id} cannot be copied: the cache has blocks 1 to {self.num_blocks - 1}")
+        destinations = [destination for _, destination in pairs]
+        if len(set(destinations)) < len(destinations):
+            raise ValueError(f"a block is named twice as a destination in {pairs}")
+        if not pairs:
+            return
+        device = self.key_caches[0].device
+        source = torch.tensor([source for source, _ in pairs], device=device)
+        destination = torch.tensor(destinations, device=device)
+        for cache in self.key_caches + self.value_caches:
+            cache[destination] = cache[source]
+
+    def _slots(self, slot_mapping: torch.Tensor | Sequence[int], lowest: int) -> torch.Tensor:
+        """Check slots and give them as an index tensor on the cache's device."""
+        slots = torch.as_tensor(slot_mapping, dtype=torch.int64, device=self.key_caches[0].device)
+        if slots.dim() != 1:
+            raise ValueError(f"slot_mapping has shape {tuple(slots.shape)}: one slot per token is needed")
+        total = self.num_blocks * self.block_size
+        refused = slots[((slots < self.block_size) & (slots != lowest)) | (slots < lowest) | (slots >= total)]
+        if len(refused):
+            raise ValueError(
+                f"slot {int(refused[0])} cannot be used: slots run from {self.block_size} to {total - 1}, "
+                f"and those below {self.block_size} are in the null block"
+            )
+        return slots

@@ -1,0 +1,45 @@
+"""Pictures: figures in one house style, diagrams of block tables, and widgets that redraw them.
+
+Every picture carries a text equivalent, which is also what the notebook tests compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG image with its text equivalent, as a notebook displays it.
+
+    Args:
+        svg: an ``<svg>`` element.
+        alt: what the image shows, in words that can stand in for it.
+
+    Raises:
+        ValueError: no alt text, or no SVG.
+
+    Example:
+        >>> Picture("<svg></svg>", alt="nothing at all").svg
+        '<svg role="img" aria-label="nothing at all"></svg>'
+    """
+
+    svg: str
+    alt: str
+
+    def __post_init__(self) -> None:
+        """Write the alt text into the image itself, where screen readers look for it."""
+        if not self.alt.strip():
+            raise ValueError("a picture needs alt text: say in a sentence what it shows")
+        if not self.svg.startswith("<svg"):
+            raise ValueError(f"a picture must be an <svg> element, not {self.svg[:30]!r}")
+        labelled = f'<svg role="img" aria-label="{escape(self.alt)}"' + self.svg.removeprefix("<svg")
+        object.__setattr__(self, "svg", labelled)
+
+    def __repr__(self) -> str:
+        return self.alt
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"image/svg+xml": self.svg, "text/plain": self.alt}
