@@ -52,8 +52,6 @@ def load(checkout: Path) -> ModuleType:
 
 def make_checkout(folder: Path) -> Path:
     (folder / "tools").mkdir(parents=True)
-    (folder / "pagedattn_lab").mkdir()
-    (folder / "pagedattn_lab" / "models.py").touch()
     shutil.copy(REPO / "tools" / "bootstrap.py", folder / "tools")
     shutil.copy(REPO / "constraints.txt", folder)
     shutil.copy(REPO / "pyproject.toml", folder)

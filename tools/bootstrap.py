@@ -165,8 +165,6 @@ def install() -> None:
 
 def fetch_model() -> int:
     """Fetch the default model unless it is there; the library reports on it and explains its own failures."""
-    if not (ROOT / "pagedattn_lab" / "models.py").exists():
-        return 0
     return subprocess.call([str(VENV_PYTHON), "-m", "pagedattn_lab.models"], cwd=str(ROOT))
 
 
