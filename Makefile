@@ -1,0 +1,41 @@
+# `make lab` opens the book, `make test` proves it. Both set up .venv by themselves.
+# Another Python: make PYTHON=python3.12 lab    Other JupyterLab options: make lab LAB_ARGS="--no-browser --port 8890"
+
+PYTHON ?= python3
+LAB_ARGS ?=
+VENV_PYTHON := .venv/bin/python
+
+# A "python3" kernel that the reader registered for another environment must not win over the one in .venv.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test notebooks lint clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+setup: ## create .venv, install everything, fetch the default model
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "set-up: $(PYTHON) is not installed: install Python 3.11 or newer, then run the same command again." >&2; exit 1; }
+	@"$(PYTHON)" tools/bootstrap.py
+
+# Containers run as root; bound to this machine and behind its token, JupyterLab may too.
+lab: setup ## open chapter 00 in JupyterLab
+	@$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --allow-root \
+	  --LabApp.default_url=/lab/tree/chapters/00_start_here.ipynb $(LAB_ARGS)
+
+# Two workers with two torch threads each would fight over two cores. loadfile keeps a notebook on one worker.
+test: setup ## run unit tests, property tests, doctests and every chapter
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadfile \
+	  --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300
+
+notebooks: setup ## execute every chapter again and store its outputs
+	@$(VENV_PYTHON) tools/notebooks.py
+
+lint: setup ## check style and formatting, chapters included
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+
+clean: ## remove .venv and every cache in this folder; the downloaded model stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info chapters/.ipynb_checkpoints
+	find pagedattn_lab tests tools chapters -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,96 @@
+"""The notebook contract, as far as it shows without executing anything; nbval executes the chapters themselves."""
+
+import ast
+import re
+import statistics
+import tomllib
+from pathlib import Path
+
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+from tools import notebooks
+
+REPO = Path(__file__).resolve().parent.parent
+REPOSITORY_URL = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+CHAPTERS = sorted((REPO / "chapters").glob("*.ipynb"))
+EXPECTED = ("00_start_here", "01_the_kv_cache", "03_blocks", "04_page_tables", "07_a_kernel_that_walks_the_page_table")
+ON_COLAB = "'google.colab' in sys.modules"
+INTERACT = re.compile(r"\binteract(_manual|ive|ive_output)?\s*\(|@(\w+\.)?interact\b|\bimport\b[^\n]*\binteract\b")
+
+needs_chapters = pytest.mark.skipif(not CHAPTERS, reason="no chapters yet")
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+
+
+def code_lines(source: str) -> int:
+    """Count the lines of a cell that are neither empty nor a comment."""
+    lines = [line.strip() for line in source.splitlines()]
+    return sum(1 for line in lines if line and not line.startswith("#"))
+
+
+def prose(path: Path) -> str:
+    """Return all Markdown of a chapter, without its code samples."""
+    text = "\n\n".join(cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown")
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+@needs_chapters
+def test_chapters_are_there() -> None:
+    """Catches a chapter that was renamed or lost: links, and readers' bookmarks, use these names."""
+    assert {path.stem for path in CHAPTERS} >= set(EXPECTED)
+
+
+@each_chapter
+def test_stored_as_executed(path: Path) -> None:
+    """Catches a chapter committed with an unexecuted cell, whose output nbval would not compare, or an error."""
+    assert notebooks.problems(path) == []
+
+
+@each_chapter
+def test_opens_on_colab(path: Path) -> None:
+    """Catches a badge that is missing or opens another chapter."""
+    where = REPOSITORY_URL.removeprefix("https://github.com/")
+    target = f"https://colab.research.google.com/github/{where}/blob/main/chapters/{path.name}"
+    first = notebooks.read(path).cells[0]
+    assert first.cell_type == "markdown"
+    assert f"]({target})" in first.source or f'href="{target}"' in first.source
+
+
+@each_chapter
+def test_installs_on_colab_only(path: Path) -> None:
+    """Catches a first code cell that installs nothing on Colab, or does anything at all elsewhere."""
+    cell = notebooks.code_cells(notebooks.read(path))[0]
+    imports: list[ast.stmt] = []
+    others: list[ast.stmt] = []
+    for statement in ast.parse(TransformerManager().transform_cell(cell.source)).body:
+        (imports if isinstance(statement, ast.Import) else others).append(statement)
+    assert [ast.unparse(statement) for statement in imports] == ["import sys"]
+    assert len(others) == 1 and isinstance(others[0], ast.If) and ast.unparse(others[0].test) == ON_COLAB
+    assert not others[0].orelse and f"git+{REPOSITORY_URL}" in cell.source
+    assert cell.outputs == []
+
+
+@each_chapter
+def test_cells_are_short(path: Path) -> None:
+    """Catches a chapter whose code must be scrolled through instead of read."""
+    lengths = [code_lines(cell.source) for cell in notebooks.code_cells(notebooks.read(path))]
+    assert statistics.median(lengths) <= 5
+    assert max(lengths) <= 25
+
+
+@each_chapter
+def test_images_have_alternative_text(path: Path) -> None:
+    """Catches an image in the text that a screen reader passes over."""
+    text = prose(path)
+    assert re.findall(r"!\[\s*\]", text) == []
+    without = [tag for tag in re.findall(r"<img\b[^>]*>", text) if not re.search(r"""\balt=(["'])\s*\S""", tag)]
+    assert without == []
+
+
+@each_chapter
+def test_nothing_escapes_the_comparison(path: Path) -> None:
+    """Catches interact, whose output nbval cannot compare, and marks that let nbval skip a cell or expect an error."""
+    for cell in notebooks.code_cells(notebooks.read(path)):
+        assert not INTERACT.search(cell.source), cell.id
+        assert not re.search(r"#\s*(NBVAL|PYTEST_VALIDATE)_", cell.source), f"{cell.id}: use a tag"
+        assert not {"nbval-skip", "raises-exception", "nbval-raises-exception"} & set(cell.metadata.get("tags", []))
