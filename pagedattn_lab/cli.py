@@ -79,6 +79,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1))
     else:
         print(f"device         {report['device']}")
+        print(f"models in      {report['cache_directory']}")
         for name, version in report["versions"].items():
             print(f"{name:<14} {version or 'not installed'}")
         for check in report["checks"]:

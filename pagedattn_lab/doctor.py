@@ -71,14 +71,14 @@ def examine() -> dict[str, Any]:
     """Run every check.
 
     Returns:
-        A mapping with ``ok`` (will the book run?), ``checks``, ``versions``, ``device``, ``triton`` and
-        ``model_present``, all of which JSON can hold.
+        A mapping with ``ok`` (will the book run?), ``checks``, ``versions``, ``device``, ``triton``,
+        ``model_present`` and ``cache_directory``, all of which JSON can hold.
     """
     import torch
 
     from pagedattn_lab import models
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread(s)"
     found = versions()
     missing = [name for name, version in found.items() if version is None and name != "triton"]
     checks = [
@@ -94,7 +94,7 @@ def examine() -> dict[str, Any]:
     }
     checks.append(Check("triton", mode != "unavailable", explanation[mode]))
     damage = models.corrupted_file()
-    model_detail = f"{damage}; run make setup" if damage else f"complete in {models.cache_directory()}"
+    model_detail = f"{damage}; run make setup" if damage else "complete, every file as it was saved"
     checks.append(Check("default model", damage is None, model_detail))
     if mode != "unavailable":
         difference, tolerance = kernel_error()
@@ -107,4 +107,5 @@ def examine() -> dict[str, Any]:
         "device": device,
         "triton": mode,
         "model_present": damage is None,
+        "cache_directory": str(models.cache_directory()),
     }
