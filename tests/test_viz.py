@@ -93,6 +93,11 @@ def test_lesson_follows_its_controls() -> None:
         assert bundle["image/svg+xml"] == expected.svg
         assert bundle["text/plain"] == f"Lesson(blocks={blocks}, size={size}): {expected.alt}"
         assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert lesson.at(blocks=2, size=8) == draw(2, 8)
+    assert lesson.values == {"blocks": 7, "size": 3}, "a look at other values must leave the controls alone"
+    with pytest.raises(RuntimeError, match="13 blocks"):
+        lesson.at(blocks=13)
+    assert lesson.values == {"blocks": 7, "size": 3}
     with pytest.raises(RuntimeError, match="13 blocks"):
         lesson.children[0].value = 13
     with pytest.raises(KeyError):

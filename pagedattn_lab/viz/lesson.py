@@ -21,8 +21,8 @@ class Lesson(widgets.VBox):
         >>> def draw(size):
         ...     return Picture("<svg></svg>", alt=f"{size} squares")
         >>> lesson = Lesson(draw, size=widgets.IntSlider(3, min=1, max=9, description="squares"))
-        >>> lesson.set(size=9)
-        Lesson(size=9): 9 squares
+        >>> lesson.at(size=9), lesson
+        (9 squares, Lesson(size=3): 3 squares)
     """
 
     def __init__(self, draw: Callable[..., Picture], **controls: Any) -> None:
@@ -40,7 +40,7 @@ class Lesson(widgets.VBox):
         return {name: control.value for name, control in self._controls.items()}
 
     def set(self, **values: Any) -> Lesson:
-        """Move controls as a reader would, and give the lesson back to be shown.
+        """Move controls as a reader would, and give the lesson back.
 
         Raises:
             KeyError: no control of that name.
@@ -48,6 +48,18 @@ class Lesson(widgets.VBox):
         for name, value in values.items():
             self._controls[name].value = value
         return self
+
+    def at(self, **values: Any) -> Picture:
+        """Move controls, take the picture that they lead to, and move them back.
+
+        Raises:
+            KeyError: no control of that name.
+        """
+        before = self.values
+        try:
+            return self.set(**values)._picture
+        finally:
+            self.set(**before)
 
     def _refresh(self) -> None:
         self._picture = self._draw(**self.values)
