@@ -23,19 +23,20 @@ class Picture:
 
     Example:
         >>> Picture("<svg></svg>", alt="nothing at all").svg
-        '<svg role="img" aria-label="nothing at all"></svg>'
+        '<svg role="img" aria-label="nothing at all" style="max-width:100%;height:auto"></svg>'
     """
 
     svg: str
     alt: str
 
     def __post_init__(self) -> None:
-        """Write the alt text into the image itself, where screen readers look for it."""
+        """Write the alt text into the image itself, where screen readers look for it, and let it shrink to fit."""
         if not self.alt.strip():
             raise ValueError("a picture needs alt text: say in a sentence what it shows")
         if not self.svg.startswith("<svg"):
             raise ValueError(f"a picture must be an <svg> element, not {self.svg[:30]!r}")
-        labelled = f'<svg role="img" aria-label="{escape(self.alt)}"' + self.svg.removeprefix("<svg")
+        opening = f'<svg role="img" aria-label="{escape(self.alt)}" style="max-width:100%;height:auto"'
+        labelled = opening + self.svg.removeprefix("<svg")
         object.__setattr__(self, "svg", labelled)
 
     def __repr__(self) -> str:
