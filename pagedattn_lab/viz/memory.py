@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -43,7 +44,7 @@ def show_memory(
     for index, (name, table) in enumerate(tables.items()):
         for logical, block_id in enumerate(table.block_ids):
             owners.setdefault(block_id, []).append((index, name, logical))
-    block_width = size * CELL + GAP
+    block_width = max(size * CELL, 46) + GAP  # wide enough for a caption, whatever the block size
     parts = []
     for block_id in range(pool.num_blocks):
         x = LEFT + (block_id % blocks_per_row) * block_width
@@ -51,19 +52,23 @@ def show_memory(
         parts.append(_block(pool, tables, words or {}, owners.get(block_id, []), block_id, x, y))
     bottom = 34 + -(-pool.num_blocks // blocks_per_row) * (CELL + 34)
     width = max(LEFT * 2 + blocks_per_row * block_width, 420)
+    columns = (width - 2 * LEFT - 20) // 6  # letters of 12 pixels are about 6 wide
     lines = [_heading("Page tables (logical block → physical block, tokens in it)", bottom + 10)]
     y = bottom + 10 + LINE
     for index, (name, table) in enumerate(tables.items()):
         entries = "; ".join(f"{logical} → {entry}" for logical, entry in enumerate(_entries(table))) or "empty"
         colour = COLOURS[index % len(COLOURS)]
         lines.append(f'<rect x="{LEFT}" y="{y - 11}" width="12" height="12" fill="{colour}"/>')
-        lines.append(f'<text x="{LEFT + 20}" y="{y}" {_TEXT}>{escape(name)}: {entries}</text>')
-        y += LINE
+        for line in textwrap.wrap(f"{name}: {entries}", columns):
+            lines.append(f'<text x="{LEFT + 20}" y="{y}" {_TEXT}>{escape(line)}</text>')
+            y += LINE
     free = [block.block_id for block in pool.free_block_queue.get_all_free_blocks()]
     queue = ", ".join(map(str, free)) or "empty"
     lines += [_heading("Free queue (next to be handed out first)", y + 6)]
-    lines += [f'<text x="{LEFT}" y="{y + 6 + LINE}" {_TEXT}>{queue}</text>']
-    height = y + 6 + LINE + 14
+    for line in textwrap.wrap(queue, columns):
+        y += LINE
+        lines.append(f'<text x="{LEFT}" y="{y + 6}" {_TEXT}>{line}</text>')
+    height = y + 20
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         f'<rect width="{width}" height="{height}" fill="#fff"/>'
