@@ -10,11 +10,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from oracle import ragged_batch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pagedattn_lab.attention import paged_attention, triton_decode
 from pagedattn_lab.attention.launch import launch
-from pagedattn_lab.attention.triton_decode import paged_decode_kernel, tile_size
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -45,24 +46,36 @@ def test_helpers_and_library_functions_are_interpreted() -> None:
     assert set(globals()) == before, "the interpreter wrote into the kernel's module"
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+POINTERS = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
+}  # fmt: skip
+
+
+def launched_source(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head_dim: int) -> ASTSource:
+    """Take what ``paged_attention`` really launches, argument types and constants, as the compiler's input."""
+    launches = []
+    monkeypatch.setattr(triton_decode, "launch", lambda *args, **constexprs: launches.append((args, constexprs)))
+    batch = ragged_batch([20, 3], [2, 1], block_size=16, head_dim=head_dim, heads=8, kv_heads=2, dtype=dtype)
+    positional, keywords = batch.arguments()
+    paged_attention(*positional, **keywords, backend="triton")
+    [((kernel, _, *arguments), constexprs)] = launches
+    signature = {
+        name: POINTERS[argument.dtype] if torch.is_tensor(argument) else "fp32" if type(argument) is float else "i32"
+        for name, argument in zip(kernel.arg_names, arguments, strict=False)
+    } | dict.fromkeys(constexprs, "constexpr")
+    assert list(signature) == kernel.arg_names
+    return ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constexprs.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 80, 256])
 @pytest.mark.parametrize("target", TARGETS)
-def test_kernel_compiles_without_a_gpu(target: str, head_dim: int, dtype: str) -> None:
+def test_kernel_compiles_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, target: str, head_dim: int, dtype: torch.dtype
+) -> None:
     """Catches a kernel that only the interpreter accepts, or one that the interpreter left unfit to compile."""
     launch(_kernel, (1,), torch.ones(4), 1.0, N=4)
-    constexprs = {
-        "BLOCK_SIZE": 16, "HEAD_DIM": head_dim, "PADDED_DIM": triton.next_power_of_2(head_dim),
-        "QUERIES_PER_KV": 4, "TILE": tile_size(head_dim),
-    }  # fmt: skip
-    kinds = {"out": f"*{dtype}", "query": f"*{dtype}", "key": f"*{dtype}", "value": f"*{dtype}"}
-    kinds |= {"block_tables": "*i32", "context_lens": "*i32", "sequence": "*i64"}
-    signature = {}
-    for name in paged_decode_kernel.arg_names:
-        kind = "constexpr" if name in constexprs else "fp32" if name == "scale" else "i32"
-        signature[name] = kinds.get(name.removesuffix("_ptr"), kind)
-    positions = {(paged_decode_kernel.arg_names.index(name),): value for name, value in constexprs.items()}
-    compiled = triton.compile(ASTSource(paged_decode_kernel, signature, positions), target=TARGETS[target])
+    compiled = triton.compile(launched_source(monkeypatch, dtype, head_dim), target=TARGETS[target])
     if target == "gfx942":
         assert "gfx942" in compiled.asm["amdgcn"] and len(compiled.asm["hsaco"]) > 0
     else:

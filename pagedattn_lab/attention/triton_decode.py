@@ -129,7 +129,7 @@ def triton_attention(
     sequence = torch.repeat_interleave(query_lens, output_size=num_tokens)
     # Token t of a sequence whose queries end at query_start_loc[i + 1] has that many successors among the queries.
     successors = query_start_loc[1:][sequence] - 1 - torch.arange(num_tokens, device=query.device)
-    context_lens = seq_lens[sequence] - successors
+    context_lens = (seq_lens[sequence] - successors).int()
     output = torch.empty_like(query)
     launch(
         paged_decode_kernel,
