@@ -120,7 +120,7 @@ class BlockPool:
         block_size: tokens per block.
 
     Raises:
-        ValueError: ``num_blocks`` below 2 or ``block_size`` below 1.
+        ValueError: ``num_blocks`` below 2, ``block_size`` below 1, or either not a whole number.
 
     Example:
         >>> pool = BlockPool(num_blocks=5, block_size=16)
@@ -134,6 +134,9 @@ class BlockPool:
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
+        for name, value in (("num_blocks", num_blocks), ("block_size", block_size)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}: give a whole number")
         if num_blocks < 2:
             raise ValueError(f"num_blocks is {num_blocks}: a pool needs at least 2, since block 0 is the null block")
         if block_size < 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -24,8 +25,15 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
     arguments = _parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal without UTF-8 gets escapes rather than an error half-way
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of a pipe has seen enough; nothing more can be written to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -44,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="answer a prompt through the paged cache")
     generate.add_argument("prompt", type=_text)
-    generate.add_argument("--model", help="a Hugging Face id or a folder (default: the book's model)")
+    generate.add_argument("--model", type=_text, help="a Hugging Face id or a folder (default: the book's model)")
     generate.add_argument("--max-tokens", type=_positive, default=64, help="default: %(default)s")
     generate.add_argument("--attention", choices=("auto", "reference", "triton"), default="auto")
     generate.add_argument("--block-size", type=_positive, default=16, help="tokens per block (default: %(default)s)")
@@ -57,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _text(argument: str) -> str:
     if not argument.strip():
-        raise argparse.ArgumentTypeError("the prompt is empty")
+        raise argparse.ArgumentTypeError("it is empty")
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("it is not valid UTF-8") from None
     return argument
 
 

@@ -67,6 +67,15 @@ def kernel_error() -> tuple[float, float]:
     return difference, (head_dim + max(seq_lens)) * torch.finfo(torch.float32).eps * largest
 
 
+def _kernel_check() -> Check:
+    try:
+        difference, tolerance = kernel_error()
+    except Exception as error:  # a kernel that cannot run is what this check is there to find
+        return Check("kernel", False, f"it raised {type(error).__name__}: {' '.join(str(error).split())}")
+    agrees = difference <= tolerance  # false for NaN as well
+    return Check("kernel", agrees, f"largest difference {difference:.1e}, {tolerance:.1e} allowed")
+
+
 def examine() -> dict[str, Any]:
     """Run every check.
 
@@ -97,9 +106,7 @@ def examine() -> dict[str, Any]:
     model_detail = f"{damage}; run make setup" if damage else "complete, every file as it was saved"
     checks.append(Check("default model", damage is None, model_detail))
     if mode != "unavailable":
-        difference, tolerance = kernel_error()
-        agrees = difference <= tolerance  # false for NaN as well
-        checks.append(Check("kernel", agrees, f"largest difference {difference:.1e}, {tolerance:.1e} allowed"))
+        checks.append(_kernel_check())
     return {
         "ok": all(check.ok for check in checks),
         "checks": [asdict(check) for check in checks],

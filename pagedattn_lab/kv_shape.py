@@ -86,7 +86,7 @@ class KVShape:
 
         Raises:
             ValueError: the configuration lacks a figure, keeps its cache in another form (multi-head latent
-                attention), or names no dtype and none is given.
+                attention, layers that share or lack one), or names no dtype and none is given.
 
         Example:
             >>> KVShape.from_config(
@@ -101,27 +101,48 @@ class KVShape:
                 f"this configuration uses multi-head latent attention (kv_lora_rank = {fields['kv_lora_rank']}): "
                 "it caches one compressed vector per token, not keys and values per head"
             )
+        for name in ("num_kv_shared_layers", "global_head_dim", "is_encoder_decoder"):
+            if fields.get(name):
+                raise ValueError(f"this configuration sets {name} = {fields[name]}: its layers do not all cache alike")
         num_heads = _first(fields, "num_attention_heads", "n_head", "num_heads")
         head_dim = fields.get("head_dim") or _first(fields, "hidden_size", "n_embd", "d_model") // num_heads
         layer_types = fields.get("layer_types")
         if layer_types:
             num_layers = sum(kind in _ATTENTION_LAYERS for kind in layer_types)
         else:
+            for name in ("full_attention_interval", "attn_layer_period"):
+                if fields.get(name):
+                    raise ValueError(
+                        f"this configuration sets {name} = {fields[name]}: only some of its layers keep a KV cache, "
+                        "so build the KVShape from their number yourself"
+                    )
             num_layers = _first(fields, "num_hidden_layers", "n_layer", "num_layers")
         dtype = dtype or fields.get("dtype") or fields.get("torch_dtype")
         if dtype is None:
             raise ValueError("the configuration names no dtype: pass one, for example dtype='bfloat16'")
-        return cls(num_layers, fields.get("num_key_value_heads") or num_heads, head_dim, dtype)
+        return cls(num_layers, _num_kv_heads(fields, num_heads), head_dim, dtype)
 
 
 def _fields(config: Any) -> Mapping[str, Any]:
     """Give the text model's fields of a configuration object or mapping."""
-    if not isinstance(config, Mapping):
-        # Attributes too: transformers maps names such as num_hidden_layers onto a model's own (n_layer).
-        config = config.get_text_config()
-        aliases = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")
-        return config.to_dict() | {name: getattr(config, name) for name in aliases if hasattr(config, name)}
-    return config.get("text_config") or config
+    if isinstance(config, Mapping):
+        return config.get("text_config") or config
+    config = config.get_text_config()
+    # Attributes too: transformers maps names such as num_hidden_layers onto a model's own (n_layer).
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")
+    try:
+        return config.to_dict() | {name: getattr(config, name) for name in names if hasattr(config, name)}
+    except Exception as error:  # a configuration may refuse to answer for all its layers at once
+        raise ValueError(f"{type(config).__name__} gives no one KV shape for all layers ({error})") from error
+
+
+def _num_kv_heads(fields: Mapping[str, Any], num_heads: int) -> int:
+    """Read how many KV heads there are, under the names that families of models have for it."""
+    if fields.get("num_key_value_heads"):
+        return fields["num_key_value_heads"]
+    if fields.get("multi_query") and not fields.get("new_decoder_architecture"):
+        return 1  # Falcon-7B, StarCoder
+    return fields.get("num_kv_heads") or fields.get("multi_query_group_num") or num_heads  # Falcon-40B, ChatGLM
 
 
 def _first(fields: Mapping[str, Any], *names: str) -> int:

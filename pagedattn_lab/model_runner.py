@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from pagedattn_lab.attention import BACKENDS, paged_attention
 from pagedattn_lab.block_pool import BlockPool
@@ -61,8 +61,8 @@ class ModelRunner:
             prompt run on the reference, whose dense products suit many queries at once.
 
     Raises:
-        UnsupportedModelError: an encoder-decoder, latent attention, chunked windows, or attention that does not go
-            through transformers' interface.
+        UnsupportedModelError: an encoder-decoder, latent attention, chunked windows, a model without ``position_ids``,
+            or attention that is not causal or does not go through transformers' interface.
         ValueError: an unknown backend, or an impossible number or size of blocks.
 
     Example:
@@ -82,6 +82,7 @@ class ModelRunner:
         _refuse_unsupported(model)
         self.model, self.attention = model, attention
         self.cache = PagedKVCache(KVShape.from_config(model.config, model.dtype), num_blocks, block_size, model.device)
+        self._rotary_limit = _rotary_limit(model)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def new_pool(self) -> BlockPool:
@@ -102,10 +103,16 @@ class ModelRunner:
 
         Raises:
             ValueError: not as many tokens as slots.
-            UnsupportedModelError: a layer bypassed the paged cache, or asks for something it cannot express.
+            UnsupportedModelError: a layer bypassed the paged cache or asks for something that it cannot express, or a
+                sequence is longer than the model's rotary embedding stays the same for.
         """
         if len(token_ids) != len(metadata.slot_mapping):
             raise ValueError(f"{len(token_ids)} tokens but {len(metadata.slot_mapping)} slots: give one slot per token")
+        if self._rotary_limit is not None and metadata.max_seq_len > self._rotary_limit:
+            raise UnsupportedModelError(
+                f"a sequence has {metadata.max_seq_len} tokens, and beyond {self._rotary_limit} the rotary angles of "
+                f"{type(self.model).__name__} depend on the longest sequence of a batch: keep to shorter ones"
+            )
         backend = self.attention if metadata.is_decode else "reference"
         context = _ForwardContext(metadata, self.cache, backend)
         last_tokens = metadata.query_start_loc[1:].long() - 1
@@ -149,8 +156,13 @@ def generate_greedily(
 
     Raises:
         NoFreeBlocksError: the pool is too small for all prompts together.
-        ValueError: an empty prompt, or ``max_tokens`` below 1.
+        ValueError: an empty prompt, ``max_tokens`` below 1, or a pool whose blocks are not those of the cache.
     """
+    if pool.block_size != runner.cache.block_size or pool.num_blocks > runner.cache.num_blocks:
+        raise ValueError(
+            f"a pool of {pool.num_blocks} blocks of {pool.block_size} tokens does not fit a cache of "
+            f"{runner.cache.num_blocks} blocks of {runner.cache.block_size}: take the pool from runner.new_pool()"
+        )
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}: ask for at least 1")
     for index, prompt in enumerate(prompts):
@@ -197,8 +209,23 @@ def _attention_through_page_table(
     """Stand in for one layer's attention: shapes ``[1, heads, num_tokens, head_dim]`` in, tokens before heads out."""
     context = _forward_context.get()
     metadata, layer = context.metadata, module.layer_idx
+    shape = context.cache.shape
     if s_aux is not None:
         raise UnsupportedModelError(f"layer {layer} uses attention sinks, which the paged backends do not have yet")
+    if layer in context.layers_done:
+        raise UnsupportedModelError(f"layer {layer} attends more than once in a step, over different keys or values")
+    if not getattr(module, "is_causal", True):
+        raise UnsupportedModelError(f"layer {layer} lets tokens see later ones, whose keys a cache does not have yet")
+    for tensor in (key, value):
+        if (tensor.shape[1], tensor.shape[3]) != (shape.num_kv_heads, shape.head_dim):
+            raise UnsupportedModelError(
+                f"layer {layer} has {tensor.shape[1]} KV heads of {tensor.shape[3]} elements and the cache has "
+                f"{shape.num_kv_heads} of {shape.head_dim}: layers of different shapes are not supported yet"
+            )
+    if attention_mask is not None:  # the window that _window_in_place_of_mask put there, or a mask of the model's own
+        if attention_mask.dim():
+            raise UnsupportedModelError(f"layer {layer} builds an attention mask of its own")
+        sliding_window = int(attention_mask)
     context.cache.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), metadata.slot_mapping)
     context.layers_done.add(layer)
     window_matters = sliding_window is not None and metadata.max_seq_len > sliding_window
@@ -217,7 +244,13 @@ def _attention_through_page_table(
     return output[None].to(query.dtype), None
 
 
+def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) -> torch.Tensor | None:
+    """Tell a layer's window in one number, where transformers would draw it as a mask."""
+    return None if local_size is None else torch.tensor(local_size)
+
+
 AttentionInterface.register(ATTENTION_NAME, _attention_through_page_table)
+AttentionMaskInterface.register(ATTENTION_NAME, _window_in_place_of_mask)
 
 
 def _refuse_unsupported(model: PreTrainedModel) -> None:
@@ -227,12 +260,31 @@ def _refuse_unsupported(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{name} is an encoder-decoder: choose a decoder-only model")
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(f"{name} does not compute attention through transformers' interface")
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedModelError(f"{name} takes no position_ids, which a flattened ragged batch needs")
+    if getattr(config, "is_causal", True) is False:
+        raise UnsupportedModelError(
+            f"{name} is configured to let tokens see later ones: a cache needs causal attention"
+        )
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise UnsupportedModelError(f"{name} has layers of kind {', '.join(sorted(kinds))}, not supported yet")
     for setting in ("kv_lora_rank", "attention_chunk_size", "num_kv_shared_layers"):
         if getattr(config, setting, None):
             raise UnsupportedModelError(f"{name} sets {setting} = {getattr(config, setting)}, not supported yet")
+
+
+def _rotary_limit(model: PreTrainedModel) -> int | None:
+    """Give the length up to which rotary angles do not depend on what else is in the batch, if there is one."""
+    limits = []
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None) or {}
+        for layer_type, kind in ({None: kinds} if isinstance(kinds, str) else kinds).items():
+            if kind == "longrope" or "dynamic" in kind:
+                every = module.config.rope_parameters
+                parameters = every if layer_type is None else every[layer_type]
+                limits.append(parameters.get("original_max_position_embeddings") or module.original_max_seq_len)
+    return min(limits, default=None)
 
 
 @contextmanager

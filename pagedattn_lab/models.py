@@ -82,13 +82,22 @@ def load(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    part = "weights"
     try:
         with _quiet_transformers():
             source = {"trust_remote_code": False, "local_files_only": os.path.isdir(folder) or not _hub_knows(name)}
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype or torch.float32, output_loading_info=True, **source
+            )
+            part = "tokenizer"
             tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32, **source)
     except Exception as error:  # whatever a stranger's folder provokes becomes one sentence, with the cause attached
-        raise ModelLoadError(_explain(name, error)) from error
+        raise ModelLoadError(_explain(name, part, error)) from error
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        raise ModelLoadError(
+            f"{name!r} lacks {len(report['missing_keys'])} of its weights, {min(report['missing_keys'])} among them: "
+            "it is incomplete, or no decoder"
+        )
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
 
 
@@ -283,12 +292,14 @@ def _hub_knows(name: str) -> bool:
     return True
 
 
-def _explain(name: str, error: Exception) -> str:
-    """Turn what transformers raised into one sentence that names the model and the fix."""
+def _explain(name: str, part: str, error: Exception) -> str:
+    """Turn what transformers raised over a model's weights or tokenizer into one sentence with the fix."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     reason = textwrap.shorten(text, 200)
     if "trust_remote_code" in text:
         return f"{name!r} needs code of its own, which this book never runs: choose a model that transformers includes"
+    if part == "tokenizer":
+        return f"{name!r} has weights and no tokenizer that can be read ({reason}): save its tokenizer beside them"
     if os.path.isdir(name):
         return f"the folder {name!r} holds no decoder that transformers can load ({reason})"
     if os.sep in name and (os.path.isabs(name) or name.startswith(".")):

@@ -98,6 +98,10 @@ def _arguments() -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"softcap": -1.0}, "softcap is -1.0"),
+        ({"query": torch.zeros(2, 6, 8, dtype=torch.int32)}, "floating-point"),
+        ({"key_cache": torch.zeros(3, 4, 0, 8), "value_cache": torch.zeros(3, 4, 0, 8)}, "at least 1"),
         ({"backend": "cuda"}, "backend 'cuda' is unknown"),
         ({"query": torch.zeros(2, 6)}, "query has shape"),
         ({"query": torch.zeros(2, 6, 16)}, "head_dim 16"),

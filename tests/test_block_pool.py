@@ -183,7 +183,13 @@ def test_queue_remove_refuses_a_block_that_is_not_queued() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_blocks", "block_size", "message"), [(1, 4, "num_blocks is 1"), (4, 0, "block_size is 0")]
+    ("num_blocks", "block_size", "message"),
+    [
+        (1, 4, "num_blocks is 1"),
+        (4, 0, "block_size is 0"),
+        (4, 2.5, "block_size is 2.5"),
+        (True, 2, "num_blocks is True"),
+    ],
 )
 def test_impossible_pools_are_refused(num_blocks: int, block_size: int, message: str) -> None:
     """Catches a pool that could hand nothing out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, GPT2Config, LlamaConfig
+from transformers import AutoConfig, FalconConfig, GPT2Config, LlamaConfig
 
 from pagedattn_lab.kv_shape import KVShape
 
@@ -24,6 +24,9 @@ def test_paper_example() -> None:
             {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "dtype": "float16"},
             KVShape(2, 4, 16, "float16"),
         ),
+        (FalconConfig(), KVShape(32, 1, 64, "float32")),
+        (FalconConfig(new_decoder_architecture=True, num_kv_heads=8), KVShape(32, 8, 64, "float32")),
+        ({"n_layer": 2, "n_embd": 64, "n_head": 4, "multi_query": True}, KVShape(2, 1, 16, "float32")),
         ({"text_config": {"n_layer": 3, "n_embd": 60, "n_head": 5}}, KVShape(3, 5, 12, "float32")),
         (
             {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4,
@@ -54,6 +57,16 @@ def test_latent_attention_is_refused() -> None:
     """Catches DeepSeek's compressed cache priced as if it held keys and values per head."""
     with pytest.raises(ValueError, match="latent attention"):
         KVShape.from_config(AutoConfig.for_model("deepseek_v3"))
+
+
+@pytest.mark.parametrize(
+    "extra", [{"full_attention_interval": 4}, {"attn_layer_period": 8}, {"num_kv_shared_layers": 15}]
+)
+def test_layers_that_do_not_all_cache_alike_are_refused(extra: dict[str, int]) -> None:
+    """Catches a hybrid model priced as if each of its layers kept every token."""
+    config = {"num_hidden_layers": 48, "hidden_size": 64, "num_attention_heads": 4, "dtype": "float16"}
+    with pytest.raises(ValueError, match=next(iter(extra))):
+        KVShape.from_config(config | extra)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pagedattn_lab import models
-from pagedattn_lab.block_pool import NoFreeBlocksError
+from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, attention_metadata
 from pagedattn_lab.model_runner import ModelRunner, UnsupportedModelError, generate_greedily
 
@@ -29,7 +29,17 @@ SPECIAL = {
     "gpt_neox": {"num_key_value_heads": 6},
     "gpt2": {"num_key_value_heads": 6, "n_embd": 48, "n_head": 6, "n_layer": 4, "n_positions": 64},
     "olmo2": {},
-}
+    "qwen2_moe": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0, "num_experts": 4,
+                  "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    "smollm3": {},
+}  # fmt: skip
+
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16,
+    "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+}  # fmt: skip
 
 
 def tiny(kind: str, **changes: object) -> PreTrainedModel:
@@ -77,6 +87,7 @@ def test_triton_refuses_what_its_kernel_lacks_and_leaks_nothing() -> None:
     with pytest.raises(NotImplementedError, match="softcap"):
         generate_greedily(runner, pool, PROMPTS, max_tokens=4)
     assert pool.num_used_blocks == 0
+    assert runner.model.config._attn_implementation == "eager", "a step that failed left the attention switched"
 
 
 def test_window_that_cannot_matter_is_no_obstacle() -> None:
@@ -119,7 +130,7 @@ def test_stop_tokens_end_one_request_and_free_its_blocks() -> None:
 
 
 def test_model_is_left_as_it_was() -> None:
-    """Catches the attention function left switched after a step, even after one that failed."""
+    """Catches the attention function left switched after a generation that ran out of blocks."""
     model = tiny("llama")
     expected = generate(model, PROMPTS[0], 3)
     runner = ModelRunner(model, num_blocks=8, block_size=4)
@@ -135,6 +146,8 @@ def test_model_is_left_as_it_was() -> None:
         ({"prompts": [[1], []]}, ValueError, "prompt 1 is empty"),
         ({"max_tokens": 0}, ValueError, "max_tokens is 0"),
         ({"prompts": [[1] * 60]}, NoFreeBlocksError, "cannot allocate 15 blocks"),
+        ({"pool": BlockPool(8, 2)}, ValueError, "8 blocks of 2 tokens does not fit a cache of 8 blocks of 4"),
+        ({"pool": BlockPool(9, 4)}, ValueError, "9 blocks of 4 tokens does not fit a cache of 8 blocks of 4"),
     ],
 )
 def test_impossible_generations_leak_nothing(arguments: dict, error: type, message: str) -> None:
@@ -155,6 +168,10 @@ def test_unsupported_models_are_refused_by_name() -> None:
     bloom = AutoConfig.for_model("bloom", vocab_size=99, hidden_size=48, n_layer=1, n_head=6)
     with pytest.raises(UnsupportedModelError, match="does not compute attention through transformers' interface"):
         ModelRunner(AutoModelForCausalLM.from_config(bloom), 8, 4)
+    with pytest.raises(UnsupportedModelError, match="takes no position_ids"):
+        ModelRunner(AutoModelForCausalLM.from_config(tiny_config("mbart", d_model=48, is_encoder_decoder=False)), 8, 4)
+    with pytest.raises(UnsupportedModelError, match="later ones: a cache needs causal attention"):
+        ModelRunner(tiny("qwen2", is_causal=False), 8, 4)
     with pytest.raises(ValueError, match="attention 'flash' is unknown"):
         ModelRunner(tiny("llama"), 8, 4, attention="flash")
     with pytest.raises(ValueError, match="2 tokens but 1 slots"):
@@ -162,6 +179,36 @@ def test_unsupported_models_are_refused_by_name() -> None:
         table = BlockTable(runner.new_pool())
         table.append_tokens(1)
         runner.execute([1, 2], attention_metadata([table]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("diffllama", {}, "attends more than once in a step"),
+        ("bert", {"is_decoder": False, "num_key_value_heads": 6}, "lets tokens see later ones"),
+        ("doge", {"keep_window_size": 4}, "builds an attention mask of its own"),
+        ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}, "beyond 16 the rotary angles"),
+        ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 16}, "beyond 16 the rotary angles"),
+    ],
+)
+def test_what_shows_only_in_a_step_is_refused(kind: str, changes: dict, message: str) -> None:
+    """Catches models that ran without an error and gave other tokens than generate."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes), attn_implementation="eager").eval()
+    runner = ModelRunner(model, num_blocks=60, block_size=4)
+    pool = runner.new_pool()
+    with pytest.raises(UnsupportedModelError, match=message):
+        generate_greedily(runner, pool, PROMPTS, max_tokens=12)
+    assert pool.num_used_blocks == 0
+
+
+@pytest.mark.parametrize("changes", [{"rope_parameters": DYNAMIC}, {"rope_parameters": YARN}])
+def test_rotary_embeddings_that_stretch(changes: dict) -> None:
+    """Catches a refusal where nothing depends on the batch: short sequences, and scaling that is the same for all."""
+    model = tiny("llama", **changes)
+    runner = ModelRunner(model, num_blocks=60, block_size=4)
+    outputs = generate_greedily(runner, runner.new_pool(), PROMPTS, max_tokens=8)
+    assert outputs == [generate(model, prompt, 8) for prompt in PROMPTS]
 
 
 def tiny_config(kind: str, **changes: object) -> AutoConfig:

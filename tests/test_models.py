@@ -203,6 +203,22 @@ def test_folder_that_holds_no_model(tmp_path: Path) -> None:
         models.load(tmp_path)
 
 
+def test_missing_weights_are_not_made_up(folder: Path) -> None:
+    """Catches random numbers in the place of layers that a checkpoint lacks."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(models.ModelLoadError, match=r"lacks 9 of its weights, model\.layers\.1\."):
+        models.load(folder)
+
+
+def test_missing_tokenizer_is_named(folder: Path) -> None:
+    """Catches a message that blames the weights."""
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(models.ModelLoadError, match="has weights and no tokenizer"):
+        models.load(folder)
+
+
 def test_truncated_weights_are_named(folder: Path) -> None:
     """Catches a raw parser error for a file cut short."""
     os.truncate(folder / "model.safetensors", 1000)

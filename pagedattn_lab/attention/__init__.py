@@ -70,6 +70,13 @@ def paged_attention(
         _check_values(query, key_cache, block_tables, seq_lens, query_start_loc)
     if scale is None:
         scale = 1 / math.sqrt(query.shape[-1])
+    scale = float(scale)
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap is {softcap}: give a positive number, or None for no cap")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(
+            f"sliding_window is {sliding_window}: a token sees at least itself, so give 1 or more, or None"
+        )
     special = softcap is not None or sliding_window is not None
     if backend == "triton" and special:
         raise NotImplementedError(
@@ -99,6 +106,8 @@ def _check_shapes(
     query_start_loc: torch.Tensor,
 ) -> None:
     """Refuse what can be told from shapes, dtypes and devices alone."""
+    if not query.is_floating_point():
+        raise ValueError(f"query is {query.dtype}: floating-point numbers are needed")
     if query.dim() != 3:
         raise ValueError(f"query has shape {tuple(query.shape)}: [num_tokens, num_heads, head_dim] is needed")
     if key_cache.dim() != 4 or key_cache.shape != value_cache.shape:
@@ -106,6 +115,8 @@ def _check_shapes(
             f"key_cache has shape {tuple(key_cache.shape)} and value_cache {tuple(value_cache.shape)}: "
             "both must be [num_blocks, block_size, num_kv_heads, head_dim]"
         )
+    if 0 in key_cache.shape:
+        raise ValueError(f"key_cache has shape {tuple(key_cache.shape)}: every dimension must be at least 1")
     num_kv_heads, head_dim = key_cache.shape[2:]
     if query.shape[2] != head_dim:
         raise ValueError(f"query has head_dim {query.shape[2]} but the cache has {head_dim}")

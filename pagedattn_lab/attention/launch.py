@@ -38,7 +38,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
         constexprs: its ``tl.constexpr`` arguments, by name.
 
     Raises:
-        ValueError: tensors on the CPU and on a GPU in one call.
+        ValueError: tensors on more than one device, or none at all.
 
     Example:
         >>> import torch, triton, triton.language as tl
@@ -51,10 +51,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
         >>> x
         tensor([0., 2., 4., 6.])
     """
-    on_cpu = {arg.device.type == "cpu" for arg in args if hasattr(arg, "data_ptr")}
-    if len(on_cpu) > 1:
-        raise ValueError("a launch got tensors on the CPU and on a GPU: move them all to one device")
-    if on_cpu == {False} or isinstance(kernel, interpreter.InterpretedFunction):
+    devices = {arg.device for arg in args if hasattr(arg, "data_ptr")}
+    if len(devices) != 1:
+        found = ", ".join(sorted(map(str, devices))) or "no device"
+        raise ValueError(f"a launch got tensors on {found}: move them all to one device")
+    (device,) = devices
+    if device.type != "cpu":
+        with torch.cuda.device(device):
+            kernel[grid](*args, **constexprs)
+        return
+    if isinstance(kernel, interpreter.InterpretedFunction):  # decorated under TRITON_INTERPRET=1
         kernel[grid](*args, **constexprs)
         return
     with _interpretable(kernel.fn) as function:

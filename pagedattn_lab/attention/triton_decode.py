@@ -116,7 +116,7 @@ def triton_attention(
     would share them.
 
     Raises:
-        ValueError: an inner dimension that is not contiguous, or float64.
+        ValueError: an inner dimension that is not contiguous, float64, or a head_dim too large for one tile.
     """
     if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"the triton kernel takes float32, float16 and bfloat16, not {query.dtype}")
@@ -124,6 +124,8 @@ def triton_attention(
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name} has stride {tensor.stride(-1)} along head_dim: make it contiguous there")
     num_tokens, num_heads, head_dim = query.shape
+    if head_dim > TILE_ELEMENTS:
+        raise ValueError(f"head_dim is {head_dim}: the triton kernel takes at most {TILE_ELEMENTS}")
     block_size, num_kv_heads = key_cache.shape[1:3]
     block_tables, query_lens = block_tables.contiguous(), query_start_loc.diff()
     sequence = torch.repeat_interleave(query_lens, output_size=num_tokens)
