@@ -105,7 +105,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     from pagedattn_lab.block_table import BlockTable
     from pagedattn_lab.model_runner import ModelRunner, generate_greedily
 
-    model, tokenizer = models.load(arguments.model or models.DEFAULT)
+    name = arguments.model or models.DEFAULT
+    model, tokenizer = models.load(name)
     prompt = models.encode_prompt(tokenizer, arguments.prompt)
     total = len(prompt) + arguments.max_tokens
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -136,7 +137,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     slots = usage["blocks_used"] * arguments.block_size
     report = {
         "text": text,
-        "model": arguments.model or models.DEFAULT,
+        "model": name,
         "prompt_tokens": len(prompt),
         "output_tokens": len(output),
         "block_size": arguments.block_size,

@@ -75,7 +75,7 @@ class PagedKVCache:
         Raises:
             ValueError: shapes that do not match, or a slot outside the cache or in the null block.
         """
-        slots = self._slots(slot_mapping, lowest=-1)
+        slots = self._slots(slot_mapping, skip=-1)
         expected = (len(slots), self.shape.num_kv_heads, self.shape.head_dim)
         for name, tensor in (("key", key), ("value", value)):
             if tuple(tensor.shape) != expected:
@@ -95,7 +95,7 @@ class PagedKVCache:
         Raises:
             ValueError: a slot outside the cache or in the null block.
         """
-        slots = self._slots(slot_mapping, lowest=self.block_size)
+        slots = self._slots(slot_mapping)
         return self.key_caches[layer].flatten(0, 1)[slots], self.value_caches[layer].flatten(0, 1)[slots]
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
@@ -122,13 +122,14 @@ class PagedKVCache:
         for cache in self.key_caches + self.value_caches:
             cache[destination] = cache[source]
 
-    def _slots(self, slot_mapping: torch.Tensor | Sequence[int], lowest: int) -> torch.Tensor:
-        """Check slots and give them as an index tensor on the cache's device."""
+    def _slots(self, slot_mapping: torch.Tensor | Sequence[int], skip: int | None = None) -> torch.Tensor:
+        """Check slots, all but those that equal ``skip``, and give them as an index tensor on the cache's device."""
         slots = torch.as_tensor(slot_mapping, dtype=torch.int64, device=self.key_caches[0].device)
         if slots.dim() != 1:
             raise ValueError(f"slot_mapping has shape {tuple(slots.shape)}: one slot per token is needed")
         total = self.num_blocks * self.block_size
-        refused = slots[((slots < self.block_size) & (slots != lowest)) | (slots < lowest) | (slots >= total)]
+        usable = (slots >= self.block_size) & (slots < total)
+        refused = slots[~usable if skip is None else ~usable & (slots != skip)]
         if len(refused):
             raise ValueError(
                 f"slot {int(refused[0])} cannot be used: slots run from {self.block_size} to {total - 1}, "

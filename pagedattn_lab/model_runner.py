@@ -80,8 +80,12 @@ class ModelRunner:
         if attention not in BACKENDS:
             raise ValueError(f"attention {attention!r} is unknown: use one of {', '.join(BACKENDS)}")
         _refuse_unsupported(model)
+        try:
+            shape = KVShape.from_config(model.config, model.dtype)
+        except ValueError as error:
+            raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
         self.model, self.attention = model, attention
-        self.cache = PagedKVCache(KVShape.from_config(model.config, model.dtype), num_blocks, block_size, model.device)
+        self.cache = PagedKVCache(shape, num_blocks, block_size, model.device)
         self._rotary_limit = _rotary_limit(model)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -254,7 +258,7 @@ AttentionMaskInterface.register(ATTENTION_NAME, _window_in_place_of_mask)
 
 
 def _refuse_unsupported(model: PreTrainedModel) -> None:
-    """Raise for what can be told from the configuration, so that nothing runs and then fails."""
+    """Raise for what the model says of itself, beyond its KV shape, so that nothing runs and then fails."""
     config, name = model.config.get_text_config(), type(model).__name__
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder: choose a decoder-only model")
@@ -269,9 +273,9 @@ def _refuse_unsupported(model: PreTrainedModel) -> None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise UnsupportedModelError(f"{name} has layers of kind {', '.join(sorted(kinds))}, not supported yet")
-    for setting in ("kv_lora_rank", "attention_chunk_size", "num_kv_shared_layers"):
-        if getattr(config, setting, None):
-            raise UnsupportedModelError(f"{name} sets {setting} = {getattr(config, setting)}, not supported yet")
+    chunk_size = getattr(config, "attention_chunk_size", None)
+    if chunk_size:
+        raise UnsupportedModelError(f"{name} sets attention_chunk_size = {chunk_size}, not supported yet")
 
 
 def _rotary_limit(model: PreTrainedModel) -> int | None:

@@ -150,7 +150,7 @@ def ensure_default() -> Path:
 
 
 def corrupted_file() -> str | None:
-    """Compare the cached default model with its hashes; give the name of the first file that differs, if any."""
+    """Compare the cached default model with its hashes; say what is wrong with the first file that differs, if any."""
     folder = _default_folder()
     damage = _damage(folder)
     if damage:

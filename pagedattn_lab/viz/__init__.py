@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+# Okabe and Ito 2008, "Color universal design": distinguishable under the common kinds of colour blindness.
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#767676"
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -12,12 +12,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Picture
 
-# Okabe and Ito 2008, "Color universal design": distinguishable under the common kinds of colour blindness.
-BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#767676"
-)  # fmt: skip
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION", "show", "subplots"]
 
 STYLE: dict[str, Any] = {
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION]),

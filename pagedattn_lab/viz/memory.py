@@ -8,9 +8,9 @@ from html import escape
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz import BLUE, GREEN, PURPLE, SKY, VERMILION, Picture
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9")
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#8A6D00", SKY)  # a darker orange: white letters stand on it
 CELL, GAP, LEFT, LINE = 20, 14, 16, 22
 _TEXT = 'font-family="sans-serif" font-size="12" fill="#222"'
 
