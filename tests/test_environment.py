@@ -37,7 +37,7 @@ def environment() -> dict:
 def test_every_dependency_is_pinned_within_its_range() -> None:
     """Catches a new dependency without a pin, and a raised minimum that the pin does not meet."""
     extras = PROJECT["optional-dependencies"]
-    for line in PROJECT["dependencies"] + extras["lab"] + extras["test"]:
+    for line in PROJECT["dependencies"] + extras["lab"] + extras["test"] + extras["book"]:
         requirement = Requirement(line)
         assert normal(requirement.name) in pins(), f"{requirement.name} has no pin in constraints.txt"
         assert requirement.specifier.contains(pins()[normal(requirement.name)]), line

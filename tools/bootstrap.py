@@ -19,7 +19,7 @@ VENV_PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "set-up-complete"
 OLDEST = (3, 11)
 NEWER_NAMES = ("python3.13", "python3.12", "python3.11")
-REQUIREMENTS = ("-c", "constraints.txt", "-e", ".[lab,test]")
+REQUIREMENTS = ("-c", "constraints.txt", "-e", ".[lab,test,book]")
 
 # Measured: 2.3 GB installed with a CPU build of torch, plus downloads and the model. On Linux pip may pick the CUDA
 # build instead, whose libraries unpack to several GB more. With torch already there, the rest is small.
