@@ -72,7 +72,7 @@ def test_every_python_we_name_is_supported() -> None:
 
 def test_make_uses_the_same_pins() -> None:
     """Catches a set-up that installs other versions than conda and Binder do."""
-    assert bootstrap.REQUIREMENTS == ("-c", "constraints.txt", "-e", ".[lab,test]")
+    assert bootstrap.REQUIREMENTS == ("-c", "constraints.txt", "-e", ".[lab,test,book]")
     makefile = (REPO / "Makefile").read_text()
     assert "tools/bootstrap.py" in makefile and "pip install" not in makefile
 
