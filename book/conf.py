@@ -47,6 +47,7 @@ extensions = [
 nb_execution_mode = "off"
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # the default scripts lie on other hosts
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]  # needs a kernel
+nb_render_markdown_format = "myst"  # tables in outputs
 myst_enable_extensions = ["amsmath", "dollarmath", "substitution"]
 myst_heading_anchors = 3
 
@@ -88,6 +89,7 @@ html_theme_options = {
     "use_edit_page_button": False,
     "use_issues_button": False,
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # one search box is enough
 }
 
 
