@@ -60,8 +60,7 @@ napoleon_numpy_docstring = False
 nitpicky = True
 # Other projects' names have no page here, and asking their sites for addresses needs a network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|ipywidgets|matplotlib|numpy|os|pathlib|torch|traitlets|transformers|triton|t)\..*"),
-    (r"py:.*", r"PreTrained(Model|TokenizerBase)"),  # imported for annotations only
+    (r"py:.*", r"(anywidget|collections|ipywidgets|matplotlib|os|pathlib|t|torch|traitlets|transformers)\..*"),
 ]
 
 bibtex_bibfiles = ["references.bib"]

@@ -100,7 +100,7 @@ def test_executing_twice_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("refresh", [False, True])
 def test_refresh_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refresh: bool) -> None:
-    """Catches a --refresh-timings without effect, and times in the book that a plain run changes or that lose a chapter."""
+    """Catches a --refresh-timings without effect, times in the book that a plain run changes, and a chapter's lost."""
     book = tmp_path / "execution.json"
     before = '{"00_other": {"seconds": 1.5}, "98_gone": {"seconds": 2}}'
     book.write_text(before)

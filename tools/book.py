@@ -13,7 +13,7 @@ from urllib.parse import urldefrag
 
 from playwright.sync_api import Error, Page, sync_playwright
 from pypdf import PdfReader, PdfWriter
-from pypdf.generic import ArrayObject, DictionaryObject, Fit, NameObject
+from pypdf.generic import ArrayObject, DictionaryObject, NameObject
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FRONT = "book/index.html"
@@ -79,7 +79,7 @@ def print_book(book: Path, target: Path) -> int:
         for (title, address), sheets in zip(listed, printed(page, [address for _, address in listed]), strict=True):
             starts[address] = len(writer.pages)
             writer.append(PdfReader(io.BytesIO(sheets)), import_outline=False)
-            writer.add_outline_item(title=title, page_number=starts[address], fit=Fit.fit())
+            writer.add_outline_item(title=title, page_number=starts[address])
         browser.close()
     turn_links_inwards(writer, starts)
     writer.add_metadata({"/Title": listed[0][0]})

@@ -210,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Execute chapters and store them in normal form.")
     parser.add_argument("chapters", nargs="*", type=Path, help="notebook files; every chapter if none is named")
     parser.add_argument("--check", action="store_true", help="execute nothing, report what is not finished")
-    parser.add_argument("--refresh-timings", action="store_true", help="replace the outputs of timing cells, and book/execution.json")
+    parser.add_argument("--refresh-timings", action="store_true", help="renew timing cells and the book's times")
     options = parser.parse_args(arguments)
     paths = [path.resolve() for path in options.chapters] or sorted(CHAPTERS.glob("*.ipynb"))
     if options.check:

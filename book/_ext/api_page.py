@@ -5,9 +5,12 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
+from sphinx import addnodes
+
 import pagedattn_lab
 
 if TYPE_CHECKING:
+    from docutils import nodes
     from sphinx.application import Sphinx
 
 PAGE = "book/api"
@@ -39,9 +42,18 @@ def keep_first_line(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
         lines.insert(0, "\\")  # an escaped line end, which shows as nothing
 
 
+def keep_annotation(app: Sphinx, env: Any, node: addnodes.pending_xref, text: nodes.Element) -> nodes.Element | None:
+    """Show a bare name in a signature as written: autodoc cannot resolve what is imported for annotations only."""
+    ancestor = node.parent
+    while ancestor is not None and not isinstance(ancestor, addnodes.desc_signature):
+        ancestor = ancestor.parent
+    return text if ancestor is not None and "." not in node["reftarget"] else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.connect("source-read", add_modules)
     app.connect("autodoc-process-docstring", keep_first_line, priority=400)  # napoleon's is 500
+    app.connect("missing-reference", keep_annotation)
     app.connect("env-get-outdated", always_outdated)
     return {"parallel_read_safe": True}
