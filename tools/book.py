@@ -20,7 +20,7 @@ FRONT = "book/index.html"
 # Chromium's sandbox refuses to work for root, which is who a container runs as.
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 TYPESET = "() => window.MathJax?.startup?.promise?.then(() => true)"
-CONTENTS = """links => links.map(link => [link.textContent.trim(), link.href])"""
+CONTENTS = "links => links.map(link => [link.textContent.trim(), link.href])"
 
 
 class BookError(Exception):
@@ -36,12 +36,10 @@ def find_browser() -> str:
 
 
 def contents(page: Page, book: Path) -> list[tuple[str, str]]:
-    """Return title and address of every page: the front page, then what its navigation lists, in that order."""
-    front = (book / FRONT).as_uri()
-    page.goto(front)
+    """Return title and address of every page that the front page's navigation lists, itself included, in that order."""
+    page.goto((book / FRONT).as_uri())
     listed = page.eval_on_selector_all("nav.bd-docs-nav a.reference.internal", CONTENTS)
-    pages = {urldefrag(address).url: title for title, address in listed}
-    return [(page.title(), front)] + [(title, address) for address, title in pages.items() if address != front]
+    return [(title, urldefrag(address).url) for title, address in listed]
 
 
 def printed(page: Page, addresses: list[str]) -> Iterator[bytes]:
