@@ -46,6 +46,7 @@ class Lesson(widgets.VBox):
         self.add_class("pa-lesson")
         for control in controls.values():
             control.style.description_width = "initial"
+            control.layout.width = "min(100%, 36em)"  # a long description must not squeeze its slider out
             control.observe(lambda _: self._refresh(), names="value")
 
     @property
