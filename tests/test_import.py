@@ -36,8 +36,8 @@ def test_import_time() -> None:
 
 ORDER = [
     "kv_shape", "block_pool", "block_table", "kv_cache", "attention.launch", "attention.reference",
-    "attention.triton_decode", "attention", "models", "model_runner", "viz", "viz.figures", "viz.memory", "viz.lesson",
-    "exercises", "doctor", "cli", "__main__",
+    "attention.triton_decode", "attention", "models", "model_runner", "viz", "viz.sentence", "viz.figures",
+    "viz.memory", "viz.lesson", "exercises", "doctor", "cli", "__main__",
 ]  # fmt: skip
 
 
