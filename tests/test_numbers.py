@@ -221,4 +221,4 @@ def test_the_chapters_are_read() -> None:
         notebook = notebooks.read(path)
         for cell in notebooks.code_cells(notebook):
             cell.source, cell.outputs = "", []
-        assert len(complaints(notebook, set())) > 3, path.name
+        assert complaints(notebook, set()) != [], path.name
