@@ -27,7 +27,10 @@ def faults(data: Mapping[str, str]) -> list[str]:
     if (found or svg) and (not words or DEFAULT_REPR.search(words)):
         found.append(f"no text equivalent: {words!r}")
     if svg:
-        root = ElementTree.fromstring(svg)
+        try:
+            root = ElementTree.fromstring(svg)
+        except ElementTree.ParseError as error:
+            return [*found, f"no browser draws this svg: {error}"]
         if root.get("role") != "img" or not root.get("aria-label", "").strip():
             found.append("the svg names no role and label")
         if 'id="figure_1"' in svg and not TITLE.search(svg):  # drawn by matplotlib
@@ -94,6 +97,7 @@ def test_faultless_figures_pass() -> None:
         ({"text/plain": "<IPython.core.display.SVG object>"}, "no text equivalent"),
         ({"text/plain": "Lesson(step=1): <Player at 0x7f0b>"}, "no text equivalent"),
         ({"image/png": "iVBORw0KGgo="}, "image/png"),
+        ({"image/svg+xml": '<svg role="img" role="img" aria-label="twice"></svg>'}, "duplicate attribute"),
         ({"image/svg+xml": "<svg></svg>"}, "role and label"),
         ({"image/svg+xml": '<svg role="img" aria-label=" "></svg>'}, "role and label"),
         ({"image/svg+xml": drawing()["image/svg+xml"].replace("A finding", "")}, "no title"),
