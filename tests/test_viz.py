@@ -137,6 +137,22 @@ def test_figures_without_words_are_refused() -> None:
         show(figure, alt=" ")
     with pytest.raises(ValueError, match="must be an <svg>"):
         Picture("<p>", alt="a paragraph")
+    axes.plot([1, 2], label="waste")
+    axes.legend()
+    with pytest.raises(ValueError, match="beside what it names"):
+        show(figure, alt="something")
+
+
+def test_long_titles_wrap() -> None:
+    """Catches a title that makes the picture wider, so that all else in it shrinks on a narrow screen."""
+    widths = []
+    for title in ("A finding", "A finding " * 12):
+        for as_suptitle in (False, True):
+            figure, axes = subplots(figsize=(5, 3))
+            figure.suptitle(title) if as_suptitle else axes.set_title(title)
+            root = ElementTree.fromstring(show(figure, alt="something").svg)
+            widths.append(float(root.get("width").removesuffix("pt")))
+    assert max(widths) - min(widths) < 5 and max(widths) < 5.2 * 72
 
 
 def grown(block_size: int, num_blocks: int = 20) -> Trace:
