@@ -267,6 +267,16 @@ def test_lesson_plays_a_trace() -> None:
     assert lengths.set(count=3).player.step == 2
 
 
+def test_sweep_keeps_the_ends_and_where_the_lesson_stands() -> None:
+    """Catches a book page that opens at other values than the chapter, or leaves an extreme out."""
+    size = widgets.IntSlider(33, min=1, max=100, description="size")
+    lesson = Lesson(lambda size: Picture("<svg></svg>", alt=f"{size}"), "sizes", sweep="size", size=size)
+    swept = lesson._repr_mimebundle_()[MIME]
+    values = [int(frame["sentence"]) for frame in swept["frames"]]
+    assert values[0] == 1 and values[-1] == 100 and values == sorted(values) and len(values) <= 9
+    assert values[swept["step"]] == 33 and swept["axis"]["values"] == [str(value) for value in values]
+
+
 two_pictures = [Picture("<svg></svg>", alt="one"), Picture("<svg></svg>", alt="two")]
 
 
