@@ -1,0 +1,49 @@
+"""A real browser for the tests in this folder: found, started once per file, stopped before the next file begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+pytest.register_assert_rewrite("accessibility", "controls", "jupyter_page", "players", "watch")
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+MISSING = (
+    f"no browser: none of {', '.join(NAMES)} is on PATH; "
+    "install one (Debian: sudo apt install chromium fonts-dejavu; Ubuntu: google-chrome from google.com/chrome)"
+)
+# Nothing is resolved but this machine, whatever the page or the browser itself asks for.
+ARGUMENTS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return the path of the system's Chromium; without one skip, or fail where REQUIRE_BROWSER is set."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        if os.environ.get("REQUIRE_BROWSER"):
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
+    return path
+
+
+# Not for the whole session: while Playwright runs, its event loop occupies the thread that other files need for theirs.
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    """Start the browser for one file of tests."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield browser
+        browser.close()
