@@ -7,11 +7,24 @@ Names and free order follow vLLM's ``vllm/v1/core/block_pool.py`` and ``kv_cache
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Protocol
 
 
 class NoFreeBlocksError(ValueError):
     """More blocks were asked for than are free. Nothing was allocated."""
+
+
+class Observer(Protocol):
+    """Whoever wants to know what happens to a pool: called after each change, with blocks in their new state.
+
+    The pool reports ``"allocate"``, ``"evict"`` (a block handed out again loses the hash of its old contents),
+    ``"touch"`` and ``"free"``; a table reports ``"append"`` and ``"free"``, once its own entries have changed too.
+    An observer must not change what it watches. :class:`pagedattn_lab.trace.Trace` is one.
+    """
+
+    def __call__(self, kind: str, blocks: Sequence[KVCacheBlock], table: Any = None, num_tokens: int = 0) -> None:
+        """Take note of one event; ``table`` is the :class:`~pagedattn_lab.block_table.BlockTable` that reports it."""
 
 
 class KVCacheBlock:
@@ -119,6 +132,9 @@ class BlockPool:
         num_blocks: blocks in all, the null block included: ``num_blocks - 1`` can be used.
         block_size: tokens per block.
 
+    Attributes:
+        observer: told of every change, by this pool and by the tables on it; ``None`` if nobody wants to know.
+
     Raises:
         ValueError: ``num_blocks`` below 2, ``block_size`` below 1, or either not a whole number.
 
@@ -145,6 +161,7 @@ class BlockPool:
         self.blocks = [KVCacheBlock(block_id) for block_id in range(num_blocks)]
         self.null_block = self.blocks[0]
         self.free_block_queue = FreeBlockQueue(self.blocks[1:])
+        self.observer: Observer | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -178,9 +195,14 @@ class BlockPool:
                 f"cannot allocate {num_blocks} blocks: {queue.num_free_blocks} of {len(self.blocks) - 1} are free"
             )
         new_blocks = [queue.popleft() for _ in range(num_blocks)]
+        evicted = [] if self.observer is None else [block for block in new_blocks if block.block_hash is not None]
         for block in new_blocks:
             block.ref_cnt = 1
             block.block_hash = None
+        if self.observer is not None and new_blocks:
+            if evicted:
+                self.observer("evict", evicted)
+            self.observer("allocate", new_blocks)
         return new_blocks
 
     def touch(self, blocks: Iterable[KVCacheBlock]) -> None:
@@ -196,6 +218,8 @@ class BlockPool:
             if block.ref_cnt == 0:
                 self.free_block_queue.remove(block)
             block.ref_cnt += 1
+        if self.observer is not None and blocks:
+            self.observer("touch", blocks)
 
     def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
         """Take one owner from each block; those without any left return to the free queue.
@@ -221,6 +245,8 @@ class BlockPool:
                 (reusable if block.block_hash is None else cached).append(block)
         self.free_block_queue.prepend_n(reusable)
         self.free_block_queue.append_n(cached)
+        if self.observer is not None and ordered_blocks:
+            self.observer("free", ordered_blocks)
 
     def _check_own(self, block: KVCacheBlock) -> None:
         if block is self.null_block:

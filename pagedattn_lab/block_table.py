@@ -72,6 +72,8 @@ class BlockTable:
         new_blocks = self.pool.get_new_blocks(-(-missing // self.pool.block_size)) if missing > 0 else []
         self.blocks += new_blocks
         self.num_tokens += num_tokens
+        if self.pool.observer is not None and num_tokens:
+            self.pool.observer("append", new_blocks, self, num_tokens)
         return new_blocks
 
     def slot_mapping(self, start: int = 0, stop: int | None = None) -> list[int]:
@@ -91,8 +93,11 @@ class BlockTable:
 
     def release(self) -> None:
         """Give every block back, last first, and become the empty table. On an empty table it does nothing."""
-        self.pool.free_blocks(reversed(self.blocks))
+        freed = self.blocks[::-1]
+        self.pool.free_blocks(freed)
         self.blocks, self.num_tokens = [], 0
+        if self.pool.observer is not None and freed:
+            self.pool.observer("free", freed, self)
 
     def __repr__(self) -> str:
         return f"BlockTable(num_tokens={self.num_tokens}, block_ids={self.block_ids})"

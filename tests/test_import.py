@@ -12,8 +12,8 @@ import pytest
 import pagedattn_lab
 
 PACKAGE = Path(pagedattn_lab.__file__).parent
-HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets"}
-PURE = ("kv_shape", "block_pool", "block_table")
+HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
+PURE = ("kv_shape", "block_pool", "block_table", "trace")
 
 
 @pytest.mark.parametrize("module", ["pagedattn_lab", *(f"pagedattn_lab.{name}" for name in PURE)])
@@ -36,7 +36,8 @@ def test_import_time() -> None:
 
 ORDER = [
     "kv_shape", "block_pool", "block_table", "kv_cache", "attention.launch", "attention.reference",
-    "attention.triton_decode", "attention", "models", "model_runner", "viz", "viz.figures", "viz.memory", "viz.lesson",
+    "attention.triton_decode", "attention", "models", "model_runner", "trace", "viz", "viz.figures", "viz.board",
+    "viz.memory", "viz.player", "viz.lesson", "viz.book",
     "exercises", "doctor", "cli", "__main__",
 ]  # fmt: skip
 

@@ -1,0 +1,63 @@
+"""The player in the built book: how MyST-NB shows it, and its script for pages without a kernel.
+
+Registered under the entry point group ``myst_nb.mime_renderers``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, ClassVar
+
+from pagedattn_lab.viz.player import HERE, MIME, picture
+
+if TYPE_CHECKING:
+    from docutils.nodes import Element
+    from myst_nb.core.render import MimeData, NbElementRenderer
+
+EXPORTS = "export default { render };\nexport { boardText };\n"
+# What a kernel does for the player in JupyterLab: keep its values and tell it when one changes.
+BOOT = """
+for (const mount of document.querySelectorAll(".pa-mount")) {
+  const data = JSON.parse(mount.querySelector("script").textContent);
+  const listeners = new Map();
+  const model = {
+    get: (name) => (name === "recording" ? data : data[name]),
+    set(name, value) {
+      data[name] = value;
+      listeners.get(`change:${name}`)?.forEach((listener) => listener());
+    },
+    save_changes() {},
+    on: (name, listener) => listeners.set(name, [...(listeners.get(name) ?? []), listener]),
+    off: (name, listener) => listeners.set(name, (listeners.get(name) ?? []).filter((other) => other !== listener)),
+  };
+  mount.querySelector("svg").remove();
+  render({ model, el: mount });
+}
+"""
+
+
+def book_script() -> str:
+    """The player as a classic script that mounts itself: unlike a module, it also runs on a page opened as a file."""
+    source = (HERE / "player.js").read_text(encoding="utf-8")
+    if not source.endswith(EXPORTS):
+        raise ValueError(f"player.js must end with {EXPORTS!r}: the book's script is made by replacing that")
+    return "(() => {\n" + source.removesuffix(EXPORTS) + BOOT + "})();\n"
+
+
+class PlayerRenderer:
+    """Shows a cell's player: its recording for the script, and a still picture for where no script runs."""
+
+    mime_priority_overrides: ClassVar = [("html", MIME, 5)]
+
+    @staticmethod
+    def handle_mime(renderer: NbElementRenderer, data: MimeData, inline: bool) -> list[Element] | None:
+        """Render one output; ``None`` leaves it to MyST-NB."""
+        from docutils.nodes import raw
+
+        if data.mime_type != MIME or inline:
+            return None
+        values = data.content
+        still = picture(values, values["step"]).svg
+        text = json.dumps(values).replace("</", "<\\/")
+        html = f'<div class="pa-mount"><script type="application/json">{text}</script>{still}</div>'
+        return [raw("", html, format="html")]

@@ -1,0 +1,163 @@
+"""The player: step through a trace or a series of pictures, in JupyterLab, in the built book, and as a still picture.
+
+``player.js`` is the one source of what moves; :mod:`pagedattn_lab.viz.board` draws the still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import traitlets
+
+from pagedattn_lab.trace import Frame, Trace
+from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz.board import show_frame
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MIME = "application/vnd.pagedattn-lab.player+json"
+HERE = Path(__file__).parent
+
+Source = Trace | Mapping[str, Any] | Picture | Sequence[Picture]
+Tokens = Mapping[str, Sequence[int | str]]
+
+
+def recording(
+    source: Source, tokens: Tokens | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> dict[str, Any]:
+    """Turn something into what a player plays: JSON values with a list of frames.
+
+    Args:
+        source: a trace, a saved one (:func:`pagedattn_lab.trace.load`), another recording, or one or more pictures.
+        tokens: each request's tokens, to stand in the cells of the drawing: texts, or ids for ``tokenizer``.
+        tokenizer: turns ids into texts.
+
+    Raises:
+        ValueError: no frame at all, or ids without a tokenizer.
+
+    Example:
+        >>> pictures = [Picture("<svg></svg>", alt="first"), Picture("<svg></svg>", alt="second")]
+        >>> recording(pictures)["frames"][1]["sentence"]
+        'second'
+    """
+    if isinstance(source, Trace):
+        source = source.to_dict()
+    if isinstance(source, Mapping):
+        made = {name: value for name, value in source.items() if name != "format"}
+    else:
+        pictures = [source] if isinstance(source, Picture) else list(source)
+        made = {"frames": [{"sentence": picture.alt, "svg": picture.svg} for picture in pictures]}
+    if not made.get("frames"):
+        raise ValueError("there is no frame to play: record at least one event, or give at least one picture")
+    if tokens:
+        made["words"] = {name: [_word(token, tokenizer) for token in row] for name, row in tokens.items()}
+    return made
+
+
+def picture(made: Mapping[str, Any], step: int) -> Picture:
+    """Draw one frame of a recording."""
+    frame = made["frames"][step]
+    if "svg" in frame:
+        return Picture(frame["svg"], frame["sentence"])
+    return show_frame(Frame.from_dict(frame, made["block_size"]), made.get("words"))
+
+
+class Player(anywidget.AnyWidget):
+    """A recording with buttons, a scrubber and keys to step through it; blocks and table entries answer each other.
+
+    Args:
+        source, tokens, tokenizer: what to play; see :func:`recording`.
+        label: what the player shows, in a few words; screen readers announce it.
+        step: the frame to begin with, negative ones counted from the end.
+
+    Attributes:
+        step: the frame shown, from 0. The reader moves it, and so may you.
+        frames: what there is to show.
+
+    Raises:
+        ValueError: no frame, or no label.
+        traitlets.TraitError: ``step`` is set to a frame that does not exist.
+
+    Example:
+        >>> from pagedattn_lab.block_pool import BlockPool
+        >>> from pagedattn_lab.block_table import BlockTable
+        >>> pool = BlockPool(num_blocks=4, block_size=4)
+        >>> trace = Trace(pool)
+        >>> _ = trace.add("Ada", BlockTable(pool)).append_tokens(5)
+        >>> player = Player(trace, "One request", step=0)
+        >>> player.step = 1
+        >>> player
+        Player('One request', step 1 of 1): Ada appends 5 tokens and takes blocks 1 and 2 from the head of the free queue. 3 usable blocks of 4 tokens. Ada: 5 tokens in blocks 1 (4/4), 2 (1/4). Free queue: 3.
+    """  # noqa: E501
+
+    _esm = HERE / "player.js"
+    _css = HERE / "player.css"
+
+    recording = traitlets.Dict().tag(sync=True)
+    step = traitlets.Int(0).tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
+    error = traitlets.Unicode().tag(sync=True)
+
+    def __init__(
+        self,
+        source: Source,
+        label: str,
+        *,
+        step: int = -1,
+        tokens: Tokens | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        if not label.strip():
+            raise ValueError("a player needs a label: say in a few words what it shows")
+        made = recording(source, tokens, tokenizer)
+        super().__init__(recording=made, step=step % len(made["frames"]), label=label)
+
+    @property
+    def frames(self) -> list[dict[str, Any]]:
+        """What there is to show."""
+        return self.recording["frames"]
+
+    @property
+    def picture(self) -> Picture:
+        """The frame shown, as a still picture with its text equivalent."""
+        return picture(self.recording, self.step)
+
+    def play(self, source: Source) -> None:
+        """Show another recording: at its end if this one stood at its end, else at the same step if there is one."""
+        made = recording(source)
+        last = len(made["frames"]) - 1
+        at_end = self.step == len(self.frames) - 1
+        with self.hold_sync(), self.hold_trait_notifications():
+            self.recording = made
+            self.step = last if at_end else min(self.step, last)
+
+    @traitlets.validate("step")
+    def _check_step(self, proposal: traitlets.Bunch) -> int:
+        last = len(self.frames) - 1
+        if not 0 <= proposal.value <= last:
+            raise traitlets.TraitError(f"there is no frame {proposal.value}: give a step from 0 to {last}")
+        return proposal.value
+
+    def __repr__(self) -> str:
+        return f"Player({self.label!r}, step {self.step} of {len(self.frames) - 1}): {self.picture.alt}"
+
+    def bundle(self) -> dict[str, Any]:
+        """The shown frame for every reader but JupyterLab: the recording as JSON, a still picture, and words."""
+        data = {"label": self.label, "step": self.step, **self.recording}
+        return {MIME: data, "image/svg+xml": self.picture.svg, "text/plain": repr(self)}
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        return data | self.bundle(), metadata
+
+
+def _word(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    if isinstance(token, str):
+        return token
+    if tokenizer is None:
+        raise ValueError(f"token {token} is an id: give the tokenizer that it belongs to, or the tokens as texts")
+    return tokenizer.decode([token])
