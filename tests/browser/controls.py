@@ -1,6 +1,6 @@
 """Move every control of every lesson in a notebook, as a reader does and from Python, and compare both sides each time.
 
-What the page shows is read in one place, `SHOWN`; what the library holds in another, `HELD`.
+What the page shows is read in one place, `SHOWN` here and in `players`; what the library holds in another, `HELD`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import players
 from jupyter_page import Notebook
 from playwright.sync_api import Locator
 from watch import until
@@ -22,48 +23,55 @@ SHOWN = """output => {
     if (select) return {description, position: select.selectedIndex, shown: select.selectedOptions[0]?.text};
     return {description, position: null, shown: box.className};
   };
-  return {
-    controls: [...output.querySelectorAll('.widget-inline-hbox:not(.widget-html)')].map(read),
-    picture: output.querySelector('svg[aria-label]')?.getAttribute('aria-label'),
-  };
+  return [...output.querySelectorAll('.widget-inline-hbox')].map(read);
 }"""
 
-# Runs in the kernel: every lesson that exists there, shown or not, with its controls found among its children.
+# Runs in the kernel: every lesson and player that exists there, shown or not; controls are found among the children.
 HELD = """
-def _tests_lessons():
+def _tests_widgets(kind):
     from ipywidgets.widgets import widget
-    from pagedattn_lab.viz.lesson import Lesson
-    return {key: found for key, found in widget._instances.items() if isinstance(found, Lesson)}
+    from pagedattn_lab.viz import lesson, player
+    kind = {"Lesson": lesson.Lesson, "Player": player.Player}[kind]
+    return {key: found for key, found in widget._instances.items() if isinstance(found, kind)}
 
 def _tests_controls(lesson):
     def leaves(box):
         for child in box.children:
             yield from leaves(child) if hasattr(child, "children") else [child]
-    found = [leaf for leaf in leaves(lesson) if leaf.has_trait("value") and leaf.has_trait("description_allow_html")
-             and type(leaf).__name__ != "HTML"]
-    return dict(zip(lesson.values, found, strict=True))
+    return dict(zip(lesson.values, [leaf for leaf in leaves(lesson) if leaf.has_trait("value")], strict=True))
 
-def _tests_held(key):
-    lesson = _tests_lessons()[key]
-    controls = {}
+def _tests_lesson(key, drawn_anew):
+    from pagedattn_lab.viz.player import recording
+    lesson, controls = _tests_widgets("Lesson")[key], {}
     for name, control in _tests_controls(lesson).items():
         assert control.value == lesson.values[name], name
         chosen = hasattr(control, "index")
-        last = len(control._options_values) - 1 if chosen else control.max
         controls[name] = {
             "kind": type(control).__name__, "description": control.description,
             "position": control.index if chosen else control.value,
             "shown": control.label if chosen else str(control.value),
-            "first": 0 if chosen else control.min, "last": last, "step": 1 if chosen else control.step,
+            "first": 0 if chosen else control.min, "step": 1 if chosen else control.step,
+            "last": len(control._options_values) - 1 if chosen else control.max,
         }
-    return {"controls": controls, "picture": lesson._draw(**lesson.values).alt}
+    if drawn_anew:
+        assert lesson.player.recording == recording(lesson._draw(**lesson.values)), "the player shows an old recording"
+    return {"controls": controls, "player": _tests_player(lesson.player.model_id)}
+
+def _tests_player(key):
+    player = _tests_widgets("Player")[key]
+    state = {name: getattr(player, name) for name in ("step", "label", "error")}
+    return {**state, "last": len(player.frames) - 1, "frame": player.frames[player.step]}
 
 def _tests_set(key, name, position):
-    lesson = _tests_lessons()[key]
+    lesson = _tests_widgets("Lesson")[key]
     control = _tests_controls(lesson)[name]
     lesson.set(**{name: control._options_values[position] if hasattr(control, "index") else position})
+
+def _tests_step(key, step):
+    _tests_widgets("Player")[key].step = step
 """
 
+Read = Callable[[], dict[str, Any]]
 Move = Callable[[Locator, str], None]  # moves a control to "last", "first" or somewhere "between"
 
 
@@ -114,72 +122,123 @@ MOVES: dict[str, tuple[Move, Move]] = {
 }
 
 
-def lessons(notebook: Notebook) -> list[str]:
-    """Return the id of every lesson in the notebook's kernel."""
-    notebook.kernel.run(HELD)
-    return notebook.kernel.evaluate("list(_tests_lessons())")
+class Driver:
+    """Moves what a notebook shows, and compares page and library after each move.
 
-
-def drive(notebook: Notebook) -> set[tuple[str, str]]:
-    """Move every control of every lesson in all three ways, and compare page and library after each move.
-
-    Returns:
-        The lesson and name of every control that was moved.
-
-    Raises:
-        AssertionError: page and library differ, Python raised, or a lesson or control is not in the page.
+    Attributes:
+        lessons, players: ids of the lessons in the kernel, and of the players that a cell shows by themselves.
+        controls: lesson and name of every control in the kernel.
     """
-    driven = set()
-    for key in lessons(notebook):
-        output = notebook.output(key)
-        agree(notebook, key, output)
-        for name, control in held(notebook, key)["controls"].items():
-            assert control["kind"] in MOVES, f"nothing here can move a {control['kind']}: add it to MOVES"
-            for move in MOVES[control["kind"]]:
-                box = output.locator(".widget-inline-hbox").filter(
-                    has=output.page.get_by_text(control["description"], exact=True)
-                )
-                for where in places(control):
-                    move(box, where)
-                    agree(notebook, key, output, name, where)
-            for where in places(control):
+
+    def __init__(self, notebook: Notebook) -> None:
+        self._notebook, self._kernel = notebook, notebook.kernel
+        self._kernel.run(HELD)
+        self.lessons: list[str] = self._kernel.evaluate("list(_tests_widgets('Lesson'))")
+        shown = {model_id for cell in notebook.code_cells() for model_id in cell["widgets"]}
+        self.players = [key for key in self._kernel.evaluate("list(_tests_widgets('Player'))") if key in shown]
+        found = "[[key, name] for key, lesson in _tests_widgets('Lesson').items() for name in lesson.values]"
+        self.controls = {(key, name) for key, name in self._kernel.evaluate(found)}
+
+    def drive_controls(self) -> set[tuple[str, str]]:
+        """Move every control to both ends and between them: by mouse, by keyboard, from Python.
+
+        Returns:
+            The controls that were moved.
+
+        Raises:
+            AssertionError: page and library differ, Python raised, or the page does not show a lesson or a control.
+        """
+        driven = set()
+        for key in self.lessons:
+            self._agree(key)
+            output = self._notebook.output(key)
+            for name, control in self._held(key)["controls"].items():
+                assert control["kind"] in MOVES, f"nothing here can move a {control['kind']}: add it to MOVES"
+                label = output.page.get_by_text(control["description"], exact=True)
+                box = output.locator(".widget-inline-hbox").filter(has=label)
+                for move in MOVES[control["kind"]]:
+                    for where in places(control):
+                        move(box, where)
+                        self._agree(key, name, where)
                 second = control["first"] + control["step"]
-                position = {"first": control["first"], "last": control["last"], "between": second}[where]
-                notebook.kernel.run(f"_tests_set({key!r}, {name!r}, {position!r})")
-                agree(notebook, key, output, name, where)
-            driven.add((key, name))
-    return driven
+                for where, position in {"first": control["first"], "last": control["last"], "between": second}.items():
+                    if where in places(control):
+                        self._kernel.run(f"_tests_set({key!r}, {name!r}, {position!r})")
+                        self._agree(key, name, where)
+                driven.add((key, name))
+        return driven
+
+    def drive_players(self) -> int:
+        """Work every part of every player, and move it from Python.
+
+        Returns:
+            How many players were worked.
+
+        Raises:
+            AssertionError: page and library differ, or a part of a player does not answer.
+        """
+        inside = {
+            key: self._kernel.evaluate(f"_tests_widgets('Lesson')[{key!r}].player.model_id") for key in self.lessons
+        }
+        for shown_by, key in [*inside.items(), *((key, key) for key in self.players)]:
+            player = self._notebook.output(shown_by).locator(".pa-player")
+
+            def check(step: int, text: bool = False, key: str = key, player: Locator = player) -> None:
+                self._same(
+                    lambda: players.expected(self._kernel.evaluate(f"_tests_player({key!r})"), text),
+                    lambda: players.shown(player),
+                    lambda held: held["step"] == step,
+                    f"player at step {step}",
+                )
+
+            last = int(player.get_attribute("data-last"))
+            if last:
+                players.step_through(player, check)
+            players.read_as_text(player, check)
+            for step in sorted({last, last // 2, 0}, reverse=True):
+                self._kernel.run(f"_tests_step({key!r}, {step})")
+                check(step)
+                players.answer(player)
+        return len(inside) + len(self.players)
+
+    def _held(self, key: str, drawn_anew: bool = False) -> dict[str, Any]:
+        return self._kernel.evaluate(f"_tests_lesson({key!r}, {drawn_anew})")
+
+    def _agree(self, key: str, name: str = "", where: str = "") -> None:
+        """Wait until the page shows a lesson as the library holds it, with the control ``name`` moved to a place."""
+        output = self._notebook.output(key)
+        controls: dict[str, Any] = {}
+
+        def held() -> dict[str, Any]:
+            state = self._held(key)
+            controls.update(state["controls"])
+            known = [{part: c[part] for part in ("description", "position", "shown")} for c in controls.values()]
+            return {"controls": known, "player": players.expected(state["player"])}
+
+        def shown() -> dict[str, Any]:
+            return {"controls": output.evaluate(SHOWN), "player": players.shown(output.locator(".pa-player"))}
+
+        def arrived(_: dict[str, Any]) -> bool:
+            if not name:
+                return True
+            low, high, now = (controls[name][part] for part in ("first", "last", "position"))
+            return {"first": now == low, "last": now == high, "between": low < now < high}[where]
+
+        self._same(held, shown, arrived, f"{name} moved to {where}" if name else "before any move")
+        if name:
+            self._held(key, drawn_anew=True)
+
+    def _same(self, held: Read, shown: Read, arrived: Callable[[dict[str, Any]], bool], move: str) -> None:
+        seen: list[dict[str, Any]] = [{}, {}]
+
+        def same() -> bool:
+            seen[:] = held(), shown()
+            assert self._kernel.errors == [], f"{self._notebook.name}, {move}: Python raised {self._kernel.errors}"
+            return arrived(seen[0]) and seen[0] == seen[1]
+
+        until(same, lambda: f"{self._notebook.name}, {move}: the library has {seen[0]}, the page shows {seen[1]}")
 
 
 def places(control: dict[str, Any]) -> list[str]:
     """Return where to move a control: to both ends, and between them where there is anything."""
     return ["last", "first"] + ["between"] * (control["last"] - control["first"] > control["step"])
-
-
-def held(notebook: Notebook, key: str) -> dict[str, Any]:
-    """Return a lesson's state as the library has it, its picture drawn anew from the controls' values."""
-    return notebook.kernel.evaluate(f"_tests_held({key!r})")
-
-
-def agree(notebook: Notebook, key: str, output: Locator, name: str = "", where: str = "") -> None:
-    """Wait until the page shows a lesson as the library holds it, with the control ``name`` where it was moved to.
-
-    Raises:
-        AssertionError: it does not, or Python raised meanwhile.
-    """
-    move = f"{notebook.name}, {name} moved to {where}"
-    seen: list[dict[str, Any]] = [{}, {}]
-
-    def same() -> bool:
-        inside, page = held(notebook, key), output.evaluate(SHOWN)
-        assert notebook.kernel.errors == [], f"{move}: {notebook.kernel.errors}"
-        known = [{part: c[part] for part in ("description", "position", "shown")} for c in inside["controls"].values()]
-        seen[:] = [inside | {"controls": known}, page]
-        if name:
-            control = inside["controls"][name]
-            low, high, now = control["first"], control["last"], control["position"]
-            if not {"first": now == low, "last": now == high, "between": low < now < high}[where]:
-                return False
-        return seen[0] == seen[1]
-
-    until(same, lambda: f"{move}: the library has {seen[0]}, the page shows {seen[1]}")

@@ -94,7 +94,9 @@ class Kernel:
         while True:
             reply = self._client.get_shell_msg(timeout=PATIENCE)
             if reply["parent_header"].get("msg_id") == request:
-                return reply["content"]
+                break
+        aborted = reply["content"]["status"] == "aborted"  # a cell failed while this request stood behind it
+        return self._request(code, expressions) if aborted else reply["content"]
 
     def close(self) -> None:
         """Leave; the kernel goes on."""

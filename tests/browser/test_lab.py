@@ -7,11 +7,59 @@ from pathlib import Path
 
 import pytest
 from accessibility import violations
-from controls import drive, lessons
+from controls import Driver
 from jupyter_page import Lab, Notebook
+from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser
 
+OURS = ".jp-Notebook :is(.pa-lesson, .pa-player)"
 CHAPTERS = sorted((Path(__file__).parents[2] / "chapters").glob("*.ipynb"))
+
+# Beside the chapters, a notebook with one of everything that this folder can move.
+TOUR = (
+    """
+import ipywidgets as widgets
+
+from pagedattn_lab.block_pool import BlockPool
+from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.trace import Trace
+from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz.lesson import Lesson
+from pagedattn_lab.viz.player import Player
+
+
+def draw(tokens, block_size, order):
+    pool = BlockPool(num_blocks=12, block_size=block_size)
+    trace = Trace(pool)
+    tables = {name: trace.add(name, BlockTable(pool)) for name in order.split(" before ")}
+    for table in tables.values():
+        table.append_tokens(tokens)
+    twin = trace.add("twin", tables["Ada"].fork())
+    tables["Bob"].release()
+    return trace
+
+
+lesson = Lesson(
+    draw,
+    "Two requests",
+    tokens=widgets.IntSlider(5, min=1, max=9, description="tokens"),
+    block_size=widgets.SelectionSlider(options=[2, 4, 8], value=4, description="block size"),
+    order=widgets.Dropdown(options=["Ada before Bob", "Bob before Ada"], description="order"),
+)
+lesson
+""",
+    """
+def square(side):
+    return f'<svg width="40" height="40"><rect width="{side}" height="{side}"/></svg>'
+
+
+Player([Picture(square(side), alt=f"a square of {side}") for side in (10, 20, 30)], "Squares")
+""",
+    """
+Lesson(lambda side: Picture(square(side), alt=f"side {side}"), "One square",
+       side=widgets.IntSlider(3, min=1, max=30, description="side"))
+""",
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +67,21 @@ def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Start JupyterLab on a copy of the chapters; stop it and every kernel at the end."""
     lab = Lab(tmp_path_factory.mktemp("lab"))
     lab.add_folder(CHAPTERS[0].parent)
+    write(lab, "tour.ipynb", *TOUR)
     yield lab
     lab.stop()
 
 
-@pytest.fixture(scope="module", params=CHAPTERS, ids=lambda path: path.stem)
+def write(lab: Lab, name: str, *sources: str) -> None:
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    cells = [new_code_cell(source.strip()) for source in sources]
+    lab.write(Path(name), new_notebook(cells=cells, metadata={"kernelspec": kernel}))
+
+
+@pytest.fixture(scope="module", params=["tour.ipynb", *(f"chapters/{path.name}" for path in CHAPTERS)])
 def chapter(request: pytest.FixtureRequest, lab: Lab, browser: Browser) -> Iterator[Notebook]:
     """Open a chapter and run all its cells."""
-    notebook = lab.open(browser, f"chapters/{request.param.name}")
+    notebook = lab.open(browser, request.param)
     notebook.run_all()
     yield notebook
     lab.close(notebook)
@@ -37,29 +92,35 @@ def test_every_cell_runs(chapter: Notebook) -> None:
     assert chapter.run_errors == [] and chapter.kernel.errors == []
     assert all(cell["executed"] or cell["empty"] for cell in chapter.code_cells())
     shown = chapter.page.locator(".jp-Notebook .jp-Cell-outputArea")
-    assert shown.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
-    assert shown.get_by_text("Error displaying widget").count() == 0
     for cell in chapter.code_cells():
         for model_id in cell["widgets"]:
             chapter.output(model_id).locator(".jupyter-widgets").first.wait_for()
+    assert shown.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    assert shown.get_by_text("Error displaying widget").count() == 0
 
 
 def test_every_control_answers(chapter: Notebook) -> None:
-    """Catches a control that is not wired, stops at an extreme, or raises; and a lesson that the page does not show."""
-    before = chapter.cells()
-    driven = drive(chapter)
-    exist = chapter.kernel.evaluate("[[key, name] for key, found in _tests_lessons().items() for name in found.values]")
-    assert driven == {tuple(control) for control in exist}
+    """Catches a control that is not wired, stops short of an end, or raises; and a lesson that no cell shows."""
+    before, driver = chapter.cells(), Driver(chapter)
+    assert driver.drive_controls() == driver.controls
+    assert chapter.page.locator(".jp-Notebook .widget-inline-hbox").count() == len(driver.controls)
     assert chapter.cells() == before
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_every_player_answers(chapter: Notebook) -> None:
+    """Catches a button, a key or a block that does not answer, and a step that page and library do not share."""
+    before, driver = chapter.cells(), Driver(chapter)
+    assert driver.drive_players() == chapter.page.locator(".jp-Notebook .pa-player").count()
+    assert chapter.cells() == before
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
 def test_lessons_are_accessible(chapter: Notebook, theme: str) -> None:
     """Catches a control without a name, and a colour that cannot be read on one of the themes."""
     chapter.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
     chapter.page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=theme)
-    if lessons(chapter):
-        assert violations(chapter.page, include=".jp-Cell-outputArea .widget-vbox") == []
+    if chapter.page.locator(OURS).count():
+        assert violations(chapter.page, include=OURS) == []
 
 
 def test_chapter_is_quiet(chapter: Notebook) -> None:
