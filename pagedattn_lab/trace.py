@@ -130,17 +130,18 @@ class Trace:
 
     Args:
         pool: what to watch. A pool has one observer at most.
+        tables: tables on it, by the names of their requests; more can be added later.
 
     Attributes:
         frames: the state at the start, then after each event.
 
     Raises:
-        ValueError: the pool is already observed.
+        ValueError: the pool is already observed, or a table takes its blocks from another one.
 
     Example:
         >>> pool = BlockPool(num_blocks=4, block_size=4)
-        >>> trace = Trace(pool)
-        >>> ada = trace.add("Ada", BlockTable(pool))
+        >>> ada = BlockTable(pool)
+        >>> trace = Trace(pool, {"Ada": ada})
         >>> _ = ada.append_tokens(5)
         >>> ada.release()
         >>> for frame in trace.frames:
@@ -150,13 +151,15 @@ class Trace:
         Ada gives back 2 blocks, last first: blocks 2 and 1 return to the head of the free queue. Free: 2 1 3
     """
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, tables: Mapping[str, BlockTable] | None = None) -> None:
         if pool.observer is not None:
             raise ValueError(f"this pool is already observed by {pool.observer!r}: call its stop() first")
         self.pool = pool
         self._names: dict[int, tuple[BlockTable, str]] = {}  # by identity; the table is kept, so that it stays its own
         self._shown: dict[str, tuple[BlockTable, int]] = {}  # request -> its table and colour, while it is drawn
         self._owners: list[BlockTable | None] = []  # the table that reported each frame
+        for name, table in (tables or {}).items():
+            self.add(name, table)
         usable, free = pool.num_blocks - 1, pool.num_free_blocks
         state = "all of them free" if free == usable else f"{free} of them free"
         self.frames = [self._frame("start", f"{usable} usable blocks of {pool.block_size} tokens, {state}.", ())]

@@ -2,45 +2,112 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import ipywidgets as widgets
 import pytest
+import traitlets
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.trace import Trace, snapshot
 from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz.board import COLOURS, describe, draw, show_frame
+from pagedattn_lab.viz.book import PlayerRenderer, book_script
 from pagedattn_lab.viz.figures import show, subplots
 from pagedattn_lab.viz.lesson import Lesson
 from pagedattn_lab.viz.memory import show_memory
+from pagedattn_lab.viz.player import MIME, Player, recording
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-def drawn_owners(picture: Picture) -> dict[tuple[int, int], str]:
-    """Read (block, slot) -> what lies there back from the drawing."""
-    root = ElementTree.fromstring(picture.svg)
-    hovers = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
-    matches = [re.fullmatch(r"block (\d+), slot (\d+): (.*)", hover) for hover in hovers]
-    return {(int(match[1]), int(match[2])): match[3] for match in matches}
+def drawn_slots(picture: Picture) -> dict[int, str]:
+    """Read slot -> what lies there back from the drawing."""
+    titles = [title.text for title in ElementTree.fromstring(picture.svg).iter(f"{SVG}title")]
+    matches = [re.fullmatch(r"slot (\d+): (.*)", title) for title in titles]
+    return {int(match[1]): match[2] for match in matches if match}
+
+
+def drawn_groups(picture: Picture, attribute: str) -> list[str]:
+    """Read an attribute of every group that bears it back from the drawing, in order."""
+    groups = ElementTree.fromstring(picture.svg).iter(f"{SVG}g")
+    return [group.attrib[attribute] for group in groups if attribute in group.attrib]
+
+
+def two_requests(num_blocks: int = 9, block_size: int = 4) -> tuple[BlockPool, dict[str, BlockTable]]:
+    pool = BlockPool(num_blocks, block_size)
+    tables = {name: BlockTable(pool) for name in ("Ada", "B<b>")}
+    for name, count in (("Ada", 5), ("B<b>", 3), ("Ada", 6), ("B<b>", 2)):
+        tables[name].append_tokens(count)
+    return pool, tables
 
 
 def test_memory_picture_equals_the_tables() -> None:
     """Catches a token drawn in the wrong slot, an empty slot drawn full, and alt text that tells another story."""
-    pool = BlockPool(9, 4)
-    tables = {name: BlockTable(pool) for name in ("Ada", "B<b>")}
-    for name, count in (("Ada", 5), ("B<b>", 3), ("Ada", 6), ("B<b>", 2)):
-        tables[name].append_tokens(count)
+    pool, tables = two_requests()
     picture = show_memory(pool, tables, words={"Ada": ["<s>", "Hi"]})
-    expected = {(block, slot): "empty" for block in range(9) for slot in range(4)}
+    expected = {slot: "empty" for slot in range(36)}
     for name, table in tables.items():
         for position, slot in enumerate(table.slot_mapping()):
-            word = {("Ada", 0): " '<s>'", ("Ada", 1): " 'Hi'"}.get((name, position), "")
-            expected[divmod(slot, 4)] = f"{name}, token {position}{word}"
-    assert drawn_owners(picture) == expected
+            word = {("Ada", 0): " “<s>”", ("Ada", 1): " “Hi”"}.get((name, position), "")
+            expected[slot] = f"{name}, token {position}{word}"
+    assert drawn_slots(picture) == expected
+    assert drawn_groups(picture, "data-block") == [str(number) for number in range(9)]
+    assert drawn_groups(picture, "data-block-of") == ["1", "2", "4", "3", "5"]
+    assert drawn_groups(picture, "data-free") == ["6", "7", "8"]
     assert "Ada: 11 tokens in blocks 1 (4/4), 2 (4/4), 4 (3/4)." in picture.alt
     assert picture.alt.endswith("Free queue: 6, 7, 8.")
     tables["Ada"].release()
     assert show_memory(pool, tables).alt.endswith("Free queue: 4, 2, 1, 6, 7, 8.")
+    assert drawn_groups(show_memory(pool, tables), "data-free") == ["4", "2", "1", "6", "7", "8"]
+
+
+def test_broken_and_shared_counts_show() -> None:
+    """Catches a shared block told apart by nothing but colour, and a wrong count that the picture hides."""
+    pool, tables = two_requests()
+    pool.touch([pool.blocks[1]])
+    tables["B<b>"].blocks.append(pool.blocks[1])
+    shared = show_memory(pool, tables)
+    assert ">×2</text>" in shared.svg and shared.svg.count('class="pa-line"') == 1
+    assert "Block 1 has reference count 2." in shared.alt
+    tables["B<b>"].blocks.pop()
+    assert ">×2 !</text>" in show_memory(pool, tables).svg
+
+
+@pytest.mark.parametrize("width", [320, 760])
+@pytest.mark.parametrize(("num_blocks", "block_size"), [(2, 1), (9, 4), (97, 16), (20, 64)])
+def test_board_fits_its_width(width: int, num_blocks: int, block_size: int) -> None:
+    """Catches a tile or an entry placed past the edge, and a block that is not drawn at all."""
+    pool = BlockPool(num_blocks, block_size)
+    table = BlockTable(pool)
+    table.append_tokens(num_blocks * block_size // 2)
+    svg = ElementTree.fromstring(draw(snapshot(pool, {"Ada": table}), width=width))
+    drawn = [group for group in svg.iter(f"{SVG}g") if "transform" in group.attrib]
+    assert sum("data-block" in group.attrib for group in drawn) == num_blocks
+    for group in drawn:
+        left, top = map(int, re.fullmatch(r"translate\((\d+),(\d+)\)", group.attrib["transform"]).groups())
+        sizes = [
+            int(rect.attrib["width"]) for rect in group.iter(f"{SVG}rect") if "pa-halo" not in rect.get("class", "")
+        ]
+        assert left + max(sizes) <= width and top < int(svg.attrib["height"])
+
+
+def test_letters_stand_out_from_their_colour() -> None:
+    """Catches a pair of colours below the contrast that WCAG 2.1 asks of small text, 4.5 to 1."""
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for pair in COLOURS:
+        dark, light = sorted(map(luminance, pair))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, pair
 
 
 def test_figures_are_deterministic_and_described() -> None:
@@ -72,6 +139,58 @@ def test_figures_without_words_are_refused() -> None:
         Picture("<p>", alt="a paragraph")
 
 
+def grown(block_size: int, num_blocks: int = 20) -> Trace:
+    """A request that grows token by token."""
+    pool = BlockPool(num_blocks, block_size)
+    table = BlockTable(pool)
+    trace = Trace(pool, {"Ada": table})
+    for _ in range(6):
+        table.append_tokens(1)
+    return trace
+
+
+def test_player_shows_what_it_says() -> None:
+    """Catches a still picture, alt text or JSON that belongs to another step than the one shown."""
+    player = Player(grown(4), "One request", step=2)
+    for step in (2, 0, 6):
+        player.step = step
+        frame = grown(4).frames[step]
+        assert player.picture == show_frame(frame)
+        data, _ = player._repr_mimebundle_()
+        assert data[MIME]["step"] == step and data[MIME]["frames"][step]["sentence"] == frame.sentence
+        assert data["image/svg+xml"] == player.picture.svg and data["text/plain"] == repr(player)
+        assert repr(player) == f"Player('One request', step {step} of 6): {describe(frame)}"
+        assert "application/vnd.jupyter.widget-view+json" in data
+    json.dumps(data)
+
+
+def test_player_refuses_what_it_cannot_show() -> None:
+    """Catches a player without a name for screen readers, and a step that leaves page and kernel apart."""
+    with pytest.raises(ValueError, match="needs a label"):
+        Player(grown(4), " ")
+    with pytest.raises(ValueError, match="no frame to play"):
+        Player([], "nothing")
+    player = Player(grown(4), "One request")
+    for step in (-1, 7):
+        with pytest.raises(traitlets.TraitError, match="step from 0 to 6"):
+            player.step = step
+    assert player.step == 6
+    with pytest.raises(ValueError, match="token 17 is an id"):
+        recording(grown(4), tokens={"Ada": [17]})
+
+
+def test_player_puts_tokens_into_cells() -> None:
+    """Catches ids decoded by position instead of by value, and texts that are decoded again."""
+
+    class Letters:
+        def decode(self, ids: list[int]) -> str:
+            return "".join(chr(i) for i in ids)
+
+    made = recording(grown(4), tokens={"Ada": [72, 105, "!"]}, tokenizer=Letters())
+    assert made["words"] == {"Ada": ["H", "i", "!"]}
+    assert drawn_slots(Player(made, "words").picture)[6] == "Ada, token 2 “!”"
+
+
 def test_lesson_follows_its_controls() -> None:
     """Catches a control that is not wired, a stale picture, and an error in the drawing that nobody sees."""
 
@@ -82,23 +201,73 @@ def test_lesson_follows_its_controls() -> None:
 
     lesson = Lesson(
         draw,
+        "Empty memory",
+        sweep="size",
         blocks=widgets.IntSlider(4, min=2, max=20, description="blocks"),
         size=widgets.IntSlider(2, min=1, max=8, description="block size"),
     )
     for blocks, size in ((2, 1), (20, 8), (7, 3)):
         lesson.set(blocks=blocks, size=size)
         expected = draw(blocks, size)
-        assert lesson.children[-1].value == expected.svg
+        assert lesson.player.picture == expected
         bundle = lesson._repr_mimebundle_()
         assert bundle["image/svg+xml"] == expected.svg
-        assert bundle["text/plain"] == f"Lesson(blocks={blocks}, size={size}): {expected.alt}"
+        assert bundle["text/plain"] == f"Lesson('Empty memory', blocks={blocks}, size={size}): {expected.alt}"
         assert "application/vnd.jupyter.widget-view+json" in bundle
+        swept = bundle[MIME]
+        assert swept["axis"] == {"name": "block size", "values": [str(number) for number in range(1, 9)]}
+        assert [frame["sentence"] for frame in swept["frames"]] == [draw(blocks, size).alt for size in range(1, 9)]
+        assert swept["axis"]["values"][swept["step"]] == str(size)
     assert lesson.at(blocks=2, size=8) == draw(2, 8)
     assert lesson.values == {"blocks": 7, "size": 3}, "a look at other values must leave the controls alone"
     with pytest.raises(RuntimeError, match="13 blocks"):
         lesson.at(blocks=13)
-    assert lesson.values == {"blocks": 7, "size": 3}
+    assert lesson.values == {"blocks": 7, "size": 3} and lesson.player.error == ""
     with pytest.raises(RuntimeError, match="13 blocks"):
         lesson.children[0].value = 13
+    assert lesson.player.error == "RuntimeError: no picture of 13 blocks", "the page must say so"
+    lesson.children[0].value = 7
+    assert lesson.player.error == ""
     with pytest.raises(KeyError):
         lesson.set(colour=1)
+    with pytest.raises(ValueError, match="sweep='colour' is no control"):
+        Lesson(draw, "Empty memory", sweep="colour", blocks=lesson.children[0], size=lesson.children[1])
+
+
+def test_lesson_plays_a_trace() -> None:
+    """Catches a step that does not survive a change of controls, or points past the end of a shorter trace."""
+    slider = widgets.IntSlider(4, min=1, max=8, description="block size")
+    lesson = Lesson(grown, "One request", step=2, block_size=slider)
+    lesson.set(block_size=1)
+    assert lesson.player.step == 2 and lesson.player.picture == show_frame(grown(1).frames[2])
+    assert lesson.at(step=6, block_size=3) == show_frame(grown(3).frames[6])
+    assert lesson.player.step == 2 and lesson.values == {"block_size": 1}
+    assert repr(lesson).startswith("Lesson('One request', block_size=1, step 2 of 6): Ada appends 1 token")
+
+    lengths = Lesson(lambda count: [two_pictures[0]] * count, "pictures", count=widgets.IntSlider(5, min=1, max=9))
+    assert lengths.player.step == 4
+    assert lengths.set(count=9).player.step == 8, "at the end before, at the end after"
+    lengths.player.step = 5
+    assert lengths.set(count=3).player.step == 2
+
+
+two_pictures = [Picture("<svg></svg>", alt="one"), Picture("<svg></svg>", alt="two")]
+
+
+def test_book_gets_a_script_that_runs_anywhere() -> None:
+    """Catches module syntax in the book's script, which a page opened as a file refuses to load."""
+    script = book_script()
+    assert "export " not in script and "import " not in script
+    assert script.startswith("(() => {") and "render({ model, el: mount })" in script
+
+
+def test_book_renders_a_player() -> None:
+    """Catches a recording that ends the script element early, and a page without a still picture."""
+    player = Player([Picture("<svg></svg>", alt="</script><b>"), *two_pictures], "pictures", step=1)
+    data, _ = player._repr_mimebundle_()
+    [node] = PlayerRenderer.handle_mime(None, SimpleNamespace(mime_type=MIME, content=data[MIME]), False)
+    html = node.astext()
+    assert html.count("</script>") == 1 and two_pictures[0].svg in html
+    embedded = html[html.index(">", html.index("<script")) + 1 : html.index("</script>")]
+    assert json.loads(embedded) == data[MIME]
+    assert PlayerRenderer.handle_mime(None, SimpleNamespace(mime_type="text/plain", content="x"), False) is None

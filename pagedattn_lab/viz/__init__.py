@@ -41,8 +41,8 @@ class Picture:
         if not self.svg.startswith("<svg"):
             raise ValueError(f"a picture must be an <svg> element, not {self.svg[:30]!r}")
         opening = f'<svg role="img" aria-label="{escape(self.alt)}" style="max-width:100%;height:auto"'
-        labelled = opening + self.svg.removeprefix("<svg")
-        object.__setattr__(self, "svg", labelled)
+        if not self.svg.startswith(opening):  # a picture made from a picture's own SVG has it already
+            object.__setattr__(self, "svg", opening + self.svg.removeprefix("<svg"))
 
     def __repr__(self) -> str:
         return self.alt

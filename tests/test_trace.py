@@ -1,0 +1,212 @@
+"""A trace: frames tell the truth about pool and tables, sentences say what happened, nobody pays who does not watch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
+from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.trace import Frame, Trace, load, snapshot
+
+
+def sentences(trace: Trace) -> list[str]:
+    return [frame.sentence for frame in trace.frames]
+
+
+def test_one_frame_per_table_operation() -> None:
+    """Catches the pool's share of an operation told twice, and a frame taken before the table has its new entries."""
+    pool = BlockPool(8, 4)
+    ada = BlockTable(pool)
+    trace = Trace(pool, {"Ada": ada})
+    ada.append_tokens(5)
+    ada.append_tokens(2)
+    ada.append_tokens(0)
+    ada.release()
+    ada.release()
+    assert [frame.kind for frame in trace.frames] == ["start", "append", "append", "free"]
+    assert [frame.changed for frame in trace.frames] == [(), (1, 2), (2,), (2, 1)]
+    assert sentences(trace) == [
+        "7 usable blocks of 4 tokens, all of them free.",
+        "Ada appends 5 tokens and takes blocks 1 and 2 from the head of the free queue.",
+        "Ada appends 2 tokens: they fit in block 2.",
+        "Ada gives back 2 blocks, last first: blocks 2 and 1 return to the head of the free queue.",
+    ]
+
+
+def test_direct_use_of_the_pool() -> None:
+    """Catches pool events that are lost when no table asks for them, or swallowed by the next table's."""
+    pool = BlockPool(8, 4)
+    trace = Trace(pool)
+    by_hand = pool.get_new_blocks(2)
+    BlockTable(pool).append_tokens(3)
+    pool.touch(by_hand[:1])
+    pool.free_blocks(by_hand)
+    pool.free_blocks(by_hand[:1])
+    assert [frame.kind for frame in trace.frames[1:]] == ["allocate", "append", "touch", "free", "free"]
+    assert sentences(trace)[1:] == [
+        "The pool hands out blocks 1 and 2 from the head of the free queue; no table names them yet.",
+        "request 1 appends 3 tokens and takes block 3 from the head of the free queue.",
+        "Touched: block 1 now has 2 owners.",
+        "One owner fewer: block 2 returns to the head of the free queue; block 1 keeps 1 owner.",
+        "One owner fewer: block 1 returns to the head of the free queue.",
+    ]
+
+
+def test_cached_blocks() -> None:
+    """Catches an eviction that no sentence mentions, and a hit that looks like an allocation."""
+    pool = BlockPool(3, 4)
+    ada, bob = BlockTable(pool), BlockTable(pool)
+    trace = Trace(pool, {"Ada": ada, "Bob": bob})
+    ada.append_tokens(8)
+    ada.blocks[0].block_hash = b"\xca\xfe\xba\xbe\x00"
+    ada.release()
+    pool.touch([pool.blocks[1]])
+    pool.free_blocks([pool.blocks[1]])
+    bob.append_tokens(7)
+    assert sentences(trace)[2:] == [
+        "Ada gives back 2 blocks, last first: block 2 returns to the head of the free queue; "
+        "block 1, still cached, joins the queue's tail.",
+        "Touched: block 1 leaves the free queue with its contents.",
+        "One owner fewer: block 1, still cached, joins the queue's tail.",
+        "Bob appends 7 tokens and takes blocks 2 and 1 from the head of the free queue, "
+        "and the pool forgets what block 1 held.",
+    ]
+    assert trace.frames[3].hashes == {1: "cafebabe"} and trace.frames[-1].hashes == {}
+
+
+def test_a_refused_request_leaves_no_frame() -> None:
+    """Catches an event reported before it was certain to happen."""
+    pool = BlockPool(3, 4)
+    table = BlockTable(pool)
+    trace = Trace(pool, {"Ada": table})
+    with pytest.raises(NoFreeBlocksError):
+        table.append_tokens(9)
+    assert len(trace.frames) == 1
+    trace.note("Refused.", blocks=[2])
+    assert trace.frames[-1].changed == (2,) and trace.frames[-1].free == (1, 2)
+
+
+def test_names_and_colours() -> None:
+    """Catches two requests drawn alike, a finished one that stays, and two tables under one name."""
+    pool = BlockPool(20, 4)
+    tables = [BlockTable(pool) for _ in range(4)]
+    trace = Trace(pool, {"request 2": tables[0]})
+    for table in tables:
+        table.append_tokens(1)
+    assert [table.name for table in trace.frames[-1].tables] == ["request 2", "request 1", "request 3", "request 4"]
+    tables[1].release()
+    assert [table.num_tokens for table in trace.frames[-1].tables] == [1, 0, 1, 1], "shown as it ends"
+    tables[0].append_tokens(1)
+    assert [table.colour for table in trace.frames[-1].tables] == [0, 2, 3]
+    late = trace.add("late", BlockTable(pool))
+    late.append_tokens(1)
+    assert trace.frames[-1].tables[-1].colour == 1, "the colour of the one that left is free again"
+    with pytest.raises(ValueError, match="another table is called 'late'"):
+        trace.add("late", BlockTable(pool))
+    with pytest.raises(ValueError, match="another pool"):
+        trace.add("stranger", BlockTable(BlockPool(4, 4)))
+
+
+def test_one_observer_at_a_time() -> None:
+    """Catches a second trace that silently takes the events of the first, and one that goes on after stop()."""
+    pool = BlockPool(4, 4)
+    first = Trace(pool)
+    with pytest.raises(ValueError, match="already observed"):
+        Trace(pool)
+    first.stop()
+    Trace(pool).stop()
+    BlockTable(pool).append_tokens(1)
+    assert len(first.frames) == 1
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    """Catches state that JSON loses, and a foreign file that is taken for a trace."""
+    pool = BlockPool(6, 2)
+    ada = BlockTable(pool)
+    trace = Trace(pool, {"Ada": ada})
+    ada.append_tokens(3)
+    ada.blocks[0].block_hash = "a long hash"
+    ada.release()
+    path = tmp_path / "trace.json"
+    trace.save(path)
+    data = load(path)
+    assert [Frame.from_dict(frame, data["block_size"]) for frame in data["frames"]] == trace.frames
+    for text, message in (("[1]", "not 'pagedattn_lab.trace/1'"), ("{", "is not JSON")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load(path)
+
+
+class Traced(RuleBasedStateMachine):
+    """Any sequence of operations: every frame equals what an independent look at pool and tables finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(12, 3)
+        self.tables = {name: BlockTable(self.pool) for name in ("Ada", "Bob", "Cy")}
+        self.trace = Trace(self.pool, self.tables)
+        self.seen = 1
+
+    names = st.sampled_from(("Ada", "Bob", "Cy"))
+
+    @rule(name=names, count=st.integers(1, 8))
+    def append(self, name: str, count: int) -> None:
+        before = len(self.trace.frames)
+        try:
+            self.tables[name].append_tokens(count)
+        except NoFreeBlocksError:
+            assert len(self.trace.frames) == before
+        else:
+            assert len(self.trace.frames) == before + 1
+            assert self.trace.frames[-1].sentence.startswith(f"{name} appends {count} token")
+
+    @rule(name=names, hashed=st.booleans())
+    def release(self, name: str, hashed: bool) -> None:
+        for block in self.tables[name].blocks[: self.tables[name].num_tokens // 3]:
+            block.block_hash = hash(name) if hashed else None
+        self.tables[name].release()
+
+    @precondition(lambda self: self.tables["Ada"].blocks and not self.tables["Cy"].blocks)
+    @rule()
+    def share(self) -> None:
+        """Let Cy name Ada's full blocks, as prefix sharing does."""
+        blocks = self.tables["Ada"].blocks[: self.tables["Ada"].num_tokens // 3]
+        self.tables["Cy"].blocks, self.tables["Cy"].num_tokens = list(blocks), 3 * len(blocks)
+        self.trace.add("Cy", self.tables["Cy"])  # it was taken out of the picture if it had ended
+        self.pool.touch(blocks)
+
+    @invariant()
+    def frame_is_true(self) -> None:
+        """The last frame tells the state as it is: counts, owners, fill, hashes, queue; the JSON round trip too."""
+        frame = snapshot(self.pool, self.tables)
+        if len(self.trace.frames) > self.seen:
+            self.seen = len(self.trace.frames)
+            last = self.trace.frames[-1]
+            named = {table.name: table for table in last.tables}
+            assert last.ref_cnt == frame.ref_cnt and last.free == frame.free
+            for name, table in self.tables.items():
+                if table.blocks:
+                    assert named[name].block_ids == tuple(table.block_ids)
+                    assert named[name].num_tokens == table.num_tokens
+            assert Frame.from_dict(json.loads(json.dumps(last.to_dict())), 3) == last
+        for block, state in zip(self.pool.blocks, frame.blocks, strict=True):
+            owners = [
+                (name, logical)
+                for name, table in self.tables.items()
+                for logical, block_id in enumerate(table.block_ids)
+                if block_id == block.block_id
+            ]
+            assert sorted(state.owners) == sorted(owners) and state.ref_cnt == block.ref_cnt == len(owners)
+            slots = {slot for table in self.tables.values() for slot in table.slot_mapping()}
+            assert state.num_tokens == sum(slot // 3 == block.block_id for slot in slots)
+            assert (block.block_id in frame.free) == (block.ref_cnt == 0 and block.block_id != 0)
+
+
+TestTraced = Traced.TestCase
+TestTraced.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
