@@ -14,13 +14,14 @@ from playwright.sync_api import Locator
 from watch import until
 
 # A control as {description, position, shown}: where it stands, counted as the widget counts, and the text beside it.
-SHOWN = """output => {
+# ipywidgets writes no-break spaces into the options of a list.
+SHOWN = r"""output => {
   const read = box => {
     const handle = box.querySelector('[role=slider]'), select = box.querySelector('select');
     const description = box.querySelector('.widget-label')?.textContent ?? '';
     if (handle) return {description, position: Number(handle.ariaValueNow),
                         shown: box.querySelector('.widget-readout').textContent};
-    if (select) return {description, position: select.selectedIndex, shown: select.selectedOptions[0]?.text};
+    if (select) return {description, position: select.selectedIndex, shown: select.selectedOptions[0]?.text.replaceAll('\u00a0', ' ')};
     return {description, position: null, shown: box.className};
   };
   return [...output.querySelectorAll('.widget-inline-hbox')].map(read);

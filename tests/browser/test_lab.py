@@ -34,7 +34,6 @@ def draw(tokens, block_size, order):
     tables = {name: trace.add(name, BlockTable(pool)) for name in order.split(" before ")}
     for table in tables.values():
         table.append_tokens(tokens)
-    twin = trace.add("twin", tables["Ada"].fork())
     tables["Bob"].release()
     return trace
 
@@ -94,7 +93,7 @@ def test_every_cell_runs(chapter: Notebook) -> None:
     shown = chapter.page.locator(".jp-Notebook .jp-Cell-outputArea")
     for cell in chapter.code_cells():
         for model_id in cell["widgets"]:
-            chapter.output(model_id).locator(".jupyter-widgets").first.wait_for()
+            chapter.output(model_id).locator(".jupyter-widgets, .pa-player").first.wait_for()
     assert shown.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
     assert shown.get_by_text("Error displaying widget").count() == 0
 
