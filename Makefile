@@ -1,18 +1,20 @@
 # `make lab` opens the book, `make test` proves it. Both set up .venv by themselves.
 # Another Python: make PYTHON=python3.12 lab    Other JupyterLab options: make lab LAB_ARGS="--no-browser --port 8890"
+# Another port for the built book: make book-serve BOOK_PORT=8001
 
 PYTHON ?= python3
 LAB_ARGS ?=
+BOOK_PORT ?= 8000
 VENV_PYTHON := .venv/bin/python
 
 # A "python3" kernel that the reader registered for another environment must not win over the one in .venv.
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test notebooks lint clean
+.PHONY: help setup lab test notebooks book book-serve pdf lint clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 setup: ## create .venv, install everything, fetch the default model
 	@command -v "$(PYTHON)" >/dev/null || { \
@@ -31,6 +33,17 @@ test: setup ## run unit tests, property tests, doctests and every chapter
 
 notebooks: setup ## execute every chapter again and store its outputs
 	@$(VENV_PYTHON) tools/notebooks.py
+
+# Nothing is executed: the book shows the outputs that the chapters store. A warning is an error.
+book: setup ## build the book into build/book
+	@$(VENV_PYTHON) -m sphinx -W -n --keep-going -q -b html -c book . build/book
+	@echo "The book is in build/book: open build/book/index.html, or run make book-serve."
+
+book-serve: book ## build the book and show it on http://127.0.0.1:8000
+	@$(VENV_PYTHON) -m http.server --bind 127.0.0.1 --directory build/book $(BOOK_PORT)
+
+pdf: book ## build the book and print it with Chromium into build/pagedattention.pdf
+	@$(VENV_PYTHON) tools/book.py build/book build/pagedattention.pdf
 
 lint: setup ## check style and formatting, chapters included
 	@$(VENV_PYTHON) -m ruff check .

@@ -1,5 +1,8 @@
 """Executing and normalising chapters: neither chance nor a failure reaches the repository."""
 
+import json
+import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -97,13 +100,36 @@ def test_executing_twice_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("refresh", [False, True])
 def test_refresh_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refresh: bool) -> None:
-    """Catches a --refresh-timings without effect."""
+    """Catches a --refresh-timings without effect, times in the book that a plain run changes, and a chapter's lost."""
+    book = tmp_path / "execution.json"
+    before = '{"00_other": {"seconds": 1.5}, "98_gone": {"seconds": 2}}'
+    book.write_text(before)
+    monkeypatch.setattr(notebooks, "EXECUTION", book)
+    monkeypatch.setattr(notebooks, "CHAPTERS", tmp_path)
+    write(tmp_path / "00_other.ipynb")
     stored = executed(TIMING, [new_output("execute_result", {"text/plain": "old"}, execution_count=1)], id="timing")
     stored.metadata["tags"] = [notebooks.TIMING_TAG]
     path = write(tmp_path / "99_try.ipynb", stored)
     monkeypatch.setattr(notebooks, "committed_sources", lambda path: {"timing": TIMING})
     assert notebooks.main([str(path)] + ["--refresh-timings"] * refresh) == 0
     assert ('"old"' in path.read_text()) is not refresh
+    assert (book.read_text() == before) is not refresh
+    if refresh:
+        records = json.loads(book.read_text())
+        assert list(records) == ["00_other", "99_try"] and records["00_other"] == {"seconds": 1.5}
+        new = records["99_try"]
+        assert new["seconds"] > 0 and new["python"] == platform.python_version() and new["cores"] == os.cpu_count()
+        assert "torch" in new["packages"]
+
+
+def test_times_of_a_failed_chapter_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a book that gives the time of a run that did not reach the end."""
+    monkeypatch.setattr(notebooks, "EXECUTION", tmp_path / "execution.json")
+    monkeypatch.setattr(notebooks, "CHAPTERS", tmp_path)
+    write(tmp_path / "98_breaks.ipynb", new_code_cell("1 / 0"))
+    write(tmp_path / "99_try.ipynb", new_code_cell("1"))
+    assert notebooks.main(["--refresh-timings"]) == 1
+    assert list(json.loads(notebooks.EXECUTION.read_text())) == ["99_try"]
 
 
 def test_only_timing_cells_keep_outputs() -> None:

@@ -2,17 +2,22 @@
 
 python tools/notebooks.py [CHAPTER ...]     execute (all by default) and normalise in place
 python tools/notebooks.py --check           say what is unexecuted, failed or not in normal form
-python tools/notebooks.py --refresh-timings also replace the stored outputs of timing cells
+python tools/notebooks.py --refresh-timings also replace the stored outputs of timing cells, and the times in the book
 """
 
 import argparse
 import asyncio
 import copy
+import importlib.metadata
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -22,6 +27,8 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
+EXECUTION = ROOT / "book" / "execution.json"
+TIMED_WITH = ("numpy", "torch", "transformers", "triton")
 TIMING_TAG = "nbval-ignore-output"
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 VOLATILE_METADATA = ("ExecuteTime", "collapsed", "execution", "scrolled", "trusted")
@@ -129,8 +136,8 @@ def keep_timings(executed: NotebookNode, stored: NotebookNode, committed: dict[s
             cell.outputs = old.outputs
 
 
-async def execute(path: Path, refresh_timings: bool) -> None:
-    """Execute one chapter from its own folder and store it; a failure leaves the file as it was."""
+async def execute(path: Path, refresh_timings: bool) -> float:
+    """Execute one chapter from its own folder and store it; a failure leaves the file as it was. Return the seconds."""
     notebook = read(path)
     stored = copy.deepcopy(notebook)
     for cell in code_cells(notebook):
@@ -145,6 +152,7 @@ async def execute(path: Path, refresh_timings: bool) -> None:
         extra_arguments=["--log-level=ERROR"],  # else each kernel warns about plain TCP on this machine
         resources={"metadata": {"path": str(path.parent)}},
     )
+    begin = time.perf_counter()
     try:
         await client.async_execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
@@ -153,27 +161,48 @@ async def execute(path: Path, refresh_timings: bool) -> None:
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         where = f"cell {notebook.cells.index(begun[-1]) + 1} (id {begun[-1].id})"
         raise ChapterError(f"{path.name}, {where}: {reason.strip().splitlines()[0]}") from error
+    seconds = time.perf_counter() - begin
     if not refresh_timings:
         keep_timings(notebook, stored, committed_sources(path))
     draft = path.with_suffix(".tmp")
     draft.write_text(to_text(normalise(notebook)), encoding="utf-8")
     draft.replace(path)
     print(f"{path.name}: executed", flush=True)
+    return seconds
 
 
-async def execute_all(paths: list[Path], refresh_timings: bool) -> list[str]:
-    """Execute chapters, a few at a time, to the end; return what went wrong, one line per chapter."""
+def installed(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of those packages that are there; Triton is not everywhere."""
+    versions = {}
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def record_times(path: Path, seconds: dict[str, float], chapters: list[str]) -> None:
+    """Write how long chapters took, and with what, into the book's file; keep the records of other ``chapters``."""
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    here = {"cores": os.cpu_count(), "python": platform.python_version(), "packages": installed(TIMED_WITH)}
+    records |= {name: {"seconds": round(spent, 1), **here} for name, spent in seconds.items()}
+    kept = {name: records[name] for name in sorted(records) if name in chapters}
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+async def execute_all(paths: list[Path], refresh_timings: bool) -> tuple[dict[str, float], list[str]]:
+    """Execute chapters, a few at a time, to the end; return their seconds, and a line for each that went wrong."""
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def one(path: Path) -> None:
+    async def one(path: Path) -> float:
         async with gate:
-            await execute(path, refresh_timings)
+            return await execute(path, refresh_timings)
 
     results = await asyncio.gather(*map(one, paths), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException) and not isinstance(result, ChapterError):
             raise result
-    return [str(result) for result in results if result is not None]
+    seconds = {path.stem: spent for path, spent in zip(paths, results, strict=True) if isinstance(spent, float)}
+    return seconds, [str(result) for result in results if isinstance(result, ChapterError)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -181,14 +210,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Execute chapters and store them in normal form.")
     parser.add_argument("chapters", nargs="*", type=Path, help="notebook files; every chapter if none is named")
     parser.add_argument("--check", action="store_true", help="execute nothing, report what is not finished")
-    parser.add_argument("--refresh-timings", action="store_true", help="replace the outputs of timing cells too")
+    parser.add_argument("--refresh-timings", action="store_true", help="renew timing cells and the book's times")
     options = parser.parse_args(arguments)
     paths = [path.resolve() for path in options.chapters] or sorted(CHAPTERS.glob("*.ipynb"))
     if options.check:
         failures = [f"{path.name}: {problem}" for path in paths for problem in problems(path)]
     else:
         os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")  # as in `make test`, so that results agree
-        failures = asyncio.run(execute_all(paths, options.refresh_timings))
+        seconds, failures = asyncio.run(execute_all(paths, options.refresh_timings))
+        if options.refresh_timings:
+            record_times(EXECUTION, seconds, [path.stem for path in CHAPTERS.glob("*.ipynb")])
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0

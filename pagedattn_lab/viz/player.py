@@ -76,7 +76,6 @@ class Player(anywidget.AnyWidget):
 
     Attributes:
         step: the frame shown, from 0. The reader moves it, and so may you.
-        frames: what there is to show.
 
     Raises:
         ValueError: no frame, or no label.

@@ -1,0 +1,9 @@
+// What the theme and Sphinx leave for assistive technology to stumble over.
+for (const list of document.querySelectorAll(".citation-list")) {
+  // Roles that ARIA 1.2 and DPUB-ARIA 1.1 retired: without them the bibliography reads as plain text.
+  list.removeAttribute("role");
+  list.querySelectorAll("[role=doc-biblioentry]").forEach((entry) => entry.removeAttribute("role"));
+}
+const sidebar = document.querySelector(".bd-sidebar-primary");
+sidebar?.setAttribute("role", "region"); // the title in it stands in no landmark otherwise
+sidebar?.setAttribute("aria-label", "Book");

@@ -1,0 +1,353 @@
+"""The book: built once, strictly; its pages lead nowhere that does not exist and ask no other host for anything."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup, Tag
+
+import pagedattn_lab
+from tests.test_chapters import CHAPTERS, REPOSITORY_URL
+from tools import notebooks
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+ANCHOR_LINK = re.compile(r"\]\(\.\./book/glossary\.md#([^)]+)\)")
+LOADING = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src"}
+STYLE_ADDRESS = re.compile(r"""url\(\s*["']?([^"')]+)|@import\s+["']([^"']+)""")
+
+# ---------------------------------------------------------------- the glossary
+
+
+def glossary() -> dict[str, str]:
+    """Return the glossary's entries, text by heading."""
+    entries = re.split(r"^## (.+)\n", (BOOK / "glossary.md").read_text(), flags=re.MULTILINE)[1:]
+    return dict(zip(entries[::2], entries[1::2], strict=True))
+
+
+def anchor(heading: str) -> str:
+    """Return the fragment of a heading, as GitHub and MyST make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def names_of(heading: str) -> list[str]:
+    """Return a term's heading and the other names that its entry lists."""
+    also = re.search(r"\*Also:\* (.+?)\.", glossary()[heading])
+    return [heading, *(also[1].split(", ") if also else [])]
+
+
+def running_text(source: str) -> str:
+    """Keep of Markdown what reads as sentences: no code, formulas, headings, addresses or lists of chapters."""
+    text = re.sub(r"```.*?```|\$\$.*?\$\$|`[^`\n]*`|\$[^$\n]*\$", " ", source, flags=re.DOTALL)
+    text = re.sub(r"^#.*$|^\| \[?\d\d .*$|^\**Next:.*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"\]\([^)]*\)|https?://\S+", "]", text)
+
+
+def uses(text: str, names: list[str]) -> bool:
+    """Tell whether a text has one of the names, in singular or plural, as words of its own."""
+    either = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
+    return re.search(rf"(?<![\w-])(?:{either})(?:s|es)?(?![\w-])", text, flags=re.IGNORECASE) is not None
+
+
+def markdown(path: Path) -> str:
+    """Return the source of a chapter's Markdown cells."""
+    return "\n\n".join(cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown")
+
+
+def missing_links(chapters: dict[str, str], terms: dict[str, list[str]]) -> dict[str, str]:
+    """Name, for each term, the first chapter that uses it, if that chapter has no link to its definition."""
+    missing = {}
+    for heading, names in terms.items():
+        first = next((stem for stem, source in chapters.items() if uses(running_text(source), names)), None)
+        if first is not None and anchor(heading) not in ANCHOR_LINK.findall(chapters[first]):
+            missing[heading] = first
+    return missing
+
+
+def test_terms_are_linked_where_first_used() -> None:
+    """Catches a word that a reader meets before its definition, in the first chapter that uses it, without a link."""
+    chapters = {path.stem: markdown(path) for path in CHAPTERS}
+    assert missing_links(chapters, {heading: names_of(heading) for heading in glossary()}) == {}
+
+
+def test_missing_links_are_noticed() -> None:
+    """Catches a search that overlooks plurals, other names and line breaks, or finds terms in code and headings."""
+    terms = {"free queue": ["free queue", "free list"], "slot": ["slot"]}
+    first = "# The free queue\n\n`slot` is code, $slot$ a formula, slots-free is no word, [x](slot)"
+    second = "Two *slots* in a free\nlist."
+    assert missing_links({"00": first, "01": second}, terms) == {"free queue": "01", "slot": "01"}
+    linked = "[Slots](../book/glossary.md#slot) stand in a [free list](../book/glossary.md#free-queue)."
+    assert missing_links({"00": first, "01": linked, "03": second}, terms) == {}
+
+
+def test_glossary_is_sound() -> None:
+    """Catches a term without definition or chapter, two terms with one anchor, and a link to a term that is gone."""
+    entries = glossary()
+    anchors = [anchor(heading) for heading in entries]
+    assert len(entries) > 40 and len(set(anchors)) == len(anchors)
+    assert list(entries) == sorted(entries, key=str.lower)
+    stems = {path.stem[:2]: path.stem for path in CHAPTERS}
+    for heading, text in entries.items():
+        definition, _, origin = text.partition("*Introduced in* ")
+        assert len(definition.split()) > 5, heading
+        written = re.match(r"\[(\d\d) · [^]]+\]\(\.\./chapters/(\w+)\.ipynb\)\.\s*$", origin)
+        planned = re.match(r"chapter (\d\d), .+ \(in preparation\)\.\s*$", origin)
+        assert written or planned, f"{heading}: say where it is introduced"
+        if written:
+            assert stems[written[1]] == written[2], heading
+            assert uses(running_text(markdown(ROOT / "chapters" / f"{written[2]}.ipynb")), names_of(heading)), heading
+        elif planned:
+            assert planned[1] not in stems, f"{heading}: chapter {planned[1]} is written"
+        if anchor(heading) != heading.replace(" ", "-"):  # JupyterLab keeps capitals in anchors, others do not
+            assert f'<span id="{anchor(heading)}"></span>' in text, heading
+    linked = {target for path in CHAPTERS for target in ANCHOR_LINK.findall(markdown(path))}
+    assert linked <= set(anchors)
+
+
+# ---------------------------------------------------------------- other sources
+
+
+def test_map_shows_every_chapter() -> None:
+    """Catches a chapter that the map forgets, or still calls unwritten, and a picture that lags behind the table."""
+    text, picture = (BOOK / "map.md").read_text(), (BOOK / "_static" / "map.svg").read_text()
+    rows = re.findall(r"^\| (\[?)(\d\d) ", text, flags=re.MULTILINE)
+    assert [number for _, number in rows] == [f"{number:02}" for number in range(12)]
+    written = {number for link, number in rows if link}
+    assert written == {path.stem[:2] for path in CHAPTERS}
+    assert {f"../chapters/{path.name}" for path in CHAPTERS} <= set(re.findall(r"\]\(([^)]+)\)", text))
+    boxes = re.findall(r'<rect x=[^>]+?(stroke-dasharray="[^"]*")?/>\n<text [^>]*><tspan [^>]*>(\d\d)<', picture)
+    assert {number: not dashed for dashed, number in boxes} == {number: number in written for _, number in rows}
+
+
+def test_front_picture_has_its_text() -> None:
+    """Catches an alternative text on the front page that describes an earlier picture."""
+    (label,) = re.findall(r'aria-label="([^"]+)"', (BOOK / "_static" / "block-table.svg").read_text()[:2000])
+    assert f"![{label}](_static/block-table.svg)" in (BOOK / "index.md").read_text()
+
+
+def test_references_are_complete() -> None:
+    """Catches a work that a reader could not find: no author, title or year, or nowhere to read it."""
+    entries = re.findall(r"^@\w+\{(\w+),\n(.*?)^\}", (BOOK / "references.bib").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(entries) == (BOOK / "references.bib").read_text().count("\n@") + 1
+    for key, body in entries:
+        fields = dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", body, flags=re.MULTILINE))
+        assert {"author", "title", "year"} <= set(fields), key
+        assert {"url", "doi", "eprint"} & set(fields), f"{key}: say where to read it"
+
+
+def test_execution_times_name_every_chapter() -> None:
+    """Catches a chapter without a time, and one that takes longer than the book promises."""
+    records = json.loads((BOOK / "execution.json").read_text())
+    assert list(records) == [path.stem for path in CHAPTERS]
+    for stem, record in records.items():
+        assert 0 < record["seconds"] <= 60, stem
+        assert record["cores"] > 0 and record["python"].startswith("3.") and record["packages"]["torch"], stem
+
+
+# ---------------------------------------------------------------- the built pages
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the book as ``make book`` does; a warning fails the build."""
+    target = tmp_path_factory.mktemp("book")
+    recipe = re.search(r"-m (sphinx .+) build/book$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert recipe and " -W -n " in recipe[1], "make book must be strict"
+    command = [sys.executable, "-m", *recipe[1].split(), str(target)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return target
+
+
+def pages(site: Path) -> dict[Path, BeautifulSoup]:
+    """Parse every page, leaving out the theme's templates."""
+    found = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
+    return {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in found}
+
+
+@pytest.fixture(scope="module")
+def parsed(site: Path) -> dict[Path, BeautifulSoup]:
+    """Parse the built book once for all tests."""
+    return pages(site)
+
+
+def loads_from_elsewhere(page: BeautifulSoup) -> list[str]:
+    """List what a page asks another host for as soon as it opens."""
+    addresses = [tag.get(LOADING[tag.name], "") for tag in page.find_all(list(LOADING))]
+    addresses += [part.split()[0] for tag in page.find_all(srcset=True) for part in tag["srcset"].split(",")]
+    addresses += [tag["href"] for svg in page.find_all("svg") for tag in svg.find_all(["image", "use"], href=True)]
+    styles = [tag.get_text() for tag in page.find_all("style")] + [tag["style"] for tag in page.find_all(style=True)]
+    addresses += [address for style in styles for address in style_addresses(style)]
+    return [address for address in addresses if urlsplit(address).netloc]
+
+
+def style_addresses(style: str) -> list[str]:
+    """List the addresses that a style sheet loads."""
+    return [first or second for first, second in STYLE_ADDRESS.findall(style)]
+
+
+def test_no_page_asks_another_host(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches a script, style, font or picture from a content delivery network."""
+    assert {str(path): found for path, page in parsed.items() if (found := loads_from_elsewhere(page))} == {}
+    sheets = list(site.rglob("*.css"))
+    assert sheets
+    for sheet in sheets:
+        found = [address for address in style_addresses(sheet.read_text(encoding="utf-8")) if urlsplit(address).netloc]
+        assert found == [], sheet
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        '<script src="https://cdn.jsdelivr.net/npm/mathjax@4/tex-mml-chtml.js"></script>',
+        '<script src="//cdnjs.cloudflare.com/ajax/libs/require.js/2.3.4/require.min.js"></script>',
+        '<link rel="stylesheet" href="https://fonts.googleapis.com/css2?family=Inter">',
+        '<img src="http://example.org/a.png" alt="a">',
+        '<style>@import "https://example.org/a.css";</style>',
+        '<p style="background: url(https://example.org/a.png)"></p>',
+    ],
+)
+def test_another_host_is_noticed(tag: str) -> None:
+    """Catches a search for other hosts that finds none whatever the page holds."""
+    page = BeautifulSoup(f'<html><head><link href="_static/a.css">{tag}</head></html>', "html.parser")
+    assert len(loads_from_elsewhere(page)) == 1
+
+
+def broken_links(parsed: dict[Path, BeautifulSoup]) -> list[str]:
+    """List links and sources inside the book that lead to no file, or to no place in the page."""
+    ids = {path: {tag["id"] for tag in page.find_all(id=True)} for path, page in parsed.items()}
+    broken = []
+    for path, page in parsed.items():
+        for tag in page.find_all(lambda tag: tag.has_attr("href") or tag.has_attr("src")):
+            address = tag.get("href", tag.get("src"))
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc or inside_svg(tag):
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            fragment = unquote(parts.fragment)
+            absolute = parts.path.startswith("/")  # would not work from a file, or under a project's address
+            if absolute or not target.is_file() or (fragment and fragment not in ids.get(target, {fragment})):
+                broken.append(f"{path.name}: {address}")
+    return broken
+
+
+def inside_svg(tag: Tag) -> bool:
+    """Tell whether a tag belongs to a drawing."""
+    return tag.find_parent("svg") is not None
+
+
+def test_links_resolve(parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches a link to a page, file or heading that the book does not have."""
+    assert broken_links(parsed) == []
+
+
+def test_broken_links_are_noticed(tmp_path: Path) -> None:
+    """Catches a search for broken links that finds none whatever the pages hold."""
+    (tmp_path / "b.html").write_text('<h1 id="here">b</h1>')
+    links = ["b.html", "b.html#here", "#own", "b.html#gone", "c.html", "/b.html", "https://example.org/x"]
+    (tmp_path / "a.html").write_text('<p id="own"></p>' + "".join(f'<a href="{link}">x</a>' for link in links))
+    assert broken_links(pages(tmp_path)) == ["a.html: b.html#gone", "a.html: c.html", "a.html: /b.html"]
+
+
+def test_root_leads_to_the_front_page(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches a site whose bare address shows nothing."""
+    root = parsed[site / "index.html"]
+    assert root.find("meta", attrs={"http-equiv": "refresh"})["content"] == "0; url=book/index.html"
+    assert root.find("a")["href"] == "book/index.html"
+
+
+def test_contents_list_every_page(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches a chapter or page that a reader could not find from the front page."""
+    front = site / "book" / "index.html"
+    listed = {(front.parent / link["href"]).resolve() for link in parsed[front].select(".toctree-wrapper a")}
+    written = {site / "chapters" / f"{path.stem}.html" for path in CHAPTERS}
+    reference = {path for path in parsed if path.parent.name == "book"} - {front}
+    assert listed == written | reference | {site / "genindex.html"}
+
+
+def test_every_page_has_one_title(parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches a page without a first-level heading, or with several."""
+    for path, page in parsed.items():
+        titles = [title for title in page.find_all("h1") if not title.find_parent(class_="onlyprint")]
+        assert len(titles) == 1, path.name
+
+
+def test_pictures_have_texts(parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches a picture that a screen reader passes over, and a chapter that lost a picture or shows it as a file."""
+    for path, page in parsed.items():
+        assert [str(image) for image in page.find_all("img") if not image.get("alt", "").strip()] == [], path.name
+        drawings = [svg for svg in page.find_all("svg") if not inside_svg(svg)]
+        silent = [svg for svg in drawings if not svg.get("aria-label", "").strip() and svg.get("aria-hidden") != "true"]
+        assert [str(svg)[:200] for svg in silent] == [], path.name
+        if path.parent.name == "chapters":
+            source = notebooks.read(ROOT / "chapters" / f"{path.stem}.ipynb")
+            outputs = [output for cell in notebooks.code_cells(source) for output in cell.outputs]
+            assert len(drawings) == sum("image/svg+xml" in output.get("data", {}) for output in outputs), path.name
+
+
+def test_ids_are_unique(parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches figures whose parts have the same names, so that one is drawn with another's clipping."""
+    for path, page in parsed.items():
+        inside = [tag["id"] for svg in page.find_all("svg") for tag in svg.find_all(id=True)]
+        assert len(set(inside)) == len(inside), path.name
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_chapters_can_be_taken_away(site: Path, parsed: dict[Path, BeautifulSoup], chapter: Path) -> None:
+    """Catches a download button that gives something else, and a Colab button that differs from the chapter's badge."""
+    path = site / "chapters" / f"{chapter.stem}.html"
+    buttons = parsed[path].select_one(".article-header-buttons")
+    addresses = [link["href"] for link in buttons.find_all("a")]
+    (download,) = [address for address in addresses if not urlsplit(address).netloc]
+    assert (path.parent / download).read_bytes() == chapter.read_bytes()
+    where = REPOSITORY_URL.removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{where}/blob/main/chapters/{chapter.name}"
+    assert colab in addresses
+    assert f'href="{colab}"' in str(parsed[path].article)
+
+
+def test_markdown_outputs_are_rendered(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches tables in outputs that arrive as rows of bars."""
+    outputs = parsed[site / "chapters" / "00_start_here.html"].select(".cell_output")
+    assert any(output.table for output in outputs)
+    assert [output.get_text() for output in outputs if "|---|" in output.get_text()] == []
+
+
+def test_the_library_is_described(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches a public module that the library's page leaves out."""
+    found = pkgutil.walk_packages(pagedattn_lab.__path__, "pagedattn_lab.")
+    modules = {"pagedattn_lab", *(info.name for info in found if "._" not in info.name)}
+    page = parsed[site / "book" / "api.html"]
+    assert modules <= {tag["id"].removeprefix("module-") for tag in page.find_all(id=re.compile("^module-"))}
+    assert page.find(id="pagedattn_lab.block_pool.BlockPool.get_new_blocks")
+
+
+def test_general_index_holds_the_glossary(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches terms that the index leaves out, and links into the glossary that it does not list."""
+    entries = {item.a.get_text(): item for item in parsed[site / "genindex.html"].select(".indextable li") if item.a}
+    assert set(glossary()) <= set(entries)
+    assert entries["block table"].a["href"] == "book/glossary.html#block-table"
+    assert "book/index.html#" in str(entries["block table"])
+
+
+def test_bibliography_holds_every_reference(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches a work that is in the file and not on the page."""
+    works = parsed[site / "book" / "bibliography.html"].select(".citation")
+    assert len(works) == len(re.findall(r"^@", (BOOK / "references.bib").read_text(), flags=re.MULTILINE))
+
+
+def test_the_player_is_there(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches a book whose players stay still pictures, or do so when its pages are opened as files."""
+    page = parsed[site / "chapters" / "00_start_here.html"]
+    script = page.find("script", src=re.compile(r"player\.book\.js"))
+    assert script.has_attr("defer") and script.get("type") != "module"
+    assert page.find("link", href=re.compile(r"player\.css"))
+    source = (site / "_static" / "player.book.js").read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(import|export)\b", source, flags=re.MULTILINE) and "pa-mount" in source
