@@ -53,6 +53,8 @@ myst_heading_anchors = 3
 
 # The library's docstrings
 autodoc_default_options = {"members": True, "show-inheritance": True}
+add_module_names = False
+toc_object_entries = False  # a page's contents list its modules only
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_mock_imports = [] if importlib.util.find_spec("triton") else ["triton"]  # published for Linux only
@@ -64,7 +66,7 @@ nitpick_ignore_regex = [
 ]
 
 bibtex_bibfiles = ["references.bib"]
-bibtex_default_style = "alpha"
+bibtex_default_style = "plain"
 
 # Mathematics: one local file. Its menu would fetch fonts and speech rules from another host.
 mathjax_path = "mathjax/tex-svg.js"

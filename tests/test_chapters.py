@@ -28,12 +28,6 @@ def code_lines(source: str) -> int:
     return sum(1 for line in lines if line and not line.startswith("#"))
 
 
-def prose(path: Path) -> str:
-    """Return all Markdown of a chapter, without its code samples."""
-    text = "\n\n".join(cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown")
-    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
-
-
 @needs_chapters
 def test_chapters_are_there() -> None:
     """Catches a chapter that was renamed or lost: links, and readers' bookmarks, use these names."""
@@ -76,15 +70,6 @@ def test_cells_are_short(path: Path) -> None:
     lengths = [code_lines(cell.source) for cell in notebooks.code_cells(notebooks.read(path))]
     assert statistics.median(lengths) <= 5
     assert max(lengths) <= 25
-
-
-@each_chapter
-def test_images_have_alternative_text(path: Path) -> None:
-    """Catches an image in the text that a screen reader passes over."""
-    text = prose(path)
-    assert re.findall(r"!\[\s*\]", text) == []
-    without = [tag for tag in re.findall(r"<img\b[^>]*>", text) if not re.search(r"""\balt=(["'])\s*\S""", tag)]
-    assert without == []
 
 
 @each_chapter

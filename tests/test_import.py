@@ -36,9 +36,8 @@ def test_import_time() -> None:
 
 ORDER = [
     "kv_shape", "block_pool", "block_table", "kv_cache", "attention.launch", "attention.reference",
-    "attention.triton_decode", "attention", "models", "model_runner", "trace", "viz", "viz.figures", "viz.board",
-    "viz.memory", "viz.player", "viz.lesson", "viz.book",
-    "exercises", "doctor", "cli", "__main__",
+    "attention.triton_decode", "attention", "models", "model_runner", "trace", "viz", "viz.sentence", "viz.figures",
+    "viz.board", "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.trace import load
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.memory import show_memory
 
@@ -45,12 +46,15 @@ def test_make_targets_exist() -> None:
     assert {"lab", "test"} <= targets
 
 
-def test_example_runs(capsys) -> None:
+def test_examples_run(capsys, tmp_path, monkeypatch) -> None:
     """Catches an example that has fallen behind the library."""
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+    monkeypatch.chdir(tmp_path)
+    generation, player = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(generation, "README.md", "exec"), {})
     lines = capsys.readouterr().out.strip()
     assert "Hello" in lines and "page table" in lines
+    exec(compile(player, "README.md", "exec"), {})
+    assert len(load(tmp_path / "trace.json")["frames"]) == 4
 
 
 if __name__ == "__main__":

@@ -80,6 +80,24 @@ def test_cached_blocks() -> None:
     assert trace.frames[3].hashes == {1: "cafebabe"} and trace.frames[-1].hashes == {}
 
 
+def test_shared_blocks() -> None:
+    """Catches an owner's end taken for a part of the next owner's, and a fill that is only the last table's."""
+    pool = BlockPool(6, 4)
+    ada, bob = BlockTable(pool), BlockTable(pool)
+    trace = Trace(pool, {"Ada": ada, "Bob": bob})
+    ada.append_tokens(7)
+    bob.blocks, bob.num_tokens = list(ada.blocks), 5
+    pool.touch(bob.blocks)
+    assert [(block.num_tokens, block.ref_cnt) for block in trace.frames[-1].blocks[1:3]] == [(4, 2), (3, 2)]
+    assert trace.frames[-1].blocks[2].owners == (("Ada", 1), ("Bob", 1))
+    ada.release()
+    bob.release()
+    assert sentences(trace)[3:] == [
+        "Ada gives back 2 blocks, last first: block 2 keeps 1 owner; block 1 keeps 1 owner.",
+        "Bob gives back 2 blocks, last first: blocks 2 and 1 return to the head of the free queue.",
+    ]
+
+
 def test_a_refused_request_leaves_no_frame() -> None:
     """Catches an event reported before it was certain to happen."""
     pool = BlockPool(3, 4)

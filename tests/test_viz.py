@@ -137,6 +137,22 @@ def test_figures_without_words_are_refused() -> None:
         show(figure, alt=" ")
     with pytest.raises(ValueError, match="must be an <svg>"):
         Picture("<p>", alt="a paragraph")
+    axes.plot([1, 2], label="waste")
+    axes.legend()
+    with pytest.raises(ValueError, match="beside what it names"):
+        show(figure, alt="something")
+
+
+def test_long_titles_wrap() -> None:
+    """Catches a title that makes the picture wider, so that all else in it shrinks on a narrow screen."""
+    widths = []
+    for title in ("A finding", "A finding " * 12):
+        for as_suptitle in (False, True):
+            figure, axes = subplots(figsize=(5, 3))
+            figure.suptitle(title) if as_suptitle else axes.set_title(title)
+            root = ElementTree.fromstring(show(figure, alt="something").svg)
+            widths.append(float(root.get("width").removesuffix("pt")))
+    assert max(widths) - min(widths) < 5 and max(widths) < 5.2 * 72
 
 
 def grown(block_size: int, num_blocks: int = 20) -> Trace:
@@ -249,6 +265,16 @@ def test_lesson_plays_a_trace() -> None:
     assert lengths.set(count=9).player.step == 8, "at the end before, at the end after"
     lengths.player.step = 5
     assert lengths.set(count=3).player.step == 2
+
+
+def test_sweep_keeps_the_ends_and_where_the_lesson_stands() -> None:
+    """Catches a book page that opens at other values than the chapter, or leaves an extreme out."""
+    size = widgets.IntSlider(33, min=1, max=100, description="size")
+    lesson = Lesson(lambda size: Picture("<svg></svg>", alt=f"{size}"), "sizes", sweep="size", size=size)
+    swept = lesson._repr_mimebundle_()[MIME]
+    values = [int(frame["sentence"]) for frame in swept["frames"]]
+    assert values[0] == 1 and values[-1] == 100 and values == sorted(values) and len(values) <= 9
+    assert values[swept["step"]] == 33 and swept["axis"]["values"] == [str(value) for value in values]
 
 
 two_pictures = [Picture("<svg></svg>", alt="one"), Picture("<svg></svg>", alt="two")]

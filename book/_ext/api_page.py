@@ -26,9 +26,9 @@ def public_modules() -> list[str]:
 def add_modules(app: Sphinx, docname: str, source: list[str]) -> None:
     """Append a heading and an ``automodule`` directive for each module to the page's source."""
     if docname == PAGE:
-        source[0] += "".join(
-            f"\n## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n" for name in public_modules()
-        )
+        for name in public_modules():
+            short = name.removeprefix(f"{pagedattn_lab.__name__}.")
+            source[0] += f"\n## `{short}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
 
 
 def always_outdated(app: Sphinx, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pagedattn_lab.viz.sentence import Sentence
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -57,20 +59,7 @@ class Exercise:
         return Verdict(True, "Correct.")
 
 
-@dataclass(frozen=True)
-class Reconciliation:
-    """A reader's guess beside what came out, rendered as Markdown."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_markdown_(self) -> str:
-        return self.text
-
-
-def reconcile(guess: float | None, outcome: float, unit: str = "") -> Reconciliation:
+def reconcile(guess: float | None, outcome: float, unit: str = "") -> Sentence:
     """Compare a guess with the outcome; without a guess, say so and give the outcome.
 
     Example:
@@ -82,13 +71,13 @@ def reconcile(guess: float | None, outcome: float, unit: str = "") -> Reconcilia
     shown = f"{outcome:,.4g}" if isinstance(outcome, float) else f"{outcome:,}"
     unit = f" {unit}" if unit else ""
     if guess is None:
-        return Reconciliation(f"The answer is **{shown}{unit}**. (You left the guess at `None`.)")
+        return Sentence(f"The answer is **{shown}{unit}**. (You left the guess at `None`.)")
     if guess == outcome:
-        return Reconciliation(f"You guessed {guess:,}{unit}, and that is the answer.")
+        return Sentence(f"You guessed {guess:,}{unit}, and that is the answer.")
     opening = f"You guessed {guess:,}{unit}; the answer is **{shown}{unit}**"
     if guess * outcome <= 0:
-        return Reconciliation(f"{opening}.")
+        return Sentence(f"{opening}.")
     larger, factor = abs(guess) > abs(outcome), guess / outcome
-    return Reconciliation(
+    return Sentence(
         f"{opening}: your guess is {factor if larger else 1 / factor:.3g} times as {'large' if larger else 'small'}."
     )

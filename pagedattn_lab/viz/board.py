@@ -256,7 +256,7 @@ def _cells(
             position = block.owners[0][1] * frame.block_size + offset
             known = words.get(owner.name, ())
             word = known[position] if position < len(known) else ""
-            text = _shorten(word, 6) if words else owner.name[:1]
+            text = _shorten(word, 6) if word else owner.name[:1]
             title = f"slot {block.block_id * frame.block_size + offset}: {owner.name}, token {position}"
             title += f" “{word}”" if word else ""
         parts.append(

@@ -23,10 +23,10 @@ STYLE: dict[str, Any] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
-    "axes.titlepad": 12,
-    "figure.figsize": (7.0, 3.6),
+    "figure.figsize": (5.8, 3.4),  # inches: narrow, so that letters stay legible when a phone shrinks it
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
     "font.size": 10.5,
-    "legend.frameon": False,
     "savefig.facecolor": "white",
     "svg.fonttype": "none",  # letters stay letters: searchable, small, and read aloud
     "svg.hashsalt": "pagedattn_lab",  # ids that do not change from run to run
@@ -52,11 +52,21 @@ def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, A
 def show(figure: Figure, alt: str) -> Picture:
     """Render a figure as SVG with its text equivalent.
 
+    The title, where there is one for the whole figure, gets the whole width and as many lines as it needs.
+
     Raises:
-        ValueError: no alt text, or axes without a title: a title states what the figure shows.
+        ValueError: no alt text; no title, which states what the figure shows; or a legend, which makes readers match
+            colours where a label beside each line or bar would tell them.
     """
-    if not (figure.get_suptitle() or any(axes.get_title(loc="left") for axes in figure.axes)):
+    titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
+    if not (figure.get_suptitle() or titles):
         raise ValueError("the figure has no title: state its finding in one")
+    if any(axes.get_legend() for axes in figure.axes):
+        raise ValueError("the figure has a legend: write each label beside what it names instead")
+    if figure.get_suptitle() or len(titles) == 1:
+        figure.suptitle(figure.get_suptitle() or titles[0], x=0.01, ha="left", wrap=True)
+        if len(titles) == 1:
+            next(axes for axes in figure.axes if axes.get_title(loc="left")).set_title("")
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -21,7 +21,7 @@ class Lesson(widgets.VBox):
         label: what there is to see, in a few words; screen readers announce it.
         step: the frame to begin with, negative ones counted from the end.
         sweep: name of a control whose values the built book steps through, where no kernel can draw. For lessons
-            that draw one picture; at most 8 values are drawn, both extremes among them.
+            that draw one picture; a few values are drawn, both extremes and the present one among them.
         controls: widgets with a ``value`` and a ``description``, by the name of the argument they set.
 
     Attributes:
@@ -46,6 +46,7 @@ class Lesson(widgets.VBox):
         self.add_class("pa-lesson")
         for control in controls.values():
             control.style.description_width = "initial"
+            control.layout.width = "min(100%, 36em)"  # a long description must not squeeze its slider out
             control.observe(lambda _: self._refresh(), names="value")
 
     @property

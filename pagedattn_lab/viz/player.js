@@ -89,7 +89,6 @@ function bar(block, blockSize, tile, fill) {
 }
 
 function cells(block, blockSize, tile, words, fill, ink) {
-  const withWords = Object.keys(words).length > 0;
   let drawn = "";
   for (let offset = 0; offset < blockSize; offset++) {
     const x = (offset % tile.columns) * tile.cell, y = 16 + div(offset, tile.columns) * 18;
@@ -99,7 +98,7 @@ function cells(block, blockSize, tile, words, fill, ink) {
       const position = logical * blockSize + offset;
       const word = words[owner.name]?.[position] ?? "";
       look = `fill="${fill}" stroke="#555"`;
-      text = withWords ? shorten(word, 6) : letters(owner.name)[0] ?? "";
+      text = word ? shorten(word, 6) : letters(owner.name)[0] ?? "";
       title = `slot ${block.id * blockSize + offset}: ${owner.name}, token ${position}` + (word ? ` “${word}”` : "");
     }
     drawn += `<rect x="${x}" y="${y}" width="${tile.cell}" height="18" ${look}>` +
