@@ -21,7 +21,8 @@ SHOWN = r"""output => {
     const description = box.querySelector('.widget-label')?.textContent ?? '';
     if (handle) return {description, position: Number(handle.ariaValueNow),
                         shown: box.querySelector('.widget-readout').textContent};
-    if (select) return {description, position: select.selectedIndex, shown: select.selectedOptions[0]?.text.replaceAll('\u00a0', ' ')};
+    if (select) return {description, position: select.selectedIndex,
+                        shown: select.selectedOptions[0]?.text.replaceAll('\u00a0', ' ')};
     return {description, position: null, shown: box.className};
   };
   return [...output.querySelectorAll('.widget-inline-hbox')].map(read);
@@ -41,8 +42,7 @@ def _tests_controls(lesson):
             yield from leaves(child) if hasattr(child, "children") else [child]
     return dict(zip(lesson.values, [leaf for leaf in leaves(lesson) if leaf.has_trait("value")], strict=True))
 
-def _tests_lesson(key, drawn_anew):
-    from pagedattn_lab.viz.player import recording
+def _tests_lesson(key):
     lesson, controls = _tests_widgets("Lesson")[key], {}
     for name, control in _tests_controls(lesson).items():
         assert control.value == lesson.values[name], name
@@ -54,9 +54,12 @@ def _tests_lesson(key, drawn_anew):
             "first": 0 if chosen else control.min, "step": 1 if chosen else control.step,
             "last": len(control._options_values) - 1 if chosen else control.max,
         }
-    if drawn_anew:
-        assert lesson.player.recording == recording(lesson._draw(**lesson.values)), "the player shows an old recording"
     return {"controls": controls, "player": _tests_player(lesson.player.model_id)}
+
+def _tests_is_current(key):
+    from pagedattn_lab.viz.player import recording
+    lesson = _tests_widgets("Lesson")[key]
+    return lesson.player.recording == recording(lesson._draw(**lesson.values))
 
 def _tests_player(key):
     player = _tests_widgets("Player")[key]
@@ -202,8 +205,8 @@ class Driver:
                 players.answer(player)
         return len(inside) + len(self.players)
 
-    def _held(self, key: str, drawn_anew: bool = False) -> dict[str, Any]:
-        return self._kernel.evaluate(f"_tests_lesson({key!r}, {drawn_anew})")
+    def _held(self, key: str) -> dict[str, Any]:
+        return self._kernel.evaluate(f"_tests_lesson({key!r})")
 
     def _agree(self, key: str, name: str = "", where: str = "") -> None:
         """Wait until the page shows a lesson as the library holds it, with the control ``name`` moved to a place."""
@@ -225,16 +228,20 @@ class Driver:
             low, high, now = (controls[name][part] for part in ("first", "last", "position"))
             return {"first": now == low, "last": now == high, "between": low < now < high}[where]
 
-        self._same(held, shown, arrived, f"{name} moved to {where}" if name else "before any move")
-        if name:
-            self._held(key, drawn_anew=True)
+        move = f"{name} moved to {where}" if name else "before any move"
+        self._same(held, shown, arrived, move)
+        if name:  # JupyterLab runs callbacks in a thread beside ours: the value may be there before the picture
+            current = f"_tests_is_current({key!r})"
+            until(lambda: self._kernel.evaluate(current), lambda: f"{self._notebook.name}, {move}: the picture is old")
+            self._same(held, shown, arrived, move)
 
     def _same(self, held: Read, shown: Read, arrived: Callable[[dict[str, Any]], bool], move: str) -> None:
         seen: list[dict[str, Any]] = [{}, {}]
 
         def same() -> bool:
             seen[:] = held(), shown()
-            assert self._kernel.errors == [], f"{self._notebook.name}, {move}: Python raised {self._kernel.errors}"
+            raised = [*self._kernel.errors, *filter(None, [seen[0].get("player", seen[0])["error"]])]
+            assert raised == [], f"{self._notebook.name}, {move}: Python raised {raised}"
             return arrived(seen[0]) and seen[0] == seen[1]
 
         until(same, lambda: f"{self._notebook.name}, {move}: the library has {seen[0]}, the page shows {seen[1]}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import watch
 from accessibility import violations
 from controls import Driver
 from jupyter_page import Lab, Notebook
@@ -31,7 +32,7 @@ from pagedattn_lab.viz.player import Player
 def draw(tokens, block_size, order):
     pool = BlockPool(num_blocks=12, block_size=block_size)
     trace = Trace(pool)
-    tables = {name: trace.add(name, BlockTable(pool)) for name in order.split(" before ")}
+    tables = {name: trace.add(name, BlockTable(pool)) for name in order.split(", ")}
     for table in tables.values():
         table.append_tokens(tokens)
     tables["Bob"].release()
@@ -43,7 +44,7 @@ lesson = Lesson(
     "Two requests",
     tokens=widgets.IntSlider(5, min=1, max=9, description="tokens"),
     block_size=widgets.SelectionSlider(options=[2, 4, 8], value=4, description="block size"),
-    order=widgets.Dropdown(options=["Ada before Bob", "Bob before Ada"], description="order"),
+    order=widgets.Dropdown(options=["Ada, Bob", "Bob, Ada", "Bob"], description="order"),
 )
 lesson
 """,
@@ -125,3 +126,92 @@ def test_lessons_are_accessible(chapter: Notebook, theme: str) -> None:
 def test_chapter_is_quiet(chapter: Notebook) -> None:
     """Catches an error on the console, and a request to another machine, in everything done above."""
     assert chapter.watch.problems == []
+
+
+def opened(lab: Lab, browser: Browser, name: str, *sources: str) -> Notebook:
+    """Open a notebook made for one test, and run it."""
+    write(lab, f"{name}.ipynb", *sources)
+    notebook = lab.open(browser, f"{name}.ipynb")
+    notebook.run_all()
+    return notebook
+
+
+SQUARES = """
+import ipywidgets as widgets
+from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz.lesson import Lesson
+from pagedattn_lab.viz.player import Player
+
+def draw(side):
+    return [Picture("<svg></svg>", alt=f"{side}, {step}") for step in range(4)]
+
+lesson = Lesson(draw, "Squares", side=widgets.IntSlider(3, min=1, max=9, description="side"))
+lesson
+"""
+BROKEN = {
+    "a callback that raises": (
+        "def draw(side):\n    return Picture('<svg></svg>', alt=str(1 / (side - 9)))\nlesson._draw = draw",
+        "Python raised .*ZeroDivisionError",
+    ),
+    "a control that is not wired": ("lesson._controls['side'].unobserve_all()", "moved to last: the picture is old"),
+    "a control that Python does not hear": (
+        "lesson._controls['side'].keys.remove('value')",
+        "moved to last: the library has .*'position': 3.* the page shows .*'position': 9",
+    ),
+    "a lesson that no cell shows": ("hidden = Lesson(draw, 'x', side=widgets.IntSlider(1, 1, 2))", "no cell shows"),
+    "a control of an unknown kind": (
+        "lesson.children = (); text = widgets.Text(description='side'); lesson._controls['side'] = text;"
+        "lesson.children = (text, lesson.player)",
+        "nothing here can move a Text",
+    ),
+}
+BROKEN_PLAYERS = {
+    "a step that Python does not hear": (
+        "lesson.player.keys.remove('step')",
+        "player at step 0: the library has .*'step': 3.* the page shows .*'step': 0",
+    ),
+    "a page that stays behind": (
+        "lesson.player.send_state = lambda *a, **k: None\nfrom ipywidgets import Widget\n"
+        "lesson.player._should_send_property = lambda *a: False",
+        "player at step",
+    ),
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less for what will not come."""
+    monkeypatch.setattr(watch, "PATIENCE", 15)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", BROKEN)
+def test_broken_controls_are_noticed(lab: Lab, browser: Browser, fault: str) -> None:
+    """Catches a driver that reports nothing whatever a lesson does."""
+    source, message = BROKEN[fault]
+    notebook = opened(lab, browser, "broken", SQUARES, source)
+    with pytest.raises(AssertionError, match=message):
+        Driver(notebook).drive_controls()
+    lab.close(notebook)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", BROKEN_PLAYERS)
+def test_broken_players_are_noticed(lab: Lab, browser: Browser, fault: str) -> None:
+    """Catches a driver that reports nothing whatever a player does."""
+    source, message = BROKEN_PLAYERS[fault]
+    notebook = opened(lab, browser, "broken", SQUARES, source)
+    with pytest.raises(AssertionError, match=message):
+        Driver(notebook).drive_players()
+    lab.close(notebook)
+
+
+def test_noise_is_noticed(lab: Lab, browser: Browser) -> None:
+    """Catches a watch that hears nothing in JupyterLab: an error in a cell, a request to another machine."""
+    picture = "from IPython.display import HTML\nHTML('<img src=https://example.org/a.png>')"
+    notebook = opened(lab, browser, "noise", picture, "1 / 0", "2")
+    assert notebook.run_errors == ["ZeroDivisionError: division by zero"]
+    assert notebook.kernel.errors == notebook.run_errors
+    watch.until(lambda: bool(notebook.page.evaluate("[]") or notebook.watch.problems), lambda: "nothing was noticed")
+    assert "request to another machine: https://example.org/a.png" in notebook.watch.problems
+    lab.close(notebook)
