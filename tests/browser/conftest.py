@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,13 +13,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from tools.book import BookError, find_browser
+
 pytest.register_assert_rewrite("accessibility", "controls", "jupyter_page", "players", "watch")
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-MISSING = (
-    f"no browser: none of {', '.join(NAMES)} is on PATH; "
-    "install one (Debian: sudo apt install chromium fonts-dejavu; Ubuntu: google-chrome from google.com/chrome)"
-)
 # Nothing is resolved but this machine, whatever the page or the browser itself asks for.
 ARGUMENTS = [
     "--disable-gpu",
@@ -36,12 +32,12 @@ ARGUMENTS = [
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Return the path of the system's Chromium; without one skip, or fail where REQUIRE_BROWSER is set."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
+    try:
+        return find_browser()
+    except BookError as error:
         if os.environ.get("REQUIRE_BROWSER"):
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
-    return path
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 # Not for the whole session: while Playwright runs, its event loop occupies the thread that other files need for theirs.
