@@ -51,9 +51,10 @@ def _tests_lesson(key):
             "kind": type(control).__name__, "description": control.description,
             "position": control.index if chosen else control.value,
             "shown": control.label if chosen else str(control.value),
-            "first": 0 if chosen else control.min, "step": 1 if chosen else control.step,
-            "last": len(control._options_values) - 1 if chosen else control.max,
+            "first": 0, "step": 1, "last": len(control._options_values) - 1 if chosen else None,
         }
+        controls[name] |= {end: getattr(control, trait) for end, trait in
+                           (("first", "min"), ("step", "step"), ("last", "max")) if control.has_trait(trait)}
     return {"controls": controls, "player": _tests_player(lesson.player.model_id)}
 
 def _tests_is_current(key):
@@ -154,10 +155,11 @@ class Driver:
         """
         driven = set()
         for key in self.lessons:
+            output, controls = self._notebook.output(key), self._held(key)["controls"]
+            unknown = {control["kind"] for control in controls.values()} - set(MOVES)
+            assert not unknown, f"nothing here can move a {', '.join(unknown)}: add it to MOVES"
             self._agree(key)
-            output = self._notebook.output(key)
-            for name, control in self._held(key)["controls"].items():
-                assert control["kind"] in MOVES, f"nothing here can move a {control['kind']}: add it to MOVES"
+            for name, control in controls.items():
                 label = output.page.get_by_text(control["description"], exact=True)
                 box = output.locator(".widget-inline-hbox").filter(has=label)
                 for move in MOVES[control["kind"]]:

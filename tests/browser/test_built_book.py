@@ -75,7 +75,6 @@ def look_at(watch: Watch, page: Page, url: str) -> Seen:
     page.emulate_media(color_scheme="light")
     response = page.goto(url)
     page.evaluate(TYPESET)
-    page.wait_for_load_state("networkidle")
     seen = Seen(response.status, page.evaluate(LINKS), set(page.evaluate(IDS)), [])
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -128,12 +129,16 @@ def test_chapter_is_quiet(chapter: Notebook) -> None:
     assert chapter.watch.problems == []
 
 
-def opened(lab: Lab, browser: Browser, name: str, *sources: str) -> Notebook:
+@contextmanager
+def opened(lab: Lab, browser: Browser, *sources: str) -> Iterator[Notebook]:
     """Open a notebook made for one test, and run it."""
-    write(lab, f"{name}.ipynb", *sources)
-    notebook = lab.open(browser, f"{name}.ipynb")
-    notebook.run_all()
-    return notebook
+    write(lab, "made.ipynb", *sources)
+    notebook = lab.open(browser, "made.ipynb")
+    try:
+        notebook.run_all()
+        yield notebook
+    finally:
+        lab.close(notebook)
 
 
 SQUARES = """
@@ -181,7 +186,7 @@ BROKEN_PLAYERS = {
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less for what will not come."""
-    monkeypatch.setattr(watch, "PATIENCE", 15)
+    monkeypatch.setattr(watch, "PATIENCE", 10)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -189,10 +194,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_broken_controls_are_noticed(lab: Lab, browser: Browser, fault: str) -> None:
     """Catches a driver that reports nothing whatever a lesson does."""
     source, message = BROKEN[fault]
-    notebook = opened(lab, browser, "broken", SQUARES, source)
-    with pytest.raises(AssertionError, match=message):
+    with opened(lab, browser, SQUARES, source) as notebook, pytest.raises(AssertionError, match=message):
         Driver(notebook).drive_controls()
-    lab.close(notebook)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -200,18 +203,14 @@ def test_broken_controls_are_noticed(lab: Lab, browser: Browser, fault: str) -> 
 def test_broken_players_are_noticed(lab: Lab, browser: Browser, fault: str) -> None:
     """Catches a driver that reports nothing whatever a player does."""
     source, message = BROKEN_PLAYERS[fault]
-    notebook = opened(lab, browser, "broken", SQUARES, source)
-    with pytest.raises(AssertionError, match=message):
+    with opened(lab, browser, SQUARES, source) as notebook, pytest.raises(AssertionError, match=message):
         Driver(notebook).drive_players()
-    lab.close(notebook)
 
 
 def test_noise_is_noticed(lab: Lab, browser: Browser) -> None:
     """Catches a watch that hears nothing in JupyterLab: an error in a cell, a request to another machine."""
     picture = "from IPython.display import HTML\nHTML('<img src=https://example.org/a.png>')"
-    notebook = opened(lab, browser, "noise", picture, "1 / 0", "2")
-    assert notebook.run_errors == ["ZeroDivisionError: division by zero"]
-    assert notebook.kernel.errors == notebook.run_errors
-    watch.until(lambda: bool(notebook.page.evaluate("[]") or notebook.watch.problems), lambda: "nothing was noticed")
-    assert "request to another machine: https://example.org/a.png" in notebook.watch.problems
-    lab.close(notebook)
+    with opened(lab, browser, picture, "1 / 0", "2") as notebook:
+        assert notebook.run_errors == notebook.kernel.errors == ["ZeroDivisionError: division by zero"]
+        request = "request to another machine: https://example.org/a.png"
+        watch.until(lambda: request in [*notebook.page.evaluate("[]"), *notebook.watch.problems], lambda: "not noticed")
