@@ -27,7 +27,8 @@ lab: setup ## open chapter 00 in JupyterLab
 	  --LabApp.default_url=/lab/tree/chapters/00_start_here.ipynb $(LAB_ARGS)
 
 # Two workers with two torch threads each would fight over two cores. loadfile keeps a notebook on one worker.
-test: setup ## run unit tests, property tests, doctests and every chapter
+# The tests in tests/browser skip where neither Chromium nor Chrome is installed; with REQUIRE_BROWSER=1 they fail.
+test: setup ## run unit tests, property tests, doctests, every chapter, and all of it in a browser
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadfile \
 	  --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300
 

@@ -80,6 +80,7 @@ html_js_files = [("accessible.js", {"defer": "defer"})]
 html_show_sourcelink = False
 html_sourcelink_suffix = ""
 html_additional_pages = {"index": "redirect.html"}  # the site's root leads to the front page
+html_context = {"default_mode": "auto"}  # else the theme's script reports an invalid mode on every first visit
 html_theme_options = {
     "repository_url": PROJECT["urls"]["Repository"],
     "repository_branch": "main",

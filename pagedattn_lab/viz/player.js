@@ -491,7 +491,7 @@ function render({ model, el }) {
   const watched = ["change:recording", "change:step", "change:label", "change:error"];
   for (const name of watched) model.on(name, follow);
   const resized = new ResizeObserver(() => {
-    nameSliders(root);
+    helpControls(root);
     if (drawn && drawn.width !== widthNow()) drawStage();
   });
   resized.observe(root);
@@ -504,10 +504,13 @@ function render({ model, el }) {
   };
 }
 
-/** ipywidgets gives its sliders no accessible name: take the description that stands beside each. */
-function nameSliders(root) {
+/** What a lesson's controls lack. ipywidgets gives sliders no accessible name: take the description beside each.
+ * JupyterLab takes arrow keys for commands before a list hears them: keep the keys of a lesson inside. */
+function helpControls(root) {
   const lesson = root.closest(".pa-lesson");
-  for (const handle of lesson?.querySelectorAll(".noUi-handle") ?? []) {
+  if (lesson === null) return;
+  lesson.onkeydown = (event) => event.key !== "Tab" && event.stopPropagation();
+  for (const handle of lesson.querySelectorAll(".noUi-handle")) {
     const label = handle.closest(".widget-inline-hbox, .widget-hbox, .jupyter-widgets")?.querySelector(".widget-label");
     if (label) handle.setAttribute("aria-label", label.textContent);
   }

@@ -1,0 +1,243 @@
+"""Chapters in JupyterLab: a server of the tests' own, a notebook in the browser, and its kernel from the other side."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client import BlockingKernelClient
+from jupyter_server.serverapp import list_running_servers
+from playwright.sync_api import Browser, Locator
+from watch import PATIENCE, Watch, until
+
+RUN_SECONDS = 600  # a whole chapter, on a machine that is busy with others
+SETTINGS = {
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # every cell is in the page, seen or not
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+IS_READY = """() => {
+  const panel = window.jupyterapp?.shell.currentWidget;
+  return panel?.context?.isReady && panel.sessionContext?.isReady
+    && panel.sessionContext.session?.kernel?.status === 'idle';
+}"""
+CELLS = (
+    "() => [...jupyterapp.shell.currentWidget.content.model.cells].map(cell => [cell.type, cell.sharedModel.source])"
+)
+CODE_CELLS = """() => [...jupyterapp.shell.currentWidget.content.model.cells]
+  .filter(cell => cell.type === 'code')
+  .map(cell => {
+    const outputs = cell.outputs.toJSON();
+    return {
+      empty: !cell.sharedModel.source.trim(),
+      executed: cell.executionCount !== null && cell.executionState === 'idle',
+      errors: outputs.filter(output => output.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`),
+      widgets: outputs.map(o => o.data?.['application/vnd.jupyter.widget-view+json']?.model_id).filter(Boolean),
+    };
+  })"""
+
+
+class KernelError(AssertionError):
+    """Python raised in the kernel."""
+
+
+class Kernel:
+    """A second client of a notebook's kernel, which reads the library's state and hears every error."""
+
+    def __init__(self, connection_file: Path) -> None:
+        self._client = BlockingKernelClient(connection_file=str(connection_file))
+        self._client.load_connection_file()
+        self._client.start_channels()
+        self._client.wait_for_ready(timeout=PATIENCE)
+        self.errors: list[str] = []
+
+    def run(self, code: str) -> None:
+        """Execute code as a cell would.
+
+        Raises:
+            KernelError: it raised.
+        """
+        self._request(code, {})
+
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of an expression that JSON can carry.
+
+        Raises:
+            KernelError: it raised.
+        """
+        reply = self._request("", {"it": f"__import__('json').dumps({expression})"})["user_expressions"]["it"]
+        if reply["status"] != "ok":
+            raise KernelError(f"{expression}: {reply['ename']}: {reply['evalue']}")
+        return json.loads(ast.literal_eval(reply["data"]["text/plain"]))
+
+    def _request(self, code: str, expressions: dict[str, str]) -> dict[str, Any]:
+        """Send one request and read on until the kernel is done with it: messages before that are then all heard."""
+        request = self._client.execute(code, user_expressions=expressions, store_history=False, allow_stdin=False)
+        while True:
+            message = self._client.get_iopub_msg(timeout=RUN_SECONDS)
+            ours, content = message["parent_header"].get("msg_id") == request, message["content"]
+            if message["msg_type"] == "error":
+                text = f"{content['ename']}: {content['evalue']}"
+                if ours:
+                    raise KernelError(text)
+                self.errors.append(text)
+            elif ours and message["msg_type"] == "status" and content["execution_state"] == "idle":
+                break
+        while True:
+            reply = self._client.get_shell_msg(timeout=PATIENCE)
+            if reply["parent_header"].get("msg_id") == request:
+                break
+        aborted = reply["content"]["status"] == "aborted"  # a cell failed while this request stood behind it
+        return self._request(code, expressions) if aborted else reply["content"]
+
+    def close(self) -> None:
+        """Leave; the kernel goes on."""
+        self._client.stop_channels()
+
+
+@dataclass
+class Notebook:
+    """A notebook open in JupyterLab, and its kernel."""
+
+    name: str
+    watch: Watch
+    kernel_id: str
+    kernel: Kernel
+    run_errors: list[str] = field(default_factory=list)
+
+    @property
+    def page(self) -> Any:
+        """The browser's page."""
+        return self.watch.context.pages[0]
+
+    def code_cells(self) -> list[dict[str, Any]]:
+        """Return JupyterLab's model of every code cell."""
+        return self.page.evaluate(CODE_CELLS)
+
+    def cells(self) -> list[tuple[str, str]]:
+        """Return type and source of every cell: what a stray key changes."""
+        return [tuple(cell) for cell in self.page.evaluate(CELLS)]
+
+    def run_all(self) -> None:
+        """Choose "Run All Cells" and wait until every cell is done, or one has failed."""
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+        def done() -> bool:
+            self.page.wait_for_timeout(200)  # lets the browser's own messages in
+            cells = self.code_cells()
+            return any(cell["errors"] for cell in cells) or all(cell["executed"] or cell["empty"] for cell in cells)
+
+        def pending() -> str:
+            return f"{self.name}: cells {[i for i, cell in enumerate(self.code_cells()) if not cell['executed']]} hang"
+
+        until(done, pending, RUN_SECONDS)
+        self.kernel.evaluate("0")  # an error of the last cell is heard now
+        self.run_errors = [error for cell in self.code_cells() for error in cell["errors"]]
+
+    def output(self, model_id: str) -> Locator:
+        """Return the output area of the cell that shows a widget.
+
+        Raises:
+            AssertionError: no cell shows it.
+        """
+        where = [index for index, cell in enumerate(self.code_cells()) if model_id in cell["widgets"]]
+        assert where, f"{self.name}: no cell shows widget {model_id}"
+        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(where[0]).locator(".jp-Cell-outputArea")
+
+
+class Lab:
+    """A JupyterLab of the tests' own: own folder, settings, port and token, so that a user's do not matter."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "root"
+        self.root.mkdir()
+        self._runtime = folder / "runtime"
+        settings = folder / "config" / "labconfig" / "default_setting_overrides.json"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(SETTINGS))
+        own = {
+            "JUPYTER_CONFIG_DIR": "config",
+            "JUPYTER_DATA_DIR": "data",
+            "JUPYTER_RUNTIME_DIR": "runtime",
+            "JUPYTERLAB_SETTINGS_DIR": "settings",
+            "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+            "IPYTHONDIR": "ipython",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            f"--ServerApp.root_dir={self.root}",
+        ]
+        command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
+        command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
+        self._log = folder / "server.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=os.environ
+                | {name: str(folder / path) for name, path in own.items()}
+                | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": "of-the-tests"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            until(self._is_up, lambda: f"JupyterLab does not start:\n{self._log.read_text()[-3000:]}")
+        except BaseException:
+            self.stop()
+            raise
+        (self._server,) = list_running_servers(str(self._runtime))
+
+    def _is_up(self) -> bool:
+        if self._process.poll() is not None:
+            raise AssertionError(f"JupyterLab ended at once:\n{self._log.read_text()[-3000:]}")
+        return self._runtime.is_dir() and any(list_running_servers(str(self._runtime)))
+
+    def add_folder(self, source: Path) -> None:
+        """Copy a folder of chapters, outputs removed: what a test sees, this run has made."""
+        target = self.root / source.name
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+        for path in target.glob("*.ipynb"):
+            self.write(path, nbformat.read(path, as_version=4))
+
+    def write(self, path: Path, notebook: nbformat.NotebookNode) -> None:
+        """Store a notebook without its outputs."""
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, self.root / path)
+
+    def open(self, browser: Browser, path: str) -> Notebook:
+        """Open a notebook, given relative to the root, in a window of its own, and wait for its kernel."""
+        watch = Watch(browser, viewport={"width": 1280, "height": 1000})
+        page = watch.new_page()
+        page.goto(f"{self._server['url']}lab/tree/{path}?reset&token={self._server['token']}")
+        page.wait_for_function(IS_READY)
+        kernel_id = page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
+        return Notebook(Path(path).stem, watch, kernel_id, Kernel(self._runtime / f"kernel-{kernel_id}.json"))
+
+    def close(self, notebook: Notebook) -> None:
+        """Close a notebook's window and stop its kernel."""
+        notebook.kernel.close()
+        notebook.watch.context.close()
+        address = f"{self._server['url']}api/kernels/{notebook.kernel_id}"
+        headers = {"Authorization": f"token {self._server['token']}"}
+        urllib.request.urlopen(urllib.request.Request(address, method="DELETE", headers=headers), timeout=PATIENCE)
+
+    def stop(self) -> None:
+        """Stop the server, which stops its kernels."""
+        self._process.terminate()
+        self._process.wait(timeout=PATIENCE)

@@ -1,0 +1,251 @@
+"""The built book in a real browser: every page, every player, the search, both themes, wide and narrow."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin
+
+import players
+import pytest
+from accessibility import violations
+from playwright.sync_api import Browser, Locator, Page, expect
+from watch import Watch, until
+
+ROOT = Path(__file__).parents[2]
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+WIDTHS = {"phone": 390, "projector": 1920}
+TYPESET = "() => window.MathJax?.startup?.promise?.then(() => true)"
+THEMED = "scheme => document.documentElement.dataset.theme === scheme"
+LINKS = "() => [...document.querySelectorAll('a[href]')].map(link => link.href)"
+IDS = "() => [...document.querySelectorAll('[id]')].map(element => element.id)"
+TOO_WIDE = """() => {
+  const wide = document.documentElement.scrollWidth, room = window.innerWidth;
+  return wide <= room ? [] : [`${wide} pixels on a screen of ${room}`, ...[...document.querySelectorAll('main *')]
+    .filter(element => element.getBoundingClientRect().right > room).slice(0, 5)
+    .map(element => `${element.tagName} ${element.className.baseVal ?? element.className}`)];
+}"""
+
+
+@dataclass
+class Seen:
+    """What the browser saw of one page."""
+
+    status: int
+    links: list[str]
+    ids: set[str]
+    problems: list[str]
+    violations: dict[str, list[str]] = field(default_factory=dict)
+    too_wide: dict[str, list[str]] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def site(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the book as ``make book`` does."""
+    target = tmp_path_factory.mktemp("book")
+    (recipe,) = re.findall(r"-m (sphinx .+) build/book$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    command = [sys.executable, "-m", *recipe.split(), str(target)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def address(site: Path, serve: Callable[[Path], str]) -> str:
+    """Return the address at which the book is served."""
+    return serve(site)
+
+
+@pytest.fixture
+def watch(browser: Browser) -> Iterator[Watch]:
+    """Open a window of a test's own."""
+    watch = Watch(browser, viewport={"width": 1280, "height": 900})
+    yield watch
+    watch.context.close()
+
+
+def look_at(watch: Watch, page: Page, url: str) -> Seen:
+    """Open a page and look at it: light and dark, wide and narrow."""
+    watch.problems.clear()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.emulate_media(color_scheme="light")
+    response = page.goto(url)
+    page.evaluate(TYPESET)
+    seen = Seen(response.status, page.evaluate(LINKS), set(page.evaluate(IDS)), [])
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(THEMED, arg=scheme)
+        seen.violations[scheme] = violations(page)
+    for name, width in WIDTHS.items():
+        page.set_viewport_size({"width": width, "height": 900})
+        seen.too_wide[name] = page.evaluate(TOO_WIDE)
+    seen.problems = list(watch.problems)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def crawled(browser: Browser, address: str) -> dict[str, Seen]:
+    """Follow every link from the root, and look at each page of the book once; keyed by path."""
+    watch = Watch(browser, color_scheme="light")
+    page, found, waiting = watch.new_page(), {}, [f"{address}book/index.html"]
+    while waiting:
+        url = waiting.pop()
+        path = url.removeprefix(address)
+        if path in found:
+            continue
+        found[path] = look_at(watch, page, url)
+        linked = (urldefrag(link).url for link in found[path].links)
+        waiting += [link for link in linked if link.startswith(address) and link.endswith(".html")]
+    watch.context.close()
+    return found
+
+
+def test_links_lead_to_every_page(site: Path, crawled: dict[str, Seen]) -> None:
+    """Catches a page that no link leads to, and one that does not load."""
+    built = {str(path.relative_to(site)) for path in site.rglob("*.html") if "_static" not in path.parts}
+    assert {path: seen.status for path, seen in crawled.items() if seen.status != 200} == {}
+    assert set(crawled) == built - {"index.html"}  # the root itself only leads to the front page
+
+
+def test_root_leads_to_the_front_page(watch: Watch, address: str) -> None:
+    """Catches a site whose bare address shows nothing."""
+    page = watch.new_page()
+    page.goto(address)
+    page.wait_for_url(f"{address}book/index.html")
+    assert watch.problems == []
+
+
+def test_pages_are_quiet(crawled: dict[str, Seen]) -> None:
+    """Catches an error on a page's console, and a request to another machine."""
+    assert {path: seen.problems for path, seen in crawled.items() if seen.problems} == {}
+
+
+def test_links_lead_somewhere(address: str, site: Path, crawled: dict[str, Seen]) -> None:
+    """Catches a link to a file or heading that is not there once scripts have run."""
+    broken = []
+    for path, seen in crawled.items():
+        for link in seen.links:
+            url, fragment = urldefrag(link)
+            target = unquote(url.removeprefix(address))
+            if not url.startswith(address):
+                continue
+            if target in crawled:
+                if fragment and unquote(fragment) not in crawled[target].ids:
+                    broken.append(f"{path}: {link}")
+            elif not (site / target).is_file():
+                broken.append(f"{path}: {link}")
+    assert broken == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_accessible(crawled: dict[str, Seen], scheme: str) -> None:
+    """Catches what keeps a reader out: no name on a control, too little contrast, a page without structure."""
+    found = {path: seen.violations[scheme] for path, seen in crawled.items() if seen.violations[scheme]}
+    assert found == {}
+
+
+@pytest.mark.parametrize("screen", WIDTHS)
+def test_pages_fit(crawled: dict[str, Seen], screen: str) -> None:
+    """Catches a page that must be scrolled sideways."""
+    assert {path: seen.too_wide[screen] for path, seen in crawled.items() if seen.too_wide[screen]} == {}
+
+
+def mounted(page: Page, url: str) -> list[tuple[Locator, dict]]:
+    """Open a page and return its players, each with the recording that it plays."""
+    page.goto(url)
+    mounts = page.locator(".pa-mount")
+    expect(page.locator(".pa-mount > .pa-player")).to_have_count(mounts.count())
+    return [(mount.locator(".pa-player"), players.recording_of(mount)) for mount in mounts.all()]
+
+
+def follows(player: Locator, recording: dict) -> Callable[..., None]:
+    """Return a check that waits until a player shows a step of its recording."""
+
+    def check(step: int, text: bool = False) -> None:
+        state = players.expected(players.at_step(recording, step), text)
+        failure = f"{recording['label']}: at step {step} the recording has {state}, the page shows "
+        until(lambda: players.shown(player) == state, lambda: failure + str(players.shown(player)))
+
+    return check
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_players_play(watch: Watch, address: str, chapter: Path) -> None:
+    """Catches a player that does not follow its buttons, scrubber or keys, or shows something else than its frames."""
+    for player, recording in mounted(watch.new_page(), f"{address}chapters/{chapter.stem}.html"):
+        check, last = follows(player, recording), len(recording["frames"]) - 1
+        check(recording["step"])
+        if last:
+            assert recording["frames"][0]["sentence"] != recording["frames"][last]["sentence"]
+            players.step_through(player, check)
+        players.read_as_text(player, check)
+        players.answer(player)
+    assert watch.problems == []
+
+
+def test_some_chapters_have_players(site: Path) -> None:
+    """Catches a book whose players went missing, which would leave the test above nothing to do."""
+    counts = {path.stem[:2]: path.read_text().count('class="pa-mount"') for path in (site / "chapters").glob("*.html")}
+    assert all(counts[number] for number in ("03", "04", "07")), counts
+
+
+def test_search_finds(watch: Watch, address: str) -> None:
+    """Catches a search field that leads nowhere, and an index that lacks the chapters' text."""
+    page = watch.new_page()
+    page.goto(f"{address}book/index.html")
+    page.locator("button.search-button-field, button.search-button").locator("visible=true").first.click()
+    field = page.locator("input[type=search]").locator("visible=true").first
+    field.fill("reference count")
+    field.press("Enter")
+    page.wait_for_url("**/search.html?q=reference+count*")
+    results = page.locator("#search-results a[href*='chapters/03_blocks.html']")
+    results.first.wait_for()
+    results.first.click()
+    page.wait_for_url("**/chapters/03_blocks.html*")
+    assert watch.problems == []
+
+
+def test_players_play_from_a_file(watch: Watch, site: Path) -> None:
+    """Catches a page that needs a server: its script blocked, or its search index fetched, when opened from a disk."""
+    (player, recording), *_ = mounted(watch.new_page(), (site / "chapters" / "03_blocks.html").as_uri())
+    check = follows(player, recording)
+    check(recording["step"])
+    for name, step in (("first", 0), ("last", len(recording["frames"]) - 1)):
+        player.locator(f".pa-{name}").click()
+        check(step)
+    assert watch.problems == []
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ('<script src="https://cdn.jsdelivr.net/npm/mathjax@4/tex-mml-chtml.js"></script>', "cdn.jsdelivr.net"),
+        ('<img src="//example.org/a.png" alt="a">', "example.org"),
+        ('<script>new WebSocket("wss://example.org/")</script>', "wss://example.org"),
+        ("<script>fetch('https://example.org/').catch(() => 0)</script>", "https://example.org/"),
+        ("<script>console.error('oh')</script>", "console: oh"),
+        ("<script>throw new Error('oh')</script>", "uncaught: oh"),
+        ('<img src="gone.png" alt="a">', "404"),
+    ],
+)
+def test_problems_are_noticed(
+    watch: Watch, tmp_path: Path, serve: Callable[[Path], str], body: str, problem: str
+) -> None:
+    """Catches a watch that reports nothing whatever a page does."""
+    (tmp_path / "page.html").write_text(f"<!doctype html><html lang=en><title>a</title>{body}</html>")
+    watch.new_page().goto(urljoin(serve(tmp_path), "page.html"), wait_until="networkidle")
+    assert any(problem in found for found in watch.problems), watch.problems
+
+
+def test_violations_are_noticed(watch: Watch) -> None:
+    """Catches an axe that was not asked, or whose verdict is thrown away; and a page that is found too wide by none."""
+    page = watch.new_page()
+    page.set_content("<html lang=en><title>a</title><main><h1>a</h1><button></button><img src=''></main></html>")
+    assert {line.split(":")[0] for line in violations(page)} == {"button-name", "image-alt"}
+    assert page.evaluate(TOO_WIDE) == []
+    page.set_content("<html lang=en><title>a</title><main><p style='width: 3000px'>a</p></main></html>")
+    assert page.evaluate(TOO_WIDE)[-1] == "P "

@@ -1,0 +1,216 @@
+"""Every chapter in JupyterLab, in a real browser: all cells run, every control answers, and both sides agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import watch
+from accessibility import violations
+from controls import Driver
+from jupyter_page import Lab, Notebook
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Browser
+
+OURS = ".jp-Notebook :is(.pa-lesson, .pa-player)"
+CHAPTERS = sorted((Path(__file__).parents[2] / "chapters").glob("*.ipynb"))
+
+# Beside the chapters, a notebook with one of everything that this folder can move.
+TOUR = (
+    """
+import ipywidgets as widgets
+
+from pagedattn_lab.block_pool import BlockPool
+from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.trace import Trace
+from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz.lesson import Lesson
+from pagedattn_lab.viz.player import Player
+
+
+def draw(tokens, block_size, order):
+    pool = BlockPool(num_blocks=12, block_size=block_size)
+    trace = Trace(pool)
+    tables = {name: trace.add(name, BlockTable(pool)) for name in order.split(", ")}
+    for table in tables.values():
+        table.append_tokens(tokens)
+    tables["Bob"].release()
+    return trace
+
+
+lesson = Lesson(
+    draw,
+    "Two requests",
+    tokens=widgets.IntSlider(5, min=1, max=9, description="tokens"),
+    block_size=widgets.SelectionSlider(options=[2, 4, 8], value=4, description="block size"),
+    order=widgets.Dropdown(options=["Ada, Bob", "Bob, Ada", "Bob"], description="order"),
+)
+lesson
+""",
+    """
+def square(side):
+    return f'<svg width="40" height="40"><rect width="{side}" height="{side}"/></svg>'
+
+
+Player([Picture(square(side), alt=f"a square of {side}") for side in (10, 20, 30)], "Squares")
+""",
+    """
+Lesson(lambda side: Picture(square(side), alt=f"side {side}"), "One square",
+       side=widgets.IntSlider(3, min=1, max=30, description="side"))
+""",
+)
+
+
+@pytest.fixture(scope="module")
+def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Start JupyterLab on a copy of the chapters; stop it and every kernel at the end."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    lab.add_folder(CHAPTERS[0].parent)
+    write(lab, "tour.ipynb", *TOUR)
+    yield lab
+    lab.stop()
+
+
+def write(lab: Lab, name: str, *sources: str) -> None:
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    cells = [new_code_cell(source.strip()) for source in sources]
+    lab.write(Path(name), new_notebook(cells=cells, metadata={"kernelspec": kernel}))
+
+
+@pytest.fixture(scope="module", params=["tour.ipynb", *(f"chapters/{path.name}" for path in CHAPTERS)])
+def chapter(request: pytest.FixtureRequest, lab: Lab, browser: Browser) -> Iterator[Notebook]:
+    """Open a chapter and run all its cells."""
+    notebook = lab.open(browser, request.param)
+    notebook.run_all()
+    yield notebook
+    lab.close(notebook)
+
+
+def test_every_cell_runs(chapter: Notebook) -> None:
+    """Catches an error output, or a widget that does not appear, in what a reader sees after "Run All Cells"."""
+    assert chapter.run_errors == [] and chapter.kernel.errors == []
+    assert all(cell["executed"] or cell["empty"] for cell in chapter.code_cells())
+    shown = chapter.page.locator(".jp-Notebook .jp-Cell-outputArea")
+    for cell in chapter.code_cells():
+        for model_id in cell["widgets"]:
+            chapter.output(model_id).locator(".jupyter-widgets, .pa-player").first.wait_for()
+    assert shown.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    assert shown.get_by_text("Error displaying widget").count() == 0
+
+
+def test_every_control_answers(chapter: Notebook) -> None:
+    """Catches a control that is not wired, stops short of an end, or raises; and a lesson that no cell shows."""
+    before, driver = chapter.cells(), Driver(chapter)
+    assert driver.drive_controls() == driver.controls
+    assert chapter.page.locator(".jp-Notebook .widget-inline-hbox").count() == len(driver.controls)
+    assert chapter.cells() == before
+
+
+def test_every_player_answers(chapter: Notebook) -> None:
+    """Catches a button, a key or a block that does not answer, and a step that page and library do not share."""
+    before, driver = chapter.cells(), Driver(chapter)
+    assert driver.drive_players() == chapter.page.locator(".jp-Notebook .pa-player").count()
+    assert chapter.cells() == before
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
+def test_lessons_are_accessible(chapter: Notebook, theme: str) -> None:
+    """Catches a control without a name, and a colour that cannot be read on one of the themes."""
+    chapter.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+    chapter.page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=theme)
+    if chapter.page.locator(OURS).count():
+        assert violations(chapter.page, include=OURS) == []
+
+
+def test_chapter_is_quiet(chapter: Notebook) -> None:
+    """Catches an error on the console, and a request to another machine, in everything done above."""
+    assert chapter.watch.problems == []
+
+
+@contextmanager
+def opened(lab: Lab, browser: Browser, *sources: str) -> Iterator[Notebook]:
+    """Open a notebook made for one test, and run it."""
+    write(lab, "made.ipynb", *sources)
+    notebook = lab.open(browser, "made.ipynb")
+    try:
+        notebook.run_all()
+        yield notebook
+    finally:
+        lab.close(notebook)
+
+
+SQUARES = """
+import ipywidgets as widgets
+from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz.lesson import Lesson
+from pagedattn_lab.viz.player import Player
+
+def draw(side):
+    return [Picture("<svg></svg>", alt=f"{side}, {step}") for step in range(4)]
+
+lesson = Lesson(draw, "Squares", side=widgets.IntSlider(3, min=1, max=9, description="side"))
+lesson
+"""
+BROKEN = {
+    "a callback that raises": (
+        "def draw(side):\n    return Picture('<svg></svg>', alt=str(1 / (side - 9)))\nlesson._draw = draw",
+        "Python raised .*ZeroDivisionError",
+    ),
+    "a control that is not wired": ("lesson._controls['side'].unobserve_all()", "moved to last: the picture is old"),
+    "a control that Python does not hear": (
+        "lesson._controls['side'].keys.remove('value')",
+        "moved to last: the library has .*'position': 3.* the page shows .*'position': 9",
+    ),
+    "a lesson that no cell shows": ("hidden = Lesson(draw, 'x', side=widgets.IntSlider(1, 1, 2))", "no cell shows"),
+    "a control of an unknown kind": (
+        "lesson.children = (); text = widgets.Text(description='side'); lesson._controls['side'] = text;"
+        "lesson.children = (text, lesson.player)",
+        "nothing here can move a Text",
+    ),
+}
+BROKEN_PLAYERS = {
+    "a step that Python does not hear": (
+        "lesson.player.keys.remove('step')",
+        "player at step 0: the library has .*'step': 3.* the page shows .*'step': 0",
+    ),
+    "a page that stays behind": (
+        "lesson.player.send_state = lambda *a, **k: None\nfrom ipywidgets import Widget\n"
+        "lesson.player._should_send_property = lambda *a: False",
+        "player at step",
+    ),
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less for what will not come."""
+    monkeypatch.setattr(watch, "PATIENCE", 10)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", BROKEN)
+def test_broken_controls_are_noticed(lab: Lab, browser: Browser, fault: str) -> None:
+    """Catches a driver that reports nothing whatever a lesson does."""
+    source, message = BROKEN[fault]
+    with opened(lab, browser, SQUARES, source) as notebook, pytest.raises(AssertionError, match=message):
+        Driver(notebook).drive_controls()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", BROKEN_PLAYERS)
+def test_broken_players_are_noticed(lab: Lab, browser: Browser, fault: str) -> None:
+    """Catches a driver that reports nothing whatever a player does."""
+    source, message = BROKEN_PLAYERS[fault]
+    with opened(lab, browser, SQUARES, source) as notebook, pytest.raises(AssertionError, match=message):
+        Driver(notebook).drive_players()
+
+
+def test_noise_is_noticed(lab: Lab, browser: Browser) -> None:
+    """Catches a watch that hears nothing in JupyterLab: an error in a cell, a request to another machine."""
+    picture = "from IPython.display import HTML\nHTML('<img src=https://example.org/a.png>')"
+    with opened(lab, browser, picture, "1 / 0", "2") as notebook:
+        assert notebook.run_errors == notebook.kernel.errors == ["ZeroDivisionError: division by zero"]
+        request = "request to another machine: https://example.org/a.png"
+        watch.until(lambda: request in [*notebook.page.evaluate("[]"), *notebook.watch.problems], lambda: "not noticed")

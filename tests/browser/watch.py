@@ -1,0 +1,69 @@
+"""What a page must not do: report an error on its console, or ask another machine for anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, WebError, WebSocket
+
+PATIENCE = 120  # seconds; for conditions that take a second on an idle machine and much longer on a shared one
+LOCAL_SCHEMES = ("about", "blob", "chrome", "data", "devtools", "file")
+
+
+def is_local(url: str) -> bool:
+    """Tell whether a request for this address stays on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme in LOCAL_SCHEMES or parts.hostname == "127.0.0.1"
+
+
+def until(condition: Callable[[], bool], failure: Callable[[], str], patience: float | None = None) -> None:
+    """Wait for a condition, ``PATIENCE`` seconds unless told otherwise.
+
+    Raises:
+        AssertionError: it did not come true; ``failure`` says what was seen instead.
+    """
+    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(failure())
+        time.sleep(0.05)
+
+
+class Watch:
+    """A browser context that reaches this machine only, and everything that went wrong in it.
+
+    ``problems`` grows while pages load and work; a test asserts that it is empty.
+    """
+
+    def __init__(self, browser: Browser, **options: object) -> None:
+        self.problems: list[str] = []
+        self.context: BrowserContext = browser.new_context(service_workers="block", **options)
+        self.context.set_default_timeout(PATIENCE * 1000)
+        self.context.route(lambda url: not is_local(url), self._refuse)
+        self.context.on("console", self._console)
+        self.context.on("weberror", self._error)
+        self.context.on("page", self._page)
+
+    def new_page(self) -> Page:
+        """Open an empty page under watch."""
+        return self.context.new_page()
+
+    def _refuse(self, route: Route) -> None:
+        self.problems.append(f"request to another machine: {route.request.url}")
+        route.abort("internetdisconnected")
+
+    def _page(self, page: Page) -> None:
+        page.on("websocket", self._socket)
+
+    def _socket(self, socket: WebSocket) -> None:
+        if not is_local(socket.url):
+            self.problems.append(f"socket to another machine: {socket.url}")
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text} ({message.location['url']})")
+
+    def _error(self, error: WebError) -> None:
+        self.problems.append(f"uncaught: {error.error}")
