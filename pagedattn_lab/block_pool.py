@@ -20,7 +20,8 @@ class Observer(Protocol):
 
     The pool reports ``"allocate"``, ``"evict"`` (a block handed out again loses the hash of its old contents),
     ``"touch"`` and ``"free"``; a table reports ``"append"`` and ``"free"``, once its own entries have changed too.
-    An observer must not change what it watches. :class:`pagedattn_lab.trace.Trace` is one.
+    An observer must neither change what it watches nor raise: what it is told of has happened and is not undone.
+    :class:`pagedattn_lab.trace.Trace` is one.
     """
 
     def __call__(self, kind: str, blocks: Sequence[KVCacheBlock], table: Any = None, num_tokens: int = 0) -> None:

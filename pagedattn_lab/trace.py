@@ -7,126 +7,25 @@ that keeps, for each event, the state of every block and table after it and a se
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.frame import Frame, Shown, show, take
 
 FORMAT = "pagedattn_lab.trace/1"
-# A table's operation is told in one frame with what the pool did for it: kind -> kinds of the pool's own reports.
-PARTS = {"append": ("allocate", "evict"), "free": ("free",)}
-
-
-@dataclass(frozen=True)
-class TableState:
-    """One page table as it was.
-
-    Attributes:
-        name: of the request that it belongs to.
-        colour: index into a palette; no two tables of a frame have the same one.
-        num_tokens: length of the sequence.
-        block_ids: physical block of each logical block.
-    """
-
-    name: str
-    colour: int
-    num_tokens: int
-    block_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class BlockState:
-    """One physical block as it was.
-
-    Attributes:
-        block_id: its number.
-        owners: ``(name of the request, logical block)`` for every table entry that names it.
-        ref_cnt: its reference count. It equals the number of owners unless somebody broke the rules.
-        num_tokens: how many of its slots hold a token of an owner.
-        block_hash: the first letters of its hash, or ``None``.
-    """
-
-    block_id: int
-    owners: tuple[tuple[str, int], ...]
-    ref_cnt: int
-    num_tokens: int
-    block_hash: str | None
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The state of all memory after one event.
-
-    Attributes:
-        kind: what happened: an observer's event, or ``"start"`` or ``"note"``, when nothing did.
-        sentence: the same for people.
-        changed: the blocks that it happened to.
-        block_size: tokens per block.
-        tables: page tables that hold something or have just let go of it.
-        ref_cnt: reference count of every block, by block number.
-        hashes: the first letters of the hash of every block that has one.
-        free: the free queue, next to be handed out first.
-    """
-
-    kind: str
-    sentence: str
-    changed: tuple[int, ...]
-    block_size: int
-    tables: tuple[TableState, ...]
-    ref_cnt: tuple[int, ...]
-    hashes: Mapping[int, str] = field(repr=False)
-    free: tuple[int, ...] = field(repr=False)
-
-    @property
-    def blocks(self) -> list[BlockState]:
-        """Every block, in the order of block numbers."""
-        owners: list[list[tuple[str, int]]] = [[] for _ in self.ref_cnt]
-        filled = [0] * len(self.ref_cnt)
-        for table in self.tables:
-            for logical, block_id in enumerate(table.block_ids):
-                owners[block_id].append((table.name, logical))
-                tokens = min(self.block_size, table.num_tokens - logical * self.block_size)
-                filled[block_id] = max(filled[block_id], tokens)
-        return [
-            BlockState(block_id, tuple(owners[block_id]), count, filled[block_id], self.hashes.get(block_id))
-            for block_id, count in enumerate(self.ref_cnt)
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The frame as JSON values; what :attr:`blocks` works out from the rest is left out."""
-        tables = [
-            {"name": t.name, "colour": t.colour, "num_tokens": t.num_tokens, "block_ids": list(t.block_ids)}
-            for t in self.tables
-        ]
-        return {
-            "kind": self.kind,
-            "sentence": self.sentence,
-            "changed": list(self.changed),
-            "tables": tables,
-            "ref_cnt": list(self.ref_cnt),
-            "hashes": {str(block_id): text for block_id, text in self.hashes.items()},
-            "free": list(self.free),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], block_size: int) -> Frame:
-        """Make a frame from what :meth:`to_dict` gave."""
-        tables = tuple(
-            TableState(t["name"], t["colour"], t["num_tokens"], tuple(t["block_ids"])) for t in data["tables"]
-        )
-        hashes = {int(block_id): text for block_id, text in data["hashes"].items()}
-        lists = {name: tuple(data[name]) for name in ("changed", "ref_cnt", "free")}
-        return cls(data["kind"], data["sentence"], block_size=block_size, tables=tables, hashes=hashes, **lists)
+MOST_NAMED = 8
 
 
 class Trace:
     """Records what happens to a pool and to the tables on it, from now on.
 
-    Every event makes one frame; what the pool does on behalf of a table belongs to the table's event.
+    Every event makes one frame; what the pool does on behalf of a table belongs to the table's event. Each frame holds
+    the whole state, so an event costs time and memory in proportion to the number of blocks: this is for watching,
+    not for servers. As a context manager, a trace stops at the end of the block.
 
     Args:
         pool: what to watch. A pool has one observer at most.
@@ -136,7 +35,7 @@ class Trace:
         frames: the state at the start, then after each event.
 
     Raises:
-        ValueError: the pool is already observed, or a table takes its blocks from another one.
+        ValueError: the pool is already observed, or a table cannot be added.
 
     Example:
         >>> pool = BlockPool(num_blocks=4, block_size=4)
@@ -146,7 +45,7 @@ class Trace:
         >>> ada.release()
         >>> for frame in trace.frames:
         ...     print(frame.sentence, "Free:", *frame.free)
-        3 usable blocks of 4 tokens, all of them free. Free: 1 2 3
+        At the start, 3 of 3 usable blocks are free. Free: 1 2 3
         Ada appends 5 tokens and takes blocks 1 and 2 from the head of the free queue. Free: 3
         Ada gives back 2 blocks, last first: blocks 2 and 1 return to the head of the free queue. Free: 2 1 3
     """
@@ -156,33 +55,51 @@ class Trace:
             raise ValueError(f"this pool is already observed by {pool.observer!r}: call its stop() first")
         self.pool = pool
         self._names: dict[int, tuple[BlockTable, str]] = {}  # by identity; the table is kept, so that it stays its own
-        self._shown: dict[str, tuple[BlockTable, int]] = {}  # request -> its table and colour, while it is drawn
-        self._owners: list[BlockTable | None] = []  # the table that reported each frame
+        self._shown: dict[str, Shown] = {}
         for name, table in (tables or {}).items():
             self.add(name, table)
-        usable, free = pool.num_blocks - 1, pool.num_free_blocks
-        state = "all of them free" if free == usable else f"{free} of them free"
-        self.frames = [self._frame("start", f"{usable} usable blocks of {pool.block_size} tokens, {state}.", ())]
-        self._owners.append(None)
+        state = f"At the start, {pool.num_free_blocks} of {pool.num_blocks - 1} usable blocks are free."
+        self.frames = [take(pool, self._shown, "start", state)]
+        self._unclaimed: list[str] = []  # kinds of the last frames that may turn out to be part of a table's event
         pool.observer = self
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def add(self, name: str, table: BlockTable) -> BlockTable:
         """Give a table a name, and the table back. A table without one is called "request 1" and so on.
 
         Raises:
-            ValueError: a table of another pool, or a name that another table has.
+            ValueError: a table of another pool, one that has a name, or a name that is empty or another table's.
         """
+        known = self._names.get(id(table), (table, name))[1]
         if table.pool is not self.pool:
             raise ValueError(f"the table of {name} takes its blocks from another pool than this trace watches")
-        if any(other == name and known is not table for known, other in self._names.values()):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{name!r} is no name for a request: give a text")
+        if known != name:
+            raise ValueError(f"this table is called {known!r} already: it cannot be {name!r} too")
+        if any(other == name and named is not table for named, other in self._names.values()):
             raise ValueError(f"another table is called {name!r} already: choose another name")
         self._names[id(table)] = (table, name)
-        self._show(table)
+        if name not in self._shown:
+            show(self._shown, name, table)
         return table
 
     def note(self, sentence: str, blocks: Iterable[int] = ()) -> None:
-        """Add a frame in which nothing changes: a sentence, and the numbers of blocks to point at."""
-        self._keep(self._frame("note", sentence, tuple(blocks)), None)
+        """Add a frame in which nothing changes: a sentence, and the numbers of blocks to point at.
+
+        Raises:
+            ValueError: a block that the pool does not have.
+        """
+        numbers = tuple(blocks)
+        for number in numbers:
+            if not 0 <= number < self.pool.num_blocks:
+                raise ValueError(f"there is no block {number} to point at: blocks go up to {self.pool.num_blocks - 1}")
+        self._keep(take(self.pool, self._shown, "note", sentence, numbers))
 
     def stop(self) -> None:
         """Stop watching; the frames stay."""
@@ -193,25 +110,24 @@ class Trace:
         self, kind: str, blocks: Sequence[KVCacheBlock], table: BlockTable | None = None, num_tokens: int = 0
     ) -> None:
         """Take one event down: the side of the observer, called by the pool and its tables."""
-        evicted: tuple[int, ...] = ()
-        block_ids = tuple(block.block_id for block in blocks)
         if table is None:
             sentence = _POOL_SENTENCES[kind](blocks)
+            self._keep(take(self.pool, self._shown, kind, sentence, _ids(blocks)), unclaimed=kind)
+            return
+        name = self._name(table)
+        if kind == "append":
+            evicted = self._claim(_ids(blocks), "allocate", "evict")
+            first = (table.num_tokens - num_tokens) // self.pool.block_size
+            last = (table.num_tokens - 1) // self.pool.block_size
+            written = table.block_ids[first : last + 1]
+            sentence = _append_sentence(name, num_tokens, written, _ids(blocks), evicted)
+            changed = tuple(dict.fromkeys([*written, *_ids(blocks)]))
         else:
-            while self._belongs(self.frames[-1], self._owners[-1], kind, block_ids):
-                part = self.frames.pop()
-                self._owners.pop()
-                evicted = part.changed if part.kind == "evict" else evicted
-            name = self._show(table)
-            if kind == "append":
-                sentence = _append_sentence(name, table, num_tokens, block_ids, evicted)
-                first = (table.num_tokens - num_tokens) // self.pool.block_size
-                block_ids = tuple(table.block_ids[first:])
-            else:
-                sentence = _release_sentence(name, blocks)
-        self._keep(self._frame(kind, sentence, block_ids), table)
-        if table is not None and not table.blocks:
-            self._shown.pop(name)
+            self._claim(_ids(blocks), "free")
+            sentence, changed = _release_sentence(name, blocks), _ids(blocks)
+        self._keep(take(self.pool, self._shown, kind, sentence, changed))
+        if not table.blocks:
+            del self._shown[name]
 
     def to_dict(self) -> dict[str, Any]:
         """The whole trace as JSON values, in the form that :meth:`save` writes."""
@@ -226,42 +142,34 @@ class Trace:
         """Write the trace as JSON; :func:`load` reads it."""
         Path(path).write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
 
-    def _belongs(self, last: Frame, owner: BlockTable | None, kind: str, block_ids: tuple[int, ...]) -> bool:
-        """Tell whether the last frame is the pool's share in an event of that kind over these blocks."""
-        return owner is None and last.kind in PARTS[kind] and bool(block_ids) and set(last.changed) <= set(block_ids)
-
-    def _keep(self, frame: Frame, owner: BlockTable | None) -> None:
+    def _keep(self, frame: Frame, unclaimed: str | None = None) -> None:
         self.frames.append(frame)
-        self._owners.append(owner)
+        self._unclaimed = [*self._unclaimed[-1:], unclaimed] if unclaimed else []
 
-    def _show(self, table: BlockTable) -> str:
-        """Draw a table from the next frame on; return its name."""
-        if id(table) not in self._names:
+    def _claim(self, block_ids: tuple[int, ...], kind: str, before: str | None = None) -> tuple[int, ...]:
+        """Take the pool's share of a table's event back: its report over the same blocks, and one that led up to it.
+
+        Returns:
+            The blocks of the latter.
+        """
+        if self._unclaimed[-1:] != [kind] or self.frames[-1].changed != block_ids:
+            return ()
+        self.frames.pop()
+        self._unclaimed.pop()
+        if before is None or self._unclaimed[-1:] != [before] or not set(self.frames[-1].changed) <= set(block_ids):
+            return ()
+        self._unclaimed.pop()
+        return self.frames.pop().changed
+
+    def _name(self, table: BlockTable) -> str:
+        """Return a table's name, and draw the table from now on."""
+        if id(table) in self._names:
+            name = self._names[id(table)][1]
+        else:
             taken = {name for _, name in self._names.values()}
-            number = next(i for i in range(1, len(taken) + 2) if f"request {i}" not in taken)
-            self._names[id(table)] = (table, f"request {number}")
-        name = self._names[id(table)][1]
-        if name not in self._shown:
-            used = {colour for _, colour in self._shown.values()}
-            self._shown[name] = (table, next(i for i in range(len(used) + 1) if i not in used))
+            name = next(f"request {i}" for i in range(1, len(taken) + 2) if f"request {i}" not in taken)
+        self.add(name, table)
         return name
-
-    def _frame(self, kind: str, sentence: str, changed: tuple[int, ...]) -> Frame:
-        return _snapshot(self.pool, self._shown, kind, sentence, changed)
-
-
-def snapshot(pool: BlockPool, tables: Mapping[str, BlockTable], sentence: str = "") -> Frame:
-    """Take the present state of a pool and of tables on it, by the names of their requests.
-
-    Example:
-        >>> pool = BlockPool(num_blocks=4, block_size=4)
-        >>> table = BlockTable(pool)
-        >>> _ = table.append_tokens(5)
-        >>> snapshot(pool, {"Ada": table}).blocks[2]
-        BlockState(block_id=2, owners=(('Ada', 1),), ref_cnt=1, num_tokens=1, block_hash=None)
-    """
-    shown = {name: (table, colour) for colour, (name, table) in enumerate(tables.items())}
-    return _snapshot(pool, shown, "note", sentence, ())
 
 
 def load(path: str | PathLike[str]) -> dict[str, Any]:
@@ -280,7 +188,7 @@ def load(path: str | PathLike[str]) -> dict[str, Any]:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): save a trace with Trace.save") from error
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
@@ -288,32 +196,8 @@ def load(path: str | PathLike[str]) -> dict[str, Any]:
     return data
 
 
-def _snapshot(
-    pool: BlockPool,
-    shown: Mapping[str, tuple[BlockTable, int]],
-    kind: str,
-    sentence: str,
-    changed: tuple[int, ...],
-) -> Frame:
-    hashes = {b.block_id: _short(b.block_hash) for b in pool.blocks if b.block_hash is not None}
-    return Frame(
-        kind,
-        sentence,
-        changed,
-        pool.block_size,
-        tuple(
-            TableState(name, colour, table.num_tokens, tuple(table.block_ids))
-            for name, (table, colour) in shown.items()
-        ),
-        tuple(block.ref_cnt for block in pool.blocks),
-        hashes,
-        tuple(block.block_id for block in pool.free_block_queue.get_all_free_blocks()),
-    )
-
-
-def _short(block_hash: Hashable) -> str:
-    """The first letters of a hash, whatever its type."""
-    return (block_hash.hex() if isinstance(block_hash, bytes) else str(block_hash))[:8]
+def _ids(blocks: Sequence[KVCacheBlock]) -> tuple[int, ...]:
+    return tuple(block.block_id for block in blocks)
 
 
 def _count(number: int, thing: str) -> str:
@@ -321,33 +205,39 @@ def _count(number: int, thing: str) -> str:
 
 
 def _list(block_ids: Sequence[int]) -> str:
-    """ "block 3", "blocks 3 and 5", "blocks 3, 5 and 6"; long lists keep their ends."""
+    """Name blocks: "block 3", "blocks 3 and 5"; long lists keep their ends."""
     numbers = [str(block_id) for block_id in block_ids]
     if len(numbers) == 1:
         return f"block {numbers[0]}"
-    if len(numbers) > 8:
+    if len(numbers) > MOST_NAMED:
         return f"blocks {', '.join(numbers[:3])} … {numbers[-1]} ({len(numbers)} of them)"
     return f"blocks {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
+def _by_owners(blocks: Iterable[KVCacheBlock], verb: str) -> list[str]:
+    """Say which blocks have how many owners now: "blocks 1 and 2 keep 1 owner"."""
+    groups: dict[int, list[int]] = {}
+    for block in blocks:
+        groups.setdefault(block.ref_cnt, []).append(block.block_id)
+    one = f"{verb}s" if verb == "keep" else "has"
+    return [
+        f"{_list(ids)} {one if len(ids) == 1 else verb} {_count(owners, 'owner')}" for owners, ids in groups.items()
+    ]
+
+
 def _allocated(blocks: Sequence[KVCacheBlock]) -> str:
-    ids = _list([block.block_id for block in blocks])
-    return f"The pool hands out {ids} from the head of the free queue; no table names them yet."
+    return f"The pool hands out {_list(_ids(blocks))} from the head of the free queue; no table names them yet."
 
 
 def _evicted(blocks: Sequence[KVCacheBlock]) -> str:
-    ids = _list([block.block_id for block in blocks])
-    return f"The pool forgets the cached contents of {ids}, to hand them out again."
+    return f"The pool forgets the cached contents of {_list(_ids(blocks))}, to hand them out again."
 
 
 def _touched(blocks: Sequence[KVCacheBlock]) -> str:
-    parts = [
-        f"block {block.block_id} leaves the free queue with its contents"
-        if block.ref_cnt == 1
-        else f"block {block.block_id} now has {block.ref_cnt} owners"
-        for block in blocks
-    ]
-    return f"Touched: {', '.join(parts)}."
+    once = list(dict.fromkeys(blocks))
+    fetched = [block.block_id for block in once if block.ref_cnt == 1]
+    parts = [f"{_list(fetched)} taken out of the free queue, contents kept"] if fetched else []
+    return f"Touched: {'; '.join(parts + _by_owners((b for b in once if b.ref_cnt > 1), 'have'))}."
 
 
 def _freed(blocks: Sequence[KVCacheBlock]) -> str:
@@ -359,24 +249,23 @@ def _after_free(blocks: Sequence[KVCacheBlock]) -> str:
     once = list(dict.fromkeys(blocks))
     back = [block.block_id for block in once if block.ref_cnt == 0 and block.block_hash is None]
     cached = [block.block_id for block in once if block.ref_cnt == 0 and block.block_hash is not None]
-    kept = [f"block {block.block_id} keeps {_count(block.ref_cnt, 'owner')}" for block in once if block.ref_cnt]
     parts = []
     if back:
         parts.append(f"{_list(back)} {'returns' if len(back) == 1 else 'return'} to the head of the free queue")
     if cached:
-        verb = "joins" if len(cached) == 1 else "join"
-        parts.append(f"{_list(cached)}, still cached, {verb} the queue's tail")
-    return "; ".join(parts + kept)
+        parts.append(f"{_list(cached)}, still cached, {'joins' if len(cached) == 1 else 'join'} the queue's tail")
+    return "; ".join(parts + _by_owners((block for block in once if block.ref_cnt), "keep"))
 
 
 _POOL_SENTENCES = {"allocate": _allocated, "evict": _evicted, "touch": _touched, "free": _freed}
 
 
-def _append_sentence(name: str, table: BlockTable, num_tokens: int, new: Sequence[int], evicted: Sequence[int]) -> str:
+def _append_sentence(
+    name: str, num_tokens: int, written: Sequence[int], new: Sequence[int], evicted: Sequence[int]
+) -> str:
     start = f"{name} appends {_count(num_tokens, 'token')}"
     if not new:
-        where = "it fits" if num_tokens == 1 else "they fit"
-        return f"{start}: {where} in block {table.block_ids[-1]}."
+        return f"{start}: {'it fits' if num_tokens == 1 else 'they fit'} in {_list(written)}."
     lost = f", and the pool forgets what {_list(evicted)} held" if evicted else ""
     return f"{start} and takes {_list(new)} from the head of the free queue{lost}."
 

@@ -13,7 +13,7 @@ import pagedattn_lab
 
 PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
-PURE = ("kv_shape", "block_pool", "block_table", "trace")
+PURE = ("kv_shape", "block_pool", "block_table", "frame", "trace")
 
 
 @pytest.mark.parametrize("module", ["pagedattn_lab", *(f"pagedattn_lab.{name}" for name in PURE)])
@@ -36,8 +36,9 @@ def test_import_time() -> None:
 
 ORDER = [
     "kv_shape", "block_pool", "block_table", "kv_cache", "attention.launch", "attention.reference",
-    "attention.triton_decode", "attention", "models", "model_runner", "trace", "viz", "viz.sentence", "viz.figures",
-    "viz.board", "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli", "__main__",
+    "attention.triton_decode", "attention", "models", "model_runner", "frame", "trace", "viz", "viz.sentence",
+    "viz.figures", "viz.board", "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli",
+    "__main__",
 ]  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.trace import Frame, Trace, load, snapshot
+from pagedattn_lab.frame import Frame, snapshot
+from pagedattn_lab.trace import Trace, load
 
 
 def sentences(trace: Trace) -> list[str]:
@@ -32,7 +33,7 @@ def test_one_frame_per_table_operation() -> None:
     assert [frame.kind for frame in trace.frames] == ["start", "append", "append", "free"]
     assert [frame.changed for frame in trace.frames] == [(), (1, 2), (2,), (2, 1)]
     assert sentences(trace) == [
-        "7 usable blocks of 4 tokens, all of them free.",
+        "At the start, 7 of 7 usable blocks are free.",
         "Ada appends 5 tokens and takes blocks 1 and 2 from the head of the free queue.",
         "Ada appends 2 tokens: they fit in block 2.",
         "Ada gives back 2 blocks, last first: blocks 2 and 1 return to the head of the free queue.",
@@ -52,7 +53,7 @@ def test_direct_use_of_the_pool() -> None:
     assert sentences(trace)[1:] == [
         "The pool hands out blocks 1 and 2 from the head of the free queue; no table names them yet.",
         "request 1 appends 3 tokens and takes block 3 from the head of the free queue.",
-        "Touched: block 1 now has 2 owners.",
+        "Touched: block 1 has 2 owners.",
         "One owner fewer: block 2 returns to the head of the free queue; block 1 keeps 1 owner.",
         "One owner fewer: block 1 returns to the head of the free queue.",
     ]
@@ -72,7 +73,7 @@ def test_cached_blocks() -> None:
     assert sentences(trace)[2:] == [
         "Ada gives back 2 blocks, last first: block 2 returns to the head of the free queue; "
         "block 1, still cached, joins the queue's tail.",
-        "Touched: block 1 leaves the free queue with its contents.",
+        "Touched: block 1 taken out of the free queue, contents kept.",
         "One owner fewer: block 1, still cached, joins the queue's tail.",
         "Bob appends 7 tokens and takes blocks 2 and 1 from the head of the free queue, "
         "and the pool forgets what block 1 held.",
@@ -93,9 +94,61 @@ def test_shared_blocks() -> None:
     ada.release()
     bob.release()
     assert sentences(trace)[3:] == [
-        "Ada gives back 2 blocks, last first: block 2 keeps 1 owner; block 1 keeps 1 owner.",
+        "Ada gives back 2 blocks, last first: blocks 2 and 1 keep 1 owner.",
         "Bob gives back 2 blocks, last first: blocks 2 and 1 return to the head of the free queue.",
     ]
+
+
+def test_use_by_hand_is_not_taken_for_a_tables() -> None:
+    """Catches a real event that disappears into the next table's because it names some of its blocks."""
+    pool = BlockPool(6, 4)
+    ada = BlockTable(pool)
+    trace = Trace(pool, {"Ada": ada})
+    ada.append_tokens(6)
+    pool.touch(ada.blocks[:1])
+    pool.free_blocks(ada.blocks[:1])
+    pool.touch(ada.blocks[::-1])
+    pool.free_blocks(ada.blocks[::-1])
+    ada.release()
+    assert [frame.kind for frame in trace.frames[1:]] == ["append", "touch", "free", "touch", "free", "free"]
+    assert trace.frames[-2].ref_cnt[1:3] == (1, 1) and trace.frames[-1].ref_cnt[1:3] == (0, 0)
+
+
+def test_blocks_handed_out_in_advance() -> None:
+    """Catches tokens told to be in the last block of a table instead of the one that they went to."""
+    pool = BlockPool(6, 4)
+    ada = BlockTable(pool)
+    trace = Trace(pool, {"Ada": ada})
+    ada.blocks = pool.get_new_blocks(3)
+    ada.append_tokens(2)
+    assert trace.frames[-1].sentence == "Ada appends 2 tokens: they fit in block 1."
+    assert trace.frames[-1].changed == (1,)
+    assert [block.num_tokens for block in trace.frames[-1].blocks[1:4]] == [2, 0, 0]
+
+
+def test_long_lists_are_cut() -> None:
+    """Catches a sentence that a screen reader takes minutes to read."""
+    pool = BlockPool(200, 1)
+    first, second = BlockTable(pool), BlockTable(pool)
+    trace = Trace(pool, {"first": first, "second": second})
+    first.append_tokens(150)
+    pool.touch(first.blocks)
+    second.blocks, second.num_tokens = list(first.blocks), 150
+    first.release()
+    assert max(map(len, sentences(trace))) < 120
+    assert trace.frames[2].sentence == "Touched: blocks 1, 2, 3 … 150 (150 of them) have 2 owners."
+
+
+def test_a_trace_can_be_limited_to_a_block_of_code() -> None:
+    """Catches a pool that stays observed because something raised in between."""
+    pool = BlockPool(4, 4)
+    with pytest.raises(NoFreeBlocksError), Trace(pool) as trace:
+        BlockTable(pool).append_tokens(99)
+    BlockTable(pool).append_tokens(1)
+    assert pool.observer is None and len(trace.frames) == 1
+    other = Trace(pool)
+    trace.stop()
+    assert pool.observer is other, "only a trace itself may take itself off"
 
 
 def test_a_refused_request_leaves_no_frame() -> None:
@@ -129,6 +182,14 @@ def test_names_and_colours() -> None:
         trace.add("late", BlockTable(pool))
     with pytest.raises(ValueError, match="another pool"):
         trace.add("stranger", BlockTable(BlockPool(4, 4)))
+    with pytest.raises(ValueError, match="is called 'late' already"):
+        trace.add("later", late)
+    with pytest.raises(ValueError, match="'' is no name"):
+        trace.add("", BlockTable(pool))
+    with pytest.raises(ValueError, match="no block 20"):
+        trace.note("Look there.", [20])
+    marks = [table.mark for table in trace.frames[-1].tables]
+    assert marks == ["2", "3", "4", "l"]
 
 
 def test_one_observer_at_a_time() -> None:
@@ -155,8 +216,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     trace.save(path)
     data = load(path)
     assert [Frame.from_dict(frame, data["block_size"]) for frame in data["frames"]] == trace.frames
-    for text, message in (("[1]", "not 'pagedattn_lab.trace/1'"), ("{", "is not JSON")):
-        path.write_text(text)
+    for text, message in ((b"[1]", "not 'pagedattn_lab.trace/1'"), (b"{", "is not JSON"), (b"\xff", "is not JSON")):
+        path.write_bytes(text)
         with pytest.raises(ValueError, match=message):
             load(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from types import SimpleNamespace
 
 import ipywidgets as widgets
@@ -13,7 +14,8 @@ import traitlets
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.trace import Trace, snapshot
+from pagedattn_lab.frame import Frame, TableState, snapshot
+from pagedattn_lab.trace import Trace
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.board import COLOURS, describe, draw, show_frame
 from pagedattn_lab.viz.book import PlayerRenderer, book_script
@@ -72,10 +74,10 @@ def test_broken_and_shared_counts_show() -> None:
     pool.touch([pool.blocks[1]])
     tables["B<b>"].blocks.append(pool.blocks[1])
     shared = show_memory(pool, tables)
-    assert ">×2</text>" in shared.svg and shared.svg.count('class="pa-line"') == 1
+    assert ">×2</tspan>" in shared.svg and shared.svg.count('class="pa-line"') == 1
     assert "Block 1 has reference count 2." in shared.alt
     tables["B<b>"].blocks.pop()
-    assert ">×2 !</text>" in show_memory(pool, tables).svg
+    assert ">×2!</tspan>" in show_memory(pool, tables).svg
 
 
 @pytest.mark.parametrize("width", [320, 760])
@@ -88,12 +90,106 @@ def test_board_fits_its_width(width: int, num_blocks: int, block_size: int) -> N
     svg = ElementTree.fromstring(draw(snapshot(pool, {"Ada": table}), width=width))
     drawn = [group for group in svg.iter(f"{SVG}g") if "transform" in group.attrib]
     assert sum("data-block" in group.attrib for group in drawn) == num_blocks
+    corners = set()
     for group in drawn:
         left, top = map(int, re.fullmatch(r"translate\((\d+),(\d+)\)", group.attrib["transform"]).groups())
-        sizes = [
-            int(rect.attrib["width"]) for rect in group.iter(f"{SVG}rect") if "pa-halo" not in rect.get("class", "")
-        ]
-        assert left + max(sizes) <= width and top < int(svg.attrib["height"])
+        rects = [rect for rect in group.iter(f"{SVG}rect") if "pa-halo" not in rect.get("class", "")]
+        right = max(int(rect.get("x", 0)) + int(rect.attrib["width"]) for rect in rects)
+        assert left + right <= width and top < int(svg.attrib["height"])
+        assert (left, top) not in corners, "two things in one place"
+        corners.add((left, top))
+
+
+def looks(frame: Frame) -> dict[int, dict[str, object]]:
+    """Read back how each block is drawn."""
+    found = {}
+    for group in ElementTree.fromstring(draw(frame)).iter(f"{SVG}g"):
+        if "data-block" in group.attrib:
+            halo, *rects = group.iter(f"{SVG}rect")
+            found[int(group.attrib["data-block"])] = {
+                "outlined": halo.get("stroke") != "none",
+                "kinds": [rect.get("class") for rect in rects],
+                "fills": {rect.get("fill") for rect in rects if rect.get("class") == "pa-filled"},
+                "dashed": [rect.get("stroke-dasharray") is not None for rect in rects],
+                "level": [int(rect.attrib["width"]) for rect in rects if rect.get("class") == "pa-level"],
+                "caption": group.find(f"{SVG}text").text,
+                "marks": [text.text for text in group.iter(f"{SVG}text") if text.get("class") == "pa-mark"],
+                "title": group.find(f"{SVG}title").text,
+            }
+    return found
+
+
+def test_every_state_of_a_block_has_its_look() -> None:
+    """Catches free, cached, used, empty and null blocks, and what an event changed, drawn like one another."""
+    pool = BlockPool(6, 4)
+    tables = {name: BlockTable(pool) for name in ("Ada", "Ann")}
+    tables["Ada"].append_tokens(5)
+    tables["Ann"].append_tokens(1)
+    pool.blocks[4].block_hash = b"\xca\xfe\xba\xbe"
+    frame = replace(snapshot(pool, tables), changed=(2,))
+    look = looks(frame)
+    assert [look[number]["kinds"] for number in range(6)] == [
+        ["pa-null"] * 4, ["pa-filled"] * 4, ["pa-filled"] + ["pa-empty"] * 3, ["pa-filled"] + ["pa-empty"] * 3,
+        ["pa-cached"] * 4, ["pa-free"] * 4,
+    ]  # fmt: skip
+    assert [look[number]["outlined"] for number in range(6)] == [False, False, True, False, False, False]
+    assert [all(look[number]["dashed"]) for number in range(6)] == [False, False, False, False, True, True]
+    assert look[1]["fills"] == look[2]["fills"] == {COLOURS[0][0]} and look[3]["fills"] == {COLOURS[1][0]}
+    assert look[2]["marks"] == ["A"] and look[3]["marks"] == ["A2"]
+    assert [look[number]["caption"] for number in range(6)] == ["0 null", "1", "2", "3", "4 #cafe", "5"]
+    assert look[4]["title"] == "block 4: no table names it; reference count 0; free; hash cafebabe"
+    assert look[1]["title"] == "block 1: Ada's logical block 0; reference count 1; 4 of 4 slots filled"
+    assert drawn_groups(show_frame(frame), "data-free") == ["4", "5"] and ">4#</text>" in draw(frame)
+
+
+def test_many_blocks_still_say_whose_and_how_full() -> None:
+    """Catches a large board where only colour tells requests apart, counts are lost, or every bar looks full."""
+    pool = BlockPool(200, 16)
+    tables = {f"request {number}": BlockTable(pool) for number in range(1, 10)}
+    for table in tables.values():
+        table.append_tokens(20)
+    pool.touch([pool.blocks[1]])
+    tables["request 9"].blocks.append(pool.blocks[1])
+    look = looks(snapshot(pool, tables))
+    assert look[1]["marks"] == ["1×2"] and look[1]["level"] == [34]
+    assert [look[number]["marks"] for number in (2, 3, 18)] == [["1"], ["2"], ["9"]]
+    assert look[2]["level"] == [34 * 4 // 16] and look[19]["level"] == []
+    assert "".join(look[19]["kinds"]) == "pa-free"
+
+
+def test_a_shared_block_shows_who_reaches_how_far() -> None:
+    """Catches a token of one request told to be another's that shares the block and is shorter."""
+    tables = (TableState("Ada", 0, "A", 5, (1, 2)), TableState("Bob", 1, "B", 7, (1, 2)))
+    frame = Frame("note", "", (), 4, tables, (0, 2, 2), {}, ())
+    assert [drawn_slots(show_frame(frame))[slot] for slot in (8, 9, 10, 11)] == [
+        "Ada, token 4", "Bob, token 5", "Bob, token 6", "empty",
+    ]  # fmt: skip
+
+
+def test_tables_stand_beside_the_blocks_where_there_is_room() -> None:
+    """Catches a board that is laid out for another width than its own."""
+    frame = snapshot(*two_requests())
+    tables = [draw(frame, width=width).index("Page tables") for width in (699, 700)]
+    place = [
+        re.search(r'x="(\d+)" y="(\d+)"[^>]*>$', draw(frame, width=w)[:at])
+        for w, at in zip((699, 700), tables, strict=True)
+    ]
+    assert int(place[0][1]) == 8 and int(place[0][2]) > 100
+    assert int(place[1][1]) > 350 and int(place[1][2]) == 18
+
+
+def test_any_token_can_be_drawn() -> None:
+    """Catches a token of a byte-level vocabulary that makes the picture invalid, or cannot be seen at all."""
+    pool, tables = two_requests()
+    words = ["\x00", "\n", " ", "<&>", "\ud800", "\ufffe", ""]
+    picture = show_memory(pool, tables, words={"Ada": words})
+    picture.svg.encode()
+    expected = ["␀", "␊", "␣", "<&>", "�", "�"]
+    assert [drawn_slots(picture)[slot] for slot in tables["Ada"].slot_mapping(0, 6)] == [
+        f"Ada, token {position} “{word}”" for position, word in enumerate(expected)
+    ]
+    made = recording(Trace(pool, tables), tokens={"Ada": words})
+    assert made["words"]["Ada"] == [*expected, ""]
 
 
 def test_letters_stand_out_from_their_colour() -> None:
@@ -193,6 +289,11 @@ def test_player_refuses_what_it_cannot_show() -> None:
     assert player.step == 6
     with pytest.raises(ValueError, match="token 17 is an id"):
         recording(grown(4), tokens={"Ada": [17]})
+    with pytest.raises(ValueError, match="no frame shows a request 'Ade': name one of Ada"):
+        recording(grown(4), tokens={"Ade": ["x"]})
+    for step in (7, -8):
+        with pytest.raises(ValueError, match="there is no frame"):
+            Player(grown(4), "One request", step=step)
 
 
 def test_player_puts_tokens_into_cells() -> None:
@@ -242,12 +343,59 @@ def test_lesson_follows_its_controls() -> None:
     with pytest.raises(RuntimeError, match="13 blocks"):
         lesson.children[0].value = 13
     assert lesson.player.error == "RuntimeError: no picture of 13 blocks", "the page must say so"
+    assert "RuntimeError: no picture of 13 blocks, so still 6 usable blocks" in repr(lesson)
     lesson.children[0].value = 7
     assert lesson.player.error == ""
     with pytest.raises(KeyError):
         lesson.set(colour=1)
     with pytest.raises(ValueError, match="sweep='colour' is no control"):
         Lesson(draw, "Empty memory", sweep="colour", blocks=lesson.children[0], size=lesson.children[1])
+
+
+def test_lesson_moves_all_controls_before_it_draws() -> None:
+    """Catches values that are fine together refused because of the order in which they are set."""
+    drawn = []
+
+    def draw(left: int, right: int) -> Picture:
+        drawn.append((left, right))
+        if left + right > 10:
+            raise ValueError("too much")
+        return Picture("<svg></svg>", alt=f"{left}, {right}")
+
+    left, right = (widgets.IntSlider(value, min=1, max=9, description="number") for value in (9, 1))
+    lesson = Lesson(draw, "Two numbers", left=left, right=right)
+    assert lesson.at(left=1, right=9).alt == "1, 9" and lesson.values == {"left": 9, "right": 1}
+    lesson.set(left=1, right=9)
+    assert lesson.player.picture.alt == "1, 9" and lesson.player.error == ""
+    assert drawn == [(9, 1), (1, 9), (1, 9)]
+    with pytest.raises(KeyError, match="no control 'middle': it has left, right"):
+        lesson.set(left=5, middle=1)
+    assert lesson.values == {"left": 1, "right": 9}
+
+
+def test_sweep_refuses_what_the_book_cannot_step_through() -> None:
+    """Catches a lesson that only fails when it is shown, or a book page that leaves its frames out."""
+    one = Picture("<svg></svg>", alt="one")
+    for control in (
+        widgets.FloatSlider(description="x"),
+        widgets.Checkbox(description="x"),
+        widgets.IntRangeSlider(description="x"),
+        widgets.Dropdown(options=[1, 2], value=None, description="x"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot step through this {type(control).__name__}"):
+            Lesson(lambda x: one, "x", sweep="x", x=control)
+    with pytest.raises(ValueError, match="frames of its own"):
+        Lesson(lambda x: [one, one], "x", sweep="x", x=widgets.IntSlider(description="x"))
+    with pytest.raises(ValueError, match="'x' has no description"):
+        Lesson(lambda x: one, "x", x=widgets.IntSlider())
+    for control, values in (
+        (widgets.IntSlider(5, min=1, max=9, step=3, description="x"), ["1", "4", "5", "7", "9"]),
+        (widgets.Dropdown(options={"a": 1, "b": 2}, description="x"), ["a", "b"]),
+        (widgets.SelectionSlider(options=[("few", 1), ("many", 2)], description="x"), ["few", "many"]),
+    ):
+        lesson = Lesson(lambda x: one, "x", sweep="x", x=control)
+        assert lesson._repr_mimebundle_()[MIME]["axis"]["values"] == values
+        assert "pa-lesson" in lesson._dom_classes
 
 
 def test_lesson_plays_a_trace() -> None:
@@ -260,7 +408,8 @@ def test_lesson_plays_a_trace() -> None:
     assert lesson.player.step == 2 and lesson.values == {"block_size": 1}
     assert repr(lesson).startswith("Lesson('One request', block_size=1, step 2 of 6): Ada appends 1 token")
 
-    lengths = Lesson(lambda count: [two_pictures[0]] * count, "pictures", count=widgets.IntSlider(5, min=1, max=9))
+    number = widgets.IntSlider(5, min=1, max=9, description="number")
+    lengths = Lesson(lambda count: [two_pictures[0]] * count, "pictures", count=number)
     assert lengths.player.step == 4
     assert lengths.set(count=9).player.step == 8, "at the end before, at the end after"
     lengths.player.step = 5
@@ -289,11 +438,11 @@ def test_book_gets_a_script_that_runs_anywhere() -> None:
 
 def test_book_renders_a_player() -> None:
     """Catches a recording that ends the script element early, and a page without a still picture."""
-    player = Player([Picture("<svg></svg>", alt="</script><b>"), *two_pictures], "pictures", step=1)
+    player = Player([Picture("<svg></svg>", alt="<!--<script></script><b>"), *two_pictures], "pictures", step=1)
     data, _ = player._repr_mimebundle_()
     [node] = PlayerRenderer.handle_mime(None, SimpleNamespace(mime_type=MIME, content=data[MIME]), False)
     html = node.astext()
-    assert html.count("</script>") == 1 and two_pictures[0].svg in html
+    assert html.count("</script>") == 1 and "<!--" not in html and two_pictures[0].svg in html
     embedded = html[html.index(">", html.index("<script")) + 1 : html.index("</script>")]
     assert json.loads(embedded) == data[MIME]
     assert PlayerRenderer.handle_mime(None, SimpleNamespace(mime_type="text/plain", content="x"), False) is None

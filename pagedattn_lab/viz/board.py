@@ -1,6 +1,6 @@
 """The drawing of a frame: physical blocks, the page tables beside them, the free queue below (chapters 00, 03, 04, 07).
 
-``player.js`` draws the same board, string for string, so that the picture without scripts and the one that moves cannot
+``board.js`` draws the same board, string for string, so that the picture without scripts and the one that moves cannot
 part; a browser test compares them. Hence whole numbers only, no ids, and colours as attributes that a stylesheet may
 override.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from pagedattn_lab.trace import BlockState, Frame, TableState
+from pagedattn_lab.frame import BlockState, Frame, TableState
 from pagedattn_lab.viz import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Picture
 
 WIDTH = 760
@@ -21,15 +21,20 @@ COLOURS = (
     ("#F0E442", "#000"),
 )  # fmt: skip
 LEGEND = (
-    "thick outline: changed just now",
-    "ticked edge and ×2: shared by 2 tables",
+    "thick outline: what the sentence is about",
+    "ticked edge and ×2: reference count 2",
+    "!: not as many table entries as counted",
     "dashed: free",
     "#: cached contents",
 )
+# Stand-ins for what has no shape of its own, or none that XML allows: Unicode's pictures of control characters.
+STAND_INS = {code: 0x2400 + code for code in range(32)} | {127: 0x2421, 0xFFFE: 0xFFFD, 0xFFFF: 0xFFFD}
+STAND_INS |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
 _PAD, _GAP, _LINE = 8, 12, 22
 _INK = 'class="pa-ink" fill="#222"'
 
 Words = Mapping[str, Sequence[str]]
+Owners = Mapping[str, TableState]
 
 
 class _Tile(NamedTuple):
@@ -52,7 +57,7 @@ def draw(frame: Frame, words: Words | None = None, width: int = WIDTH) -> str:
 
     Example:
         >>> from pagedattn_lab.block_pool import BlockPool
-        >>> from pagedattn_lab.trace import snapshot
+        >>> from pagedattn_lab.frame import snapshot
         >>> draw(snapshot(BlockPool(4, 4), {})).count("<title>slot")
         16
     """
@@ -61,14 +66,14 @@ def draw(frame: Frame, words: Words | None = None, width: int = WIDTH) -> str:
     beside = width >= 700 and not tile.dense and bool(frame.tables)
     tables_width = max(240, width * 38 // 100) if beside else width - 2 * _PAD
     blocks_width = width - 2 * _PAD - (tables_width + 2 * _GAP if beside else 0)
-    gap = 8 if tile.dense else _GAP
+    gap = 6 if tile.dense else _GAP
     columns = max(1, (blocks_width + gap) // (tile.width + gap))
     groups = [_heading("Physical blocks", _PAD, 18)]
-    free = set(frame.free)
+    free, owners = set(frame.free), {table.name: table for table in frame.tables}
     for block in frame.blocks:
         x = _PAD + block.block_id % columns * (tile.width + gap)
         y = 30 + block.block_id // columns * (tile.height + gap)
-        groups.append(_block(block, frame, tile, words, block.block_id in free, x, y))
+        groups.append(_block(block, frame, tile, words, owners, block.block_id in free, x, y))
     bottom = 30 + -(-len(frame.ref_cnt) // columns) * (tile.height + gap)
     if frame.tables:
         left, top = (width - _PAD - tables_width, 18) if beside else (_PAD, bottom + 14)
@@ -99,30 +104,46 @@ def describe(frame: Frame) -> str:
 
     Example:
         >>> from pagedattn_lab.block_pool import BlockPool
-        >>> from pagedattn_lab.trace import snapshot
+        >>> from pagedattn_lab.frame import snapshot
         >>> describe(snapshot(BlockPool(4, 4), {}))
         '3 usable blocks of 4 tokens. Free queue: 1, 2, 3.'
     """
-    size = frame.block_size
     parts = [f"{frame.sentence} "] if frame.sentence else []
-    parts.append(f"{len(frame.ref_cnt) - 1} usable blocks of {size} tokens. ")
+    parts.append(f"{count(len(frame.ref_cnt) - 1, 'usable block')} of {count(frame.block_size, 'token')}. ")
     for table in frame.tables:
         entries = [
-            f"{block_id} ({min(size, table.num_tokens - logical * size)}/{size})"
+            f"{block_id} ({frame.tokens_in(table, logical)}/{frame.block_size})"
             for logical, block_id in enumerate(table.block_ids)
         ]
-        parts.append(f"{table.name}: {table.num_tokens} tokens in blocks {', '.join(entries) or 'none'}. ")
+        where = f"in block{'s' if len(entries) > 1 else ''} {', '.join(entries)}" if entries else "and no block"
+        parts.append(f"{table.name}: {count(table.num_tokens, 'token')} {where}. ")
     for block in frame.blocks:
         if block.ref_cnt > 1 or block.ref_cnt != len(block.owners):
             parts.append(f"Block {block.block_id} has reference count {block.ref_cnt}. ")
     if frame.hashes:
-        parts.append(f"Cached contents in blocks {', '.join(map(str, frame.hashes))}. ")
+        parts.append(f"Cached contents in block{'s' if len(frame.hashes) > 1 else ''} ")
+        parts.append(f"{', '.join(map(str, frame.hashes))}. ")
     free = ", ".join(text for text, _ in runs(frame.free, dense=True)) or "empty"
     return "".join(parts) + f"Free queue: {free}."
 
 
+def count(number: int, thing: str) -> str:
+    """Put a number before what it counts, with an s unless it is 1."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def visible(word: str) -> str:
+    """Make a token's text one that can be seen in a cell, and that XML can hold.
+
+    Example:
+        >>> visible("\\n"), visible("  "), visible(" the")
+        ('␊', '␣␣', ' the')
+    """
+    return (word if word.strip() or not word else word.replace(" ", "␣")).translate(STAND_INS)
+
+
 def show_frame(frame: Frame, words: Words | None = None) -> Picture:
-    """Make a still picture of a frame, with its text equivalent."""
+    """Make a still picture of a frame, with its text equivalent; ``words`` as for :func:`draw`."""
     return Picture(draw(frame, words), describe(frame))
 
 
@@ -147,7 +168,7 @@ def runs(block_ids: Sequence[int], dense: bool) -> list[tuple[str, int]]:
 
 def _tile(num_blocks: int, block_size: int, with_words: bool) -> _Tile:
     if num_blocks > 96 or block_size > 32:
-        return _Tile(32 if num_blocks > 96 else 64, 24, 0, 0, num_blocks > 96)
+        return _Tile(34 if num_blocks > 96 else 64, 30, 0, 0, num_blocks > 96)
     cell = 52 if with_words else 18
     columns = min(block_size, 4 if with_words else 8)
     return _Tile(max(columns * cell, 44), 16 + -(-block_size // columns) * 18 + 6, columns, cell, False)
@@ -167,12 +188,6 @@ def _halo(width: int, height: int, changed: bool) -> str:
     )
 
 
-def _owner(block: BlockState, frame: Frame) -> TableState | None:
-    """The table whose colour and letters a block bears: the first that names it."""
-    name = block.owners[0][0] if block.owners else None
-    return next((table for table in frame.tables if table.name == name), None)
-
-
 def _title(block: BlockState, frame: Frame, free: bool) -> str:
     """What a block holds, for the pointer and for screen readers."""
     if block.block_id == 0:
@@ -188,10 +203,11 @@ def _title(block: BlockState, frame: Frame, free: bool) -> str:
     return "; ".join(parts)
 
 
-def _block(block: BlockState, frame: Frame, tile: _Tile, words: Words, free: bool, x: int, y: int) -> str:
-    owner = _owner(block, frame)
-    fill, ink = COLOURS[owner.colour % len(COLOURS)] if owner else ("#fff", "#222")
-    shared = block.ref_cnt > 1 or (block.block_id > 0 and block.ref_cnt != len(block.owners))
+def _block(
+    block: BlockState, frame: Frame, tile: _Tile, words: Words, owners: Owners, free: bool, x: int, y: int
+) -> str:
+    miscounted = block.block_id > 0 and block.ref_cnt != len(block.owners)
+    badge = f"×{block.ref_cnt}{'!' if miscounted else ''}" if block.ref_cnt > 1 or miscounted else ""
     caption = str(block.block_id)
     if block.block_id == 0 and not tile.dense:
         caption = "0 null"
@@ -203,22 +219,26 @@ def _block(block: BlockState, frame: Frame, tile: _Tile, words: Words, free: boo
         _halo(tile.width, tile.height, block.block_id in frame.changed),
     ]
     if tile.dense:
-        parts.append(
-            f'<text x="{tile.width // 2}" y="11" text-anchor="middle" font-size="11" {_INK}>{escape(caption)}</text>'
-        )
+        parts.append(_text(escape(caption), tile.width // 2, 10, "middle", "pa-ink", "#222", 10))
     else:
-        parts.append(f'<text x="0" y="11" {_INK}>{escape(caption)}</text>')
-    if shared and not tile.dense:
-        warn = "" if block.ref_cnt == len(block.owners) else " !"
-        parts.append(
-            f'<text x="{tile.width}" y="11" text-anchor="end" font-weight="bold" {_INK}>×{block.ref_cnt}{warn}</text>'
-        )
-    cells = _cells(block, frame, tile, words, owner, fill, ink) if tile.columns else _bar(block, frame, tile, fill)
-    parts.append(cells)
-    if shared:
+        parts.append(_text(escape(caption), 0, 11, "start", "pa-ink", "#222", 12))
+    if badge and not tile.dense:
+        parts.append(_text(f'<tspan font-weight="bold">{badge}</tspan>', tile.width, 11, "end", "pa-ink", "#222", 12))
+    if tile.columns:
+        parts.append(_cells(block, frame, tile, words, owners))
+    else:
+        parts.append(_bar(block, frame, tile, owners, badge if tile.dense else ""))
+    if badge:
         ticks = "".join(f"M{left},{tile.height}l4,-4" for left in range(0, tile.width - 3, 6))
         parts.append(f'<path class="pa-line" d="{ticks}" stroke="#222" stroke-width="2" fill="none"/>')
     return "".join(parts) + "</g>"
+
+
+def _text(body: str, x: int, y: int, anchor: str, kind: str, fill: str, size: int) -> str:
+    return (
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" class="{kind}" fill="{fill}" '
+        f'pointer-events="none">{body}</text>'
+    )
 
 
 def _slot_look(block: BlockState) -> str:
@@ -231,42 +251,44 @@ def _slot_look(block: BlockState) -> str:
     return 'class="pa-empty" fill="#fff" stroke="#555"'
 
 
-def _bar(block: BlockState, frame: Frame, tile: _Tile, fill: str) -> str:
-    """A block too small or too long for cells: a bar filled as far as it holds tokens."""
-    top, height = 14, tile.height - 16
-    drawn = f'<rect x="0" y="{top}" width="{tile.width}" height="{height}" {_slot_look(block)}/>'
+def _bar(block: BlockState, frame: Frame, tile: _Tile, owners: Owners, badge: str) -> str:
+    """A block too small or too long for cells: a bar in its owner's colour, below it a line as long as it is full."""
+    fill, ink = "", "#222"
+    look, label, level = _slot_look(block), badge, ""
     if block.num_tokens:
+        owner = owners[block.owners[0][0]]
+        fill, ink = COLOURS[owner.colour % len(COLOURS)]
+        look, label = f'class="pa-filled" fill="{fill}" stroke="#555"', owner.mark + badge
         part = max(1, tile.width * block.num_tokens // frame.block_size)
-        drawn += f'<rect x="0" y="{top}" width="{part}" height="{height}" fill="{fill}"/>'
-    return drawn
+        level = f'<rect class="pa-level" x="0" y="25" width="{part}" height="2" fill="#222"/>'
+    bar = f'<rect x="0" y="12" width="{tile.width}" height="12" {look}/>{level}'
+    kind = "pa-mark" if fill else "pa-ink"
+    return bar + (_text(escape(label), tile.width // 2, 22, "middle", kind, ink, 10) if label else "")
 
 
-def _cells(
-    block: BlockState, frame: Frame, tile: _Tile, words: Words, owner: TableState | None, fill: str, ink: str
-) -> str:
-    """A block as its slots: filled ones in the owner's colour with its initial, or the token's text."""
+def _cells(block: BlockState, frame: Frame, tile: _Tile, words: Words, owners: Owners) -> str:
+    """A block as its slots: filled ones in an owner's colour with its mark, or the token's text."""
     parts = []
     for offset in range(frame.block_size):
         x, y = offset % tile.columns * tile.cell, 16 + offset // tile.columns * 18
-        look = _slot_look(block)
-        text = ""
-        title = f"slot {block.block_id * frame.block_size + offset}: empty"
-        if owner is not None and offset < block.num_tokens:
-            look = f'fill="{fill}" stroke="#555"'
-            position = block.owners[0][1] * frame.block_size + offset
-            known = words.get(owner.name, ())
-            word = known[position] if position < len(known) else ""
-            text = _shorten(word, 6) if word else owner.name[:1]
-            title = f"slot {block.block_id * frame.block_size + offset}: {owner.name}, token {position}"
-            title += f" “{word}”" if word else ""
+        look, text, ink = _slot_look(block), "", "#222"
+        slot = block.block_id * frame.block_size + offset
+        title = f"slot {slot}: empty"
+        for name, logical in block.owners:
+            owner, position = owners[name], logical * frame.block_size + offset
+            if position < owner.num_tokens:  # the first owner that reaches this far
+                fill, ink = COLOURS[owner.colour % len(COLOURS)]
+                look = f'class="pa-filled" fill="{fill}" stroke="#555"'
+                known = words.get(name, ())
+                word = known[position] if position < len(known) else ""
+                text = _shorten(word, 6) if word else owner.mark
+                title = f"slot {slot}: {name}, token {position}" + (f" “{word}”" if word else "")
+                break
         parts.append(
             f'<rect x="{x}" y="{y}" width="{tile.cell}" height="18" {look}><title>{escape(title)}</title></rect>'
         )
         if text:
-            parts.append(
-                f'<text x="{x + tile.cell // 2}" y="{y + 13}" text-anchor="middle" font-size="11" fill="{ink}" '
-                f'pointer-events="none">{escape(text)}</text>'
-            )
+            parts.append(_text(escape(text), x + tile.cell // 2, y + 13, "middle", "pa-mark", ink, 11))
     return "".join(parts)
 
 
@@ -285,16 +307,16 @@ def _tables(frame: Frame, dense: bool, left: int, top: int, width: int) -> tuple
     for index, table in enumerate(frame.tables):
         x, y = left + index % columns * column_width, ends[index % columns]
         fill, ink = COLOURS[table.colour % len(COLOURS)]
-        tokens = "1 token" if table.num_tokens == 1 else f"{table.num_tokens} tokens"
+        name = f'<tspan font-weight="bold">{escape(_shorten(table.name, 24))}</tspan>'
         groups.append(
-            f'<g transform="translate({x},{y})"><rect width="16" height="16" fill="{fill}" stroke="#555"/>'
-            f'<text x="8" y="12" text-anchor="middle" font-size="11" fill="{ink}">{escape(table.name[:1])}</text>'
-            f'<text x="22" y="12" {_INK}><tspan font-weight="bold">{escape(_shorten(table.name, 24))}</tspan>'
-            f": {tokens}</text></g>"
+            f'<g transform="translate({x},{y})"><rect width="22" height="16" fill="{fill}" stroke="#555"/>'
+            + _text(escape(table.mark), 11, 12, "middle", "pa-mark", ink, 11)
+            + _text(f"{name}: {count(table.num_tokens, 'token')}", 28, 12, "start", "pa-ink", "#222", 12)
+            + "</g>"
         )
         for logical, block_id in enumerate(table.block_ids):
             at = f"{x + logical % per_row * (chip + 8)},{y + 22 + logical // per_row * (height + 4)}"
-            filled = min(frame.block_size, table.num_tokens - logical * frame.block_size)
+            filled = frame.tokens_in(table, logical)
             title = f"{table.name}, logical block {logical} → block {block_id}: {filled} of {frame.block_size} slots"
             label = str(block_id) if dense else f"{logical}→{block_id}"
             groups.append(
@@ -312,9 +334,7 @@ def _tables(frame: Frame, dense: bool, left: int, top: int, width: int) -> tuple
 
 def _free_queue(frame: Frame, dense: bool, top: int, width: int) -> tuple[list[str], int]:
     """The free queue in order. Returns the groups and where they end."""
-    count = len(frame.free)
-    blocks = "1 block" if count == 1 else f"{count} blocks"
-    groups = [_heading(f"Free queue: {blocks}, next one first", _PAD, top)]
+    groups = [_heading(f"Free queue: {count(len(frame.free), 'block')}, next one first", _PAD, top)]
     x, y = _PAD, top + 12
     for text, number in runs(frame.free, dense):
         cached = number == 1 and int(text) in frame.hashes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, ClassVar
 
-from pagedattn_lab.viz.player import HERE, MIME, picture
+from pagedattn_lab.viz.player import MIME, SCRIPT, picture
 
 if TYPE_CHECKING:
     from docutils.nodes import Element
@@ -38,10 +38,9 @@ for (const mount of document.querySelectorAll(".pa-mount")) {
 
 def book_script() -> str:
     """The player as a classic script that mounts itself: unlike a module, it also runs on a page opened as a file."""
-    source = (HERE / "player.js").read_text(encoding="utf-8")
-    if not source.endswith(EXPORTS):
+    if not SCRIPT.endswith(EXPORTS):
         raise ValueError(f"player.js must end with {EXPORTS!r}: the book's script is made by replacing that")
-    return "(() => {\n" + source.removesuffix(EXPORTS) + BOOT + "})();\n"
+    return "(() => {\n" + SCRIPT.removesuffix(EXPORTS) + BOOT + "})();\n"
 
 
 class PlayerRenderer:
@@ -58,6 +57,6 @@ class PlayerRenderer:
             return None
         values = data.content
         still = picture(values, values["step"]).svg
-        text = json.dumps(values).replace("</", "<\\/")
+        text = json.dumps(values).replace("<", "\\u003c")  # no tag, comment or script can begin or end in it
         html = f'<div class="pa-mount"><script type="application/json">{text}</script>{still}</div>'
         return [raw("", html, format="html")]

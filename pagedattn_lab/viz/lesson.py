@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets as widgets
 
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.player import MIME, Player, Source, recording
+from pagedattn_lab.viz.player import MIME, Player, Source, picture, recording
 
 MOST_SWEPT = 8
 
@@ -20,12 +20,16 @@ class Lesson(widgets.VBox):
         draw: makes a trace, one or more pictures, or a recording from the controls' values, passed by name.
         label: what there is to see, in a few words; screen readers announce it.
         step: the frame to begin with, negative ones counted from the end.
-        sweep: name of a control whose values the built book steps through, where no kernel can draw. For lessons
-            that draw one picture; a few values are drawn, both extremes and the present one among them.
+        sweep: name of a control whose values the built book steps through, where no kernel can draw: a slider of whole
+            numbers or a choice of options. For lessons that draw one picture; a few values are drawn, both extremes and
+            the present one among them.
         controls: widgets with a ``value`` and a ``description``, by the name of the argument they set.
 
     Attributes:
         player: the player.
+
+    Raises:
+        ValueError: a control without a description, or a ``sweep`` that the book cannot step through.
 
     Example:
         >>> def draw(size):
@@ -38,10 +42,18 @@ class Lesson(widgets.VBox):
     def __init__(
         self, draw: Callable[..., Source], label: str, *, step: int = -1, sweep: str | None = None, **controls: Any
     ) -> None:
-        if sweep is not None and sweep not in controls:
-            raise ValueError(f"sweep={sweep!r} is no control of this lesson: name one of {', '.join(controls)}")
+        for name, control in controls.items():
+            if not control.description.strip():
+                raise ValueError(f"control {name!r} has no description: readers would not know what it changes")
+        if sweep is not None:
+            if sweep not in controls:
+                raise ValueError(f"sweep={sweep!r} is no control of this lesson: name one of {', '.join(controls)}")
+            _positions(controls[sweep])
         self._draw, self._controls, self._sweep = draw, controls, sweep
+        self._moving = False
         self.player = Player(draw(**self.values), label, step=step)
+        if sweep is not None and (len(self.player.frames) != 1 or "svg" not in self.player.frames[0]):
+            raise ValueError(f"sweep={sweep!r} is for lessons that draw one picture: this one has frames of its own")
         super().__init__(children=[*controls.values(), self.player])
         self.add_class("pa-lesson")
         for control in controls.values():
@@ -55,32 +67,44 @@ class Lesson(widgets.VBox):
         return {name: control.value for name, control in self._controls.items()}
 
     def set(self, **values: Any) -> Lesson:
-        """Move controls as a reader would, and give the lesson back.
+        """Move controls as a reader would, all of them before anything is drawn, and give the lesson back.
 
         Raises:
-            KeyError: no control of that name.
+            KeyError: no control of that name; none has moved.
         """
-        for name, value in values.items():
-            self._controls[name].value = value
+        self._check_names(values)
+        self._moving = True
+        try:
+            for name, value in values.items():
+                self._controls[name].value = value
+        finally:
+            self._moving = False
+            self._refresh()
         return self
 
     def at(self, step: int | None = None, **values: Any) -> Picture:
-        """Move controls, and the player to a step, take the picture that they lead to, and move all of them back.
+        """Draw what other values would lead to; controls and player stay as they are.
+
+        Args:
+            step: the frame; by default the one at which the player would stand.
+            values: by the names of controls; the others count as they are.
 
         Raises:
             KeyError: no control of that name.
         """
-        before, step_before = self.values, self.player.step
-        try:
-            self.set(**values)
-            if step is not None:
-                self.player.step = step
-            return self.player.picture
-        finally:
-            self.set(**before)
-            self.player.step = step_before
+        self._check_names(values)
+        made = recording(self._draw(**self.values | values))
+        last = len(made["frames"]) - 1
+        return picture(made, self.player.step_in(last) if step is None else step)
+
+    def _check_names(self, values: dict[str, Any]) -> None:
+        for name in values:
+            if name not in self._controls:
+                raise KeyError(f"this lesson has no control {name!r}: it has {', '.join(self._controls)}")
 
     def _refresh(self) -> None:
+        if self._moving:
+            return
         try:
             self.player.play(self._draw(**self.values))
         except Exception as error:
@@ -93,10 +117,7 @@ class Lesson(widgets.VBox):
     def _swept(self) -> dict[str, Any]:
         """The pictures along one control's values, and where on that way the lesson stands."""
         control = self._controls[self._sweep]
-        if hasattr(control, "options"):
-            pairs = list(zip(control._options_labels, control._options_values, strict=True))
-        else:
-            pairs = [(str(value), value) for value in range(control.min, control.max + 1, control.step)]
+        pairs = _positions(control)
         here = [value for _, value in pairs].index(control.value)
         count = min(MOST_SWEPT, len(pairs))
         chosen = sorted({round(i * (len(pairs) - 1) / max(count - 1, 1)) for i in range(count)} | {here})
@@ -109,10 +130,25 @@ class Lesson(widgets.VBox):
         settings = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
         last = len(self.player.frames) - 1
         step = f", step {self.player.step} of {last}" if last else ""
-        return f"Lesson({self.player.label!r}, {settings}{step}): {self.player.picture.alt}"
+        error = f" {self.player.error}, so still" if self.player.error else ""
+        return f"Lesson({self.player.label!r}, {settings}{step}):{error} {self.player.alt}"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**kwargs) | self.player.bundle()
         if self._sweep is not None:
             bundle[MIME] = self._swept()
         return bundle | {"text/plain": repr(self)}
+
+
+def _positions(control: Any) -> list[tuple[str, Any]]:
+    """Where a control can stand, as (text, value): the options of a choice, the steps of a slider of whole numbers."""
+    if isinstance(control, widgets.IntSlider):
+        values = {*range(control.min, control.max + 1, control.step), control.max, control.value}
+        return [(str(value), value) for value in sorted(values)]
+    if isinstance(control, widgets.Dropdown | widgets.SelectionSlider) and control.index is not None:
+        options = control.options.items() if isinstance(control.options, Mapping) else control.options
+        return [option if isinstance(option, tuple) else (str(option), option) for option in options]
+    raise ValueError(
+        f"the book cannot step through this {type(control).__name__}: "
+        "sweep an IntSlider, a SelectionSlider, or a Dropdown with a value"
+    )

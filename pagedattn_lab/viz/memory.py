@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.trace import snapshot
+from pagedattn_lab.frame import snapshot
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import Words, show_frame
+from pagedattn_lab.viz.board import Words, show_frame, visible
 
 
 def show_memory(pool: BlockPool, tables: Mapping[str, BlockTable], words: Words | None = None) -> Picture:
@@ -29,4 +29,5 @@ def show_memory(pool: BlockPool, tables: Mapping[str, BlockTable], words: Words 
         >>> show_memory(pool, {"A": table})
         3 usable blocks of 4 tokens. A: 5 tokens in blocks 1 (4/4), 2 (1/4). Free queue: 3.
     """
-    return show_frame(snapshot(pool, tables), words)
+    shown = {name: [visible(word) for word in row] for name, row in (words or {}).items()}
+    return show_frame(snapshot(pool, tables), shown)

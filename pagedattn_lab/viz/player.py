@@ -1,6 +1,6 @@
 """The player: step through a trace or a series of pictures, in JupyterLab, in the built book, and as a still picture.
 
-``player.js`` is the one source of what moves; :mod:`pagedattn_lab.viz.board` draws the still.
+``board.js`` and ``player.js`` are the one source of what moves; :mod:`pagedattn_lab.viz.board` draws the still.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import traitlets
 
-from pagedattn_lab.trace import Frame, Trace
+from pagedattn_lab.frame import Frame
+from pagedattn_lab.trace import Trace
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import show_frame
+from pagedattn_lab.viz.board import describe, show_frame, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MIME = "application/vnd.pagedattn-lab.player+json"
 HERE = Path(__file__).parent
+SCRIPT = "".join((HERE / name).read_text(encoding="utf-8") for name in ("board.js", "player.js"))
 
 Source = Trace | Mapping[str, Any] | Picture | Sequence[Picture]
 Tokens = Mapping[str, Sequence[int | str]]
@@ -37,7 +39,7 @@ def recording(
         tokenizer: turns ids into texts.
 
     Raises:
-        ValueError: no frame at all, or ids without a tokenizer.
+        ValueError: no frame at all, ids without a tokenizer, or tokens of a request that no frame shows.
 
     Example:
         >>> pictures = [Picture("<svg></svg>", alt="first"), Picture("<svg></svg>", alt="second")]
@@ -54,6 +56,12 @@ def recording(
     if not made.get("frames"):
         raise ValueError("there is no frame to play: record at least one event, or give at least one picture")
     if tokens:
+        names = {table["name"] for frame in made["frames"] for table in frame.get("tables", ())}
+        strangers = [name for name in tokens if name not in names]
+        if strangers:
+            raise ValueError(
+                f"no frame shows a request {strangers[0]!r}: name one of {', '.join(sorted(names)) or 'none'}"
+            )
         made["words"] = {name: [_word(token, tokenizer) for token in row] for name, row in tokens.items()}
     return made
 
@@ -78,7 +86,7 @@ class Player(anywidget.AnyWidget):
         step: the frame shown, from 0. The reader moves it, and so may you.
 
     Raises:
-        ValueError: no frame, or no label.
+        ValueError: no frame, no label, or a first step that does not exist.
         traitlets.TraitError: ``step`` is set to a frame that does not exist.
 
     Example:
@@ -93,7 +101,7 @@ class Player(anywidget.AnyWidget):
         Player('One request', step 1 of 1): Ada appends 5 tokens and takes blocks 1 and 2 from the head of the free queue. 3 usable blocks of 4 tokens. Ada: 5 tokens in blocks 1 (4/4), 2 (1/4). Free queue: 3.
     """  # noqa: E501
 
-    _esm = HERE / "player.js"
+    _esm = SCRIPT
     _css = HERE / "player.css"
 
     recording = traitlets.Dict().tag(sync=True)
@@ -113,7 +121,10 @@ class Player(anywidget.AnyWidget):
         if not label.strip():
             raise ValueError("a player needs a label: say in a few words what it shows")
         made = recording(source, tokens, tokenizer)
-        super().__init__(recording=made, step=step % len(made["frames"]), label=label)
+        last = len(made["frames"]) - 1
+        if not -last - 1 <= step <= last:
+            raise ValueError(f"there is no frame {step}: give a step from 0 to {last}, or from −{last + 1} to −1")
+        super().__init__(recording=made, step=step % (last + 1), label=label)
 
     @property
     def frames(self) -> list[dict[str, Any]]:
@@ -126,13 +137,16 @@ class Player(anywidget.AnyWidget):
         return picture(self.recording, self.step)
 
     def play(self, source: Source) -> None:
-        """Show another recording: at its end if this one stood at its end, else at the same step if there is one."""
+        """Show something else: at its end if this stood at its end, else at the same step, or the last there is."""
         made = recording(source)
-        last = len(made["frames"]) - 1
-        at_end = self.step == len(self.frames) - 1
+        step = self.step_in(len(made["frames"]) - 1)
         with self.hold_sync(), self.hold_trait_notifications():
             self.recording = made
-            self.step = last if at_end else min(self.step, last)
+            self.step = step
+
+    def step_in(self, last: int) -> int:
+        """Where this player would stand in another recording whose last frame is ``last``."""
+        return last if self.step == len(self.frames) - 1 else min(self.step, last)
 
     @traitlets.validate("step")
     def _check_step(self, proposal: traitlets.Bunch) -> int:
@@ -141,8 +155,15 @@ class Player(anywidget.AnyWidget):
             raise traitlets.TraitError(f"there is no frame {proposal.value}: give a step from 0 to {last}")
         return proposal.value
 
+    @property
+    def alt(self) -> str:
+        """The frame shown, in words."""
+        frame = self.frames[self.step]
+        return frame["sentence"] if "svg" in frame else describe(Frame.from_dict(frame, self.recording["block_size"]))
+
     def __repr__(self) -> str:
-        return f"Player({self.label!r}, step {self.step} of {len(self.frames) - 1}): {self.picture.alt}"
+        error = f" {self.error}, so still" if self.error else ""
+        return f"Player({self.label!r}, step {self.step} of {len(self.frames) - 1}):{error} {self.alt}"
 
     def bundle(self) -> dict[str, Any]:
         """The shown frame for every reader but JupyterLab: the recording as JSON, a still picture, and words."""
@@ -156,7 +177,7 @@ class Player(anywidget.AnyWidget):
 
 def _word(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> str:
     if isinstance(token, str):
-        return token
+        return visible(token)
     if tokenizer is None:
         raise ValueError(f"token {token} is an id: give the tokenizer that it belongs to, or the tokens as texts")
-    return tokenizer.decode([token])
+    return visible(tokenizer.decode([token]))

@@ -10,9 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Page
 from watch import Watch
 
-from pagedattn_lab.trace import Frame, TableState
+from pagedattn_lab.frame import Frame, TableState
 from pagedattn_lab.viz.board import draw
-from pagedattn_lab.viz.player import HERE
+from pagedattn_lab.viz.player import SCRIPT
 
 WIDTHS = (300, 460, 700, 1400)
 NAMES = ("Ada", "B<b>", 'it\'s "quoted" & long enough to be cut', "🐍 snake", "", "request 12", "é", "\u05d0\u05d1")
@@ -58,7 +58,7 @@ def page(browser: Browser) -> Iterator[Page]:
     watch = Watch(browser, viewport={"width": 1000, "height": 800})
     page = watch.new_page()
     page.goto("about:blank")
-    page.evaluate(LOAD, (HERE / "player.js").read_text(encoding="utf-8"))
+    page.evaluate(LOAD, SCRIPT)
     yield page
     assert watch.problems == []
     watch.context.close()
@@ -71,7 +71,11 @@ def any_frame(rng: random.Random, num_blocks: int, block_size: int) -> Frame:
     for name in names:
         held = rng.randint(0, min(num_blocks - 1, 12))
         tokens = rng.randint(max(0, (held - 1) * block_size + 1), held * block_size) if held else 0
-        tables.append(TableState(name, rng.randint(0, 9), tokens, tuple(rng.choices(range(1, num_blocks), k=held))))
+        tables.append(
+            TableState(
+                name, rng.randint(0, 9), name[:1] or "7", tokens, tuple(rng.choices(range(1, num_blocks), k=held))
+            )
+        )
     return Frame(
         "note",
         rng.choice(WORDS) or "a sentence",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,3 +139,97 @@ def test_plays_and_pauses(mount: Callable, watch: Watch) -> None:
     clock.run_for(60_000)
     expect(player).to_have_attribute("data-step", "1")
     assert watch.problems == []
+
+
+FOCUS = "() => document.activeElement.dataset.block ?? document.activeElement.className"
+
+
+def grown() -> Player:
+    """A request that grows by a block, beside one that leaves: the board changes its height, and pieces go."""
+    pool = BlockPool(num_blocks=12, block_size=4)
+    ada, bob = BlockTable(pool), BlockTable(pool)
+    trace = Trace(pool, {"Ada": ada, "Bob": bob})
+    for _ in range(8):
+        ada.append_tokens(4)
+    bob.append_tokens(8)
+    ada.release()
+    return Player(trace, "One grows, one leaves", step=0)
+
+
+@pytest.mark.parametrize("width", [420, 1000])
+def test_focus_stays_while_frames_change(mount: Callable, width: int) -> None:
+    """Catches a focus that a new frame drops, after which keys go to the page around the player."""
+    player, recording = mount(grown())
+    page, last = player.page, len(recording["frames"]) - 1
+    page.set_viewport_size({"width": width, "height": 900})
+    player.locator("[data-block='1']").focus()
+    for step in range(1, last + 1):
+        player.locator(".pa-next").evaluate("button => button.click()")
+        expect(player).to_have_attribute("data-step", str(step))
+        assert page.evaluate(FOCUS) == "1"
+    player.locator(".pa-previous").evaluate("button => button.click()")
+    player.locator("[data-request='Ada'][data-logical='0']").focus()
+    page.keyboard.press("Space")  # play: Ada leaves, and the entry with her
+    expect(player).to_have_attribute("data-step", str(last), timeout=20_000)
+    assert page.evaluate(FOCUS) == "pa-player"
+    page.keyboard.press("Home")
+    expect(player).to_have_attribute("data-step", "0")
+
+
+def test_keys_reach_blocks_and_entries(mount: Callable) -> None:
+    """Catches table entries that only a mouse reaches, and a block that does not answer them."""
+    player, _ = mount(grown())
+    page = player.page
+    player.locator(".pa-scrub").fill("9")
+    player.locator(".pa-text-toggle").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate(FOCUS) == "0"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(FOCUS) == "2"
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.dataset.blockOf") == "1"
+    page.keyboard.press("End")
+    entry = page.evaluate("() => ({...document.activeElement.dataset})")
+    assert entry == {"request": "Bob", "logical": "1", "blockOf": "10"}
+    expect(player.locator("[data-block='10']")).to_have_class(re.compile("pa-lit"))
+    expect(player.locator(".pa-detail")).to_have_text(
+        "block 10: Bob's logical block 1; reference count 1; 4 of 4 slots filled"
+    )
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(FOCUS) == "2", "each kind remembers its place"
+
+
+def test_a_run_of_free_blocks_answers(mount: Callable) -> None:
+    """Catches a large board on which the free queue and its blocks do not find each other."""
+    player, _ = mount(recorded(200, 3, rounds=0))
+    run = player.locator("[data-free*='–']").first
+    low, high = map(int, run.get_attribute("data-free").split("–"))
+    player.locator(f"[data-block='{low + 1}']").hover()
+    expect(run).to_have_class(re.compile("pa-lit"))
+    run.hover()
+    expect(player.locator(".pa-block.pa-lit")).to_have_count(high - low + 1)
+
+
+def test_ends_when_it_has_ended(mount: Callable) -> None:
+    """Catches a player that still runs on its last frame, and starts again when its speed is changed."""
+    player, recording = mount(grown(), frozen=True)
+    last = len(recording["frames"]) - 1
+    player.locator(".pa-speed").select_option("8")
+    player.locator(".pa-play").click()
+    player.page.clock.run_for(125 * last + 10)
+    expect(player).to_have_attribute("data-step", str(last))
+    expect(player).to_have_attribute("data-playing", "false")
+    player.locator(".pa-speed").select_option("0.5")
+    player.page.clock.run_for(10_000)
+    expect(player).to_have_attribute("data-step", str(last))
+
+
+def test_keys_of_the_page_are_left_to_it(mount: Callable) -> None:
+    """Catches a player that swallows the keys with which a reader searches, runs a cell, or goes on."""
+    player, _ = mount(grown())
+    player.page.evaluate("() => { window.heard = []; window.onkeydown = event => heard.push(event.key); }")
+    player.focus()
+    for key in ("Control+k", "Shift+Enter", "m", "ArrowRight"):
+        player.page.keyboard.press(key)
+    assert player.page.evaluate("heard") == ["Control", "k", "Shift", "Enter"]
