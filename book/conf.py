@@ -24,7 +24,7 @@ sys.path.insert(0, str(BOOK / "_ext"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 project = "PagedAttention, from first principles"
-author = "the contributors to pagedattn-lab"
+author = "the authors"
 copyright = f"{author}. Text and figures: CC BY 4.0; code: Apache-2.0"
 language = "en"
 
@@ -91,6 +91,7 @@ html_theme_options = {
     "use_edit_page_button": False,
     "use_issues_button": False,
     "home_page_in_toc": True,
+    "footer_content_items": ["copyright.html"],
     "navbar_persistent": [],  # one search box is enough
 }
 

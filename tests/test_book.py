@@ -19,7 +19,8 @@ from tools import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
-ANCHOR_LINK = re.compile(r"\]\(\.\./book/glossary\.md#([^)]+)\)")
+LINK = re.compile(r"\[([^\]]+)\]\(\.\./book/glossary\.md#([^)]+)\)")
+OPEN, CLOSE = "\ue000", "\ue001"  # stand for the ends of a link; no text has these characters
 LOADING = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src"}
 STYLE_ADDRESS = re.compile(r"""url\(\s*["']?([^"')]+)|@import\s+["']([^"']+)""")
 
@@ -46,14 +47,14 @@ def names_of(heading: str) -> list[str]:
 def running_text(source: str) -> str:
     """Keep of Markdown what reads as sentences: no code, formulas, headings, addresses or lists of chapters."""
     text = re.sub(r"```.*?```|\$\$.*?\$\$|`[^`\n]*`|\$[^$\n]*\$", " ", source, flags=re.DOTALL)
-    text = re.sub(r"^#.*$|^\| \[?\d\d .*$|^\**Next:.*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^#.*$|^\| \[?\d\d .*$|^\*\*(?:The question|Next):.*$", "", text, flags=re.MULTILINE)
     return re.sub(r"\]\([^)]*\)|https?://\S+", "]", text)
 
 
-def uses(text: str, names: list[str]) -> bool:
-    """Tell whether a text has one of the names, in singular or plural, as words of its own."""
-    either = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
-    return re.search(rf"(?<![\w-])(?:{either})(?:s|es)?(?![\w-])", text, flags=re.IGNORECASE) is not None
+def first_use(text: str, names: list[str]) -> re.Match[str] | None:
+    """Find one of the names, in singular or plural, as words of its own; an end of a link may stand between words."""
+    either = "|".join(rf"[\s{OPEN}{CLOSE}]+".join(map(re.escape, name.split())) for name in names)
+    return re.search(rf"(?<![\w-])(?:{either})(?:s|es)?(?![\w-])", text, flags=re.IGNORECASE)
 
 
 def markdown(path: Path) -> str:
@@ -62,29 +63,36 @@ def markdown(path: Path) -> str:
 
 
 def missing_links(chapters: dict[str, str], terms: dict[str, list[str]]) -> dict[str, str]:
-    """Name, for each term, the first chapter that uses it, if that chapter has no link to its definition."""
+    """Name, for each term, the first chapter that uses it, if that first use is no link to the term's definition."""
     missing = {}
     for heading, names in terms.items():
-        first = next((stem for stem, source in chapters.items() if uses(running_text(source), names)), None)
-        if first is not None and anchor(heading) not in ANCHOR_LINK.findall(chapters[first]):
-            missing[heading] = first
+        for stem, source in chapters.items():
+            own = anchor(heading)
+            marked = LINK.sub(lambda link, own=own: f"{OPEN}{link[1]}{CLOSE}" if link[2] == own else link[1], source)
+            text = running_text(marked)
+            if use := first_use(text, names):
+                if text.count(OPEN, 0, use.end()) == text.count(CLOSE, 0, use.start()):
+                    missing[heading] = stem
+                break
     return missing
 
 
 def test_terms_are_linked_where_first_used() -> None:
-    """Catches a word that a reader meets before its definition, in the first chapter that uses it, without a link."""
+    """Catches a word that the first chapter to use it leaves without a link to its definition at that place."""
     chapters = {path.stem: markdown(path) for path in CHAPTERS}
     assert missing_links(chapters, {heading: names_of(heading) for heading in glossary()}) == {}
 
 
 def test_missing_links_are_noticed() -> None:
-    """Catches a search that overlooks plurals, other names and line breaks, or finds terms in code and headings."""
+    """Catches a search that overlooks plurals, other names and line breaks, reads code, or accepts any link."""
     terms = {"free queue": ["free queue", "free list"], "slot": ["slot"]}
     first = "# The free queue\n\n`slot` is code, $slot$ a formula, slots-free is no word, [x](slot)"
     second = "Two *slots* in a free\nlist."
     assert missing_links({"00": first, "01": second}, terms) == {"free queue": "01", "slot": "01"}
-    linked = "[Slots](../book/glossary.md#slot) stand in a [free list](../book/glossary.md#free-queue)."
+    linked = "[*Slots*](../book/glossary.md#slot) stand in a free [list](../book/glossary.md#free-queue)."
     assert missing_links({"00": first, "01": linked, "03": second}, terms) == {}
+    late = "A slot is a [slot](../book/glossary.md#slot) in a [free list](../book/glossary.md#slot)."
+    assert missing_links({"00": first, "01": late}, terms) == {"free queue": "01", "slot": "01"}
 
 
 def test_glossary_is_sound() -> None:
@@ -102,12 +110,13 @@ def test_glossary_is_sound() -> None:
         assert written or planned, f"{heading}: say where it is introduced"
         if written:
             assert stems[written[1]] == written[2], heading
-            assert uses(running_text(markdown(ROOT / "chapters" / f"{written[2]}.ipynb")), names_of(heading)), heading
+            text_there = running_text(markdown(ROOT / "chapters" / f"{written[2]}.ipynb"))
+            assert first_use(text_there, names_of(heading)), heading
         elif planned:
             assert planned[1] not in stems, f"{heading}: chapter {planned[1]} is written"
         if anchor(heading) != heading.replace(" ", "-"):  # JupyterLab keeps capitals in anchors, others do not
             assert f'<span id="{anchor(heading)}"></span>' in text, heading
-    linked = {target for path in CHAPTERS for target in ANCHOR_LINK.findall(markdown(path))}
+    linked = {target for path in CHAPTERS for _, target in LINK.findall(markdown(path))}
     assert linked <= set(anchors)
 
 
@@ -292,11 +301,16 @@ def test_pictures_have_texts(parsed: dict[Path, BeautifulSoup]) -> None:
             assert len(drawings) == sum("image/svg+xml" in output.get("data", {}) for output in outputs), path.name
 
 
-def test_ids_are_unique(parsed: dict[Path, BeautifulSoup]) -> None:
-    """Catches figures whose parts have the same names, so that one is drawn with another's clipping."""
+def test_drawings_do_not_share_parts(parsed: dict[Path, BeautifulSoup]) -> None:
+    """Catches figures whose parts have the same names, so that one is drawn with another's shapes or clipping."""
     for path, page in parsed.items():
-        inside = [tag["id"] for svg in page.find_all("svg") for tag in svg.find_all(id=True)]
-        assert len(set(inside)) == len(inside), path.name
+        stills = [svg for svg in page.find_all("svg") if not svg.find_parent(class_="pa-mount")]
+        names = [tag["id"] for svg in stills for tag in svg.find_all(id=True)]
+        assert len(set(names)) == len(names), path.name
+        parts: dict[str, str] = {}
+        for reference in set(re.findall(r'(?:url\(|href=")#([^)"]+)', "".join(map(str, page.find_all("svg"))))):
+            for tag in page.find_all(id=reference):
+                assert parts.setdefault(reference, str(tag)) == str(tag), f"{path.name}: {reference}"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)

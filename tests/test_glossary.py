@@ -1,23 +1,15 @@
-"""Chapters link each term of the glossary where the book first uses it, and nowhere else."""
+"""Chapters link each term of the glossary once. That it is where the book first uses it, test_book.py checks."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-import pytest
-
 from tools import notebooks
 
 REPO = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((REPO / "chapters").glob("*.ipynb"))
-GLOSSARY = REPO / "book" / "glossary.md"
 LINK = re.compile(r"\]\(\.\./book/glossary\.md#([\w-]+)\)")
-
-
-def anchor(term: str) -> str:
-    """Return the anchor that GitHub and MyST give a heading."""
-    return re.sub(r"[^\w -]", "", term.lower()).replace(" ", "-")
 
 
 def links() -> dict[str, list[str]]:
@@ -43,13 +35,3 @@ def test_headings_hold_no_links() -> None:
         for cell in notebooks.read(path).cells:
             if cell.cell_type == "markdown":
                 assert not re.search(r"^#.*glossary\.md#", cell.source, re.MULTILINE), f"{path.name}, cell {cell.id}"
-
-
-@pytest.mark.skipif(not GLOSSARY.exists(), reason="no glossary yet")
-def test_links_and_glossary_agree() -> None:
-    """Catches a link to a term that the glossary lacks, and a term of a written chapter that no chapter links."""
-    entries = re.split(r"^## ", GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    terms = {anchor(entry.splitlines()[0].strip()): entry for entry in entries}
-    assert set(links()) - set(terms) == set()
-    written = {term for term, entry in terms.items() if re.search(r"\*Introduced in\* \[", entry)}
-    assert written - set(links()) == set()

@@ -9,11 +9,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urldefrag
+from urllib.parse import unquote, urldefrag
 
 from playwright.sync_api import Error, Page, sync_playwright
 from pypdf import PdfReader, PdfWriter
-from pypdf.generic import ArrayObject, DictionaryObject, NameObject
+from pypdf.generic import ArrayObject, DictionaryObject, FloatObject, NameObject, NullObject
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FRONT = "book/index.html"
@@ -42,26 +42,41 @@ def contents(page: Page, book: Path) -> list[tuple[str, str]]:
     return [(title, urldefrag(address).url) for title, address in listed]
 
 
-def printed(page: Page, addresses: list[str]) -> Iterator[bytes]:
-    """Print pages one after another, each once its formulas are set."""
-    for address in addresses:
-        page.goto(address)
-        page.evaluate(TYPESET)
-        margin = dict.fromkeys(("top", "bottom"), "18mm") | dict.fromkeys(("left", "right"), "15mm")
-        yield page.pdf(format="A4", print_background=True, margin=margin)
+def printed(page: Page, address: str) -> bytes:
+    """Print one page, once its formulas are set."""
+    page.goto(address)
+    page.evaluate(TYPESET)
+    margin = dict.fromkeys(("top", "bottom"), "18mm") | dict.fromkeys(("left", "right"), "15mm")
+    return page.pdf(format="A4", print_background=True, margin=margin)
 
 
-def turn_links_inwards(writer: PdfWriter, starts: dict[str, int]) -> None:
-    """Point links between pages of the book at pages of the PDF, in place of files on the machine that printed it."""
-    for sheet in writer.pages:
+def places(address: str, printed: PdfReader, start: int) -> Iterator[tuple[str, tuple[int, object]]]:
+    """Name every place in one printed page of the book that a link may lead to: which sheet, and how far up on it."""
+    yield address, (start, NullObject())
+    for name, place in printed.named_destinations.items():
+        sheet = printed.get_destination_page_number(place)
+        if sheet is not None:
+            yield f"{address}#{name.removeprefix('/')}", (start + sheet, FloatObject(place.top))
+
+
+def turn_links_inwards(writer: PdfWriter, homes: list[str], known: dict[str, tuple[int, object]]) -> None:
+    """Point links at sheets of the PDF, in place of files on the machine that printed it.
+
+    A link within a page leads to a bare name, and several pages have a heading called "Exercises". So each link is
+    looked up by its full address, for which ``homes`` says to which page a sheet belongs.
+    """
+    for sheet, home in zip(writer.pages, homes, strict=True):
         for annotation in sheet.get("/Annots", ArrayObject()):
             link = annotation.get_object()
+            name = link.get("/Dest")
             action = link.get("/A", DictionaryObject()).get_object()
-            start = starts.get(urldefrag(str(action.get("/URI", ""))).url)
-            if start is not None:
-                del link["/A"]
-                target = writer.pages[start].indirect_reference
-                link[NameObject("/Dest")] = ArrayObject([target, NameObject("/Fit")])
+            address = f"{home}#{name.removeprefix('/')}" if isinstance(name, str) else str(action.get("/URI", ""))
+            place = known.get(unquote(address), known.get(urldefrag(address).url))
+            if place is not None:
+                number, top = place
+                link.pop("/A", None)
+                target = [writer.pages[number].indirect_reference, NameObject("/XYZ"), NullObject(), top, NullObject()]
+                link[NameObject("/Dest")] = ArrayObject(target)
 
 
 def print_book(book: Path, target: Path) -> int:
@@ -69,21 +84,24 @@ def print_book(book: Path, target: Path) -> int:
     if not (book / FRONT).exists():
         raise BookError(f"{book} holds no built book: run make book first.")
     writer = PdfWriter()
-    starts: dict[str, int] = {}
+    homes: list[str] = []
+    known: dict[str, tuple[int, object]] = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
         page = browser.new_page(color_scheme="light")
         listed = contents(page, book)
-        for (title, address), sheets in zip(listed, printed(page, [address for _, address in listed]), strict=True):
-            starts[address] = len(writer.pages)
-            writer.append(PdfReader(io.BytesIO(sheets)), import_outline=False)
-            writer.add_outline_item(title=title, page_number=starts[address])
+        for title, address in listed:
+            sheets = PdfReader(io.BytesIO(printed(page, address)))
+            known |= places(address, sheets, start=len(homes))
+            writer.append(sheets, import_outline=False)
+            writer.add_outline_item(title=title, page_number=len(homes))
+            homes += [address] * len(sheets.pages)
         browser.close()
-    turn_links_inwards(writer, starts)
+    turn_links_inwards(writer, homes, known)
     writer.add_metadata({"/Title": listed[0][0]})
     target.parent.mkdir(parents=True, exist_ok=True)
     writer.write(target)
-    return len(writer.pages)
+    return len(homes)
 
 
 def main(arguments: list[str] | None = None) -> int:

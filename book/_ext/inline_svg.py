@@ -16,11 +16,7 @@ REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
 
 
 def with_own_ids(svg: str, prefix: str) -> str:
-    """Make an image's ids its own: matplotlib calls the first axes of every figure ``axes_1``.
-
-    >>> with_own_ids('<path id="a"/><use href="#a" clip-path="url(#a)"/>', "p")
-    '<path id="p-a"/><use href="#p-a" clip-path="url(#p-a)"/>'
-    """
+    """Make an image's ids its own: matplotlib calls the first axes of every figure ``axes_1``."""
     return REFERENCE.sub(rf"\g<1>{prefix}-", svg)
 
 

@@ -65,8 +65,8 @@ def mount(watch: Watch, tmp_path: Path, serve: Callable[[Path], str]) -> Callabl
     def show(player: Player, theme: str = "light", frozen: bool = False) -> tuple[Locator, dict[str, Any]]:
         data = SimpleNamespace(mime_type=MIME, content=player.bundle()[MIME])
         (node,) = PlayerRenderer.handle_mime(None, data, inline=False)
-        head = "<meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        head += f"<style>{(HERE / 'player.css').read_text()}</style>"
+        style = (HERE / "player.css").read_text(encoding="utf-8")
+        head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><style>{style}</style>"
         body = f"<main><h1>a</h1>{node.astext()}</main><script>{book_script()}</script>"
         style = f"background: {'#fff' if theme == 'light' else '#121212'}; margin: 8px"
         html = f"<!doctype html><html lang=en data-theme={theme}><title>a</title>{head}<body style='{style}'>{body}"
