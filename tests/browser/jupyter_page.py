@@ -238,6 +238,10 @@ class Lab:
         urllib.request.urlopen(urllib.request.Request(address, method="DELETE", headers=headers), timeout=PATIENCE)
 
     def stop(self) -> None:
-        """Stop the server, which stops its kernels."""
+        """Stop the server, which stops its kernels; kernels also end when a server has to be killed."""
         self._process.terminate()
-        self._process.wait(timeout=PATIENCE)
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:  # it waits for a kernel whose start was cut short by a failed test
+            self._process.kill()
+            self._process.wait()
