@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -184,27 +184,29 @@ BROKEN_PLAYERS = {
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait less for what will not come."""
-    monkeypatch.setattr(watch, "PATIENCE", 10)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function after which nobody waits long for what will not come."""
+    return lambda: monkeypatch.setattr(watch, "PATIENCE", 10)
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fault", BROKEN)
-def test_broken_controls_are_noticed(lab: Lab, browser: Browser, fault: str) -> None:
+def test_broken_controls_are_noticed(lab: Lab, browser: Browser, fault: str, impatient: Callable) -> None:
     """Catches a driver that reports nothing whatever a lesson does."""
     source, message = BROKEN[fault]
-    with opened(lab, browser, SQUARES, source) as notebook, pytest.raises(AssertionError, match=message):
-        Driver(notebook).drive_controls()
+    with opened(lab, browser, SQUARES, source) as notebook:
+        impatient()
+        with pytest.raises(AssertionError, match=message):
+            Driver(notebook).drive_controls()
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fault", BROKEN_PLAYERS)
-def test_broken_players_are_noticed(lab: Lab, browser: Browser, fault: str) -> None:
+def test_broken_players_are_noticed(lab: Lab, browser: Browser, fault: str, impatient: Callable) -> None:
     """Catches a driver that reports nothing whatever a player does."""
     source, message = BROKEN_PLAYERS[fault]
-    with opened(lab, browser, SQUARES, source) as notebook, pytest.raises(AssertionError, match=message):
-        Driver(notebook).drive_players()
+    with opened(lab, browser, SQUARES, source) as notebook:
+        impatient()
+        with pytest.raises(AssertionError, match=message):
+            Driver(notebook).drive_players()
 
 
 def test_noise_is_noticed(lab: Lab, browser: Browser) -> None:
