@@ -165,7 +165,8 @@ function render({ model, el }) {
   function light() {
     const range = hovered ?? pinned;
     let detail = "";
-    for (const group of stage.querySelectorAll("[data-block], [data-block-of], [data-free]")) {
+    const where = range === null ? ".pa-lit" : "[data-block], [data-block-of], [data-free]";
+    for (const group of stage.querySelectorAll(where)) {
       const [low, high] = blocksAt(group);
       const lit = range !== null && low <= range[1] && range[0] <= high;
       group.classList.toggle("pa-lit", lit);
