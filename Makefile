@@ -26,10 +26,11 @@ lab: setup ## open chapter 00 in JupyterLab
 	@$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --allow-root \
 	  --LabApp.default_url=/lab/tree/chapters/00_start_here.ipynb $(LAB_ARGS)
 
-# Two workers with two torch threads each would fight over two cores. loadfile keeps a notebook on one worker.
+# Two workers with two torch threads each would fight over two cores. loadfile keeps a notebook on one worker; in the
+# order of the folders the slow browser files come first, and neither worker ends long after the other.
 # The tests in tests/browser skip where neither Chromium nor Chrome is installed; with REQUIRE_BROWSER=1 they fail.
 test: setup ## run unit tests, property tests, doctests, every chapter, and all of it in a browser
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadfile \
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadfile --no-loadscope-reorder \
 	  --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300
 
 notebooks: setup ## execute every chapter again and store its outputs

@@ -50,7 +50,7 @@ def expected(player: dict[str, Any], text: bool = False) -> dict[str, Any]:
     state |= {"free": frame["free"], "blocks": list(range(len(frame["ref_cnt"]))), "text": None}
     if text:
         rows = [[table["name"], ", ".join(map(str, table["block_ids"])) or "–"] for table in frame["tables"]]
-        state["text"] = {"tables": rows, "free": ", ".join(map(str, frame["free"])) or "empty"}
+        state["text"] = {"tables": rows or [["none", ""]], "free": ", ".join(map(str, frame["free"])) or "empty"}
     return state
 
 
