@@ -163,7 +163,10 @@ BROKEN = {
         "lesson._controls['side'].keys.remove('value')",
         "moved to last: the library has .*'position': 3.* the page shows .*'position': 9",
     ),
-    "a lesson that no cell shows": ("hidden = Lesson(draw, 'x', side=widgets.IntSlider(1, 1, 2, description='side'))", "no cell shows"),
+    "a lesson that no cell shows": (
+        "hidden = Lesson(draw, 'x', side=widgets.IntSlider(1, 1, 2, description='side'))",
+        "no cell shows",
+    ),
     "a control of an unknown kind": (
         "lesson.children = (); text = widgets.Text(description='side'); lesson._controls['side'] = text;"
         "lesson.children = (text, lesson.player)",
