@@ -68,12 +68,15 @@ class BlockTable:
         """
         if num_tokens < 0:
             raise ValueError(f"cannot append {num_tokens} tokens: give 0 or more")
-        missing = self.num_tokens + num_tokens - len(self.blocks) * self.pool.block_size
-        new_blocks = self.pool.get_new_blocks(-(-missing // self.pool.block_size)) if missing > 0 else []
-        self.blocks += new_blocks
+        pool = self.pool
+        missing = self.num_tokens + num_tokens - len(self.blocks) * pool.block_size
+        new_blocks: list[KVCacheBlock] = []
+        if missing > 0:
+            new_blocks = pool.get_new_blocks(-(-missing // pool.block_size))
+            self.blocks += new_blocks
         self.num_tokens += num_tokens
-        if self.pool.observer is not None and num_tokens:
-            self.pool.observer("append", new_blocks, self, num_tokens)
+        if pool.observer is not None and num_tokens:
+            pool.observer("append", new_blocks, self, num_tokens)
         return new_blocks
 
     def slot_mapping(self, start: int = 0, stop: int | None = None) -> list[int]:
