@@ -86,7 +86,7 @@ class Lesson(widgets.VBox):
         """Draw what other values would lead to; controls and player stay as they are.
 
         Args:
-            step: the frame; by default the one at which the player would stand.
+            step: the frame, negative ones counted from the end; by default the one at which the player would stand.
             values: by the names of controls; the others count as they are.
 
         Raises:
