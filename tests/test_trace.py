@@ -124,6 +124,7 @@ def test_blocks_handed_out_in_advance() -> None:
     assert trace.frames[-1].sentence == "Ada appends 2 tokens: they fit in block 1."
     assert trace.frames[-1].changed == (1,)
     assert [block.num_tokens for block in trace.frames[-1].blocks[1:4]] == [2, 0, 0]
+    assert [trace.frames[-1].tokens_in(trace.frames[-1].tables[0], logical) for logical in range(3)] == [2, 0, 0]
 
 
 def test_long_lists_are_cut() -> None:
