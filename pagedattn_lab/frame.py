@@ -175,6 +175,11 @@ def snapshot(pool: BlockPool, tables: Mapping[str, BlockTable], sentence: str = 
     return take(pool, shown, "note", sentence)
 
 
+def count(number: int, thing: str) -> str:
+    """Put a number before what it counts, with an s unless it is 1."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _short(block_hash: Hashable) -> str:
     """The first letters of a hash, whatever its type."""
     return (block_hash.hex() if isinstance(block_hash, bytes) else str(block_hash))[:8]

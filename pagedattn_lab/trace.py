@@ -14,7 +14,7 @@ from typing import Any
 
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.frame import Frame, Shown, show, take
+from pagedattn_lab.frame import Frame, Shown, count, show, take
 
 FORMAT = "pagedattn_lab.trace/1"
 MOST_NAMED = 8
@@ -200,10 +200,6 @@ def _ids(blocks: Sequence[KVCacheBlock]) -> tuple[int, ...]:
     return tuple(block.block_id for block in blocks)
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
 def _list(block_ids: Sequence[int]) -> str:
     """Name blocks: "block 3", "blocks 3 and 5"; long lists keep their ends."""
     numbers = [str(block_id) for block_id in block_ids]
@@ -220,9 +216,7 @@ def _by_owners(blocks: Iterable[KVCacheBlock], verb: str) -> list[str]:
     for block in blocks:
         groups.setdefault(block.ref_cnt, []).append(block.block_id)
     one = f"{verb}s" if verb == "keep" else "has"
-    return [
-        f"{_list(ids)} {one if len(ids) == 1 else verb} {_count(owners, 'owner')}" for owners, ids in groups.items()
-    ]
+    return [f"{_list(ids)} {one if len(ids) == 1 else verb} {count(owners, 'owner')}" for owners, ids in groups.items()]
 
 
 def _allocated(blocks: Sequence[KVCacheBlock]) -> str:
@@ -263,7 +257,7 @@ _POOL_SENTENCES = {"allocate": _allocated, "evict": _evicted, "touch": _touched,
 def _append_sentence(
     name: str, num_tokens: int, written: Sequence[int], new: Sequence[int], evicted: Sequence[int]
 ) -> str:
-    start = f"{name} appends {_count(num_tokens, 'token')}"
+    start = f"{name} appends {count(num_tokens, 'token')}"
     if not new:
         return f"{start}: {'it fits' if num_tokens == 1 else 'they fit'} in {_list(written)}."
     lost = f", and the pool forgets what {_list(evicted)} held" if evicted else ""
@@ -271,4 +265,4 @@ def _append_sentence(
 
 
 def _release_sentence(name: str, blocks: Sequence[KVCacheBlock]) -> str:
-    return f"{name} gives back {_count(len(blocks), 'block')}, last first: {_after_free(blocks)}."
+    return f"{name} gives back {count(len(blocks), 'block')}, last first: {_after_free(blocks)}."

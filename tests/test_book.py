@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -14,6 +12,7 @@ import pytest
 from bs4 import BeautifulSoup, Tag
 
 import pagedattn_lab
+from tests.built import build_book
 from tests.test_chapters import CHAPTERS, REPOSITORY_URL
 from tools import notebooks
 
@@ -166,13 +165,7 @@ def test_execution_times_name_every_chapter() -> None:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the book as ``make book`` does; a warning fails the build."""
-    target = tmp_path_factory.mktemp("book")
-    recipe = re.search(r"-m (sphinx .+) build/book$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert recipe and " -W -n " in recipe[1], "make book must be strict"
-    command = [sys.executable, "-m", *recipe[1].split(), str(target)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return target
+    return build_book(tmp_path_factory.mktemp("book"))
 
 
 def pages(site: Path) -> dict[Path, BeautifulSoup]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from pagedattn_lab.frame import BlockState, Frame, TableState
+from pagedattn_lab.frame import BlockState, Frame, TableState, count
 from pagedattn_lab.viz import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Picture
 
 WIDTH = 760
@@ -125,11 +125,6 @@ def describe(frame: Frame) -> str:
         parts.append(f"{', '.join(map(str, frame.hashes))}. ")
     free = ", ".join(text for text, _ in runs(frame.free, dense=True)) or "empty"
     return "".join(parts) + f"Free queue: {free}."
-
-
-def count(number: int, thing: str) -> str:
-    """Put a number before what it counts, with an s unless it is 1."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def visible(word: str) -> str:

@@ -108,9 +108,8 @@ class Lesson(widgets.VBox):
         try:
             self.player.play(self._draw(**self.values))
         except Exception as error:
-            self.player.error = (
-                f"{type(error).__name__}: {error}"  # the page must not show an old picture as the new one
-            )
+            # The page must not show an old picture as the new one.
+            self.player.error = f"{type(error).__name__}: {error}"
             raise
         self.player.error = ""
 

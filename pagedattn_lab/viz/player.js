@@ -267,9 +267,8 @@ function render({ model, el }) {
     light();
   });
 
-  const follow = () => update();
   const watched = ["change:recording", "change:step", "change:label", "change:error"];
-  for (const name of watched) model.on(name, follow);
+  for (const name of watched) model.on(name, update);
   const resized = new ResizeObserver(() => {
     helpControls(root);
     if (drawn && drawn.width !== widthNow()) drawStage();
@@ -280,7 +279,7 @@ function render({ model, el }) {
   return () => {
     play(false);
     resized.disconnect();
-    for (const name of watched) model.off(name, follow);
+    for (const name of watched) model.off(name, update);
   };
 }
 

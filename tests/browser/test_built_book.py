@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +12,8 @@ import pytest
 from accessibility import violations
 from playwright.sync_api import Browser, Locator, Page, expect
 from watch import Watch, until
+
+from tests.built import build_book
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
@@ -49,12 +48,7 @@ class Seen:
 @pytest.fixture(scope="module")
 def site(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the book as ``make book`` does."""
-    target = tmp_path_factory.mktemp("book")
-    (recipe,) = re.findall(r"-m (sphinx .+) build/book$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    command = [sys.executable, "-m", *recipe.split(), str(target)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return target
+    return build_book(tmp_path_factory.mktemp("book"))
 
 
 @pytest.fixture(scope="module")

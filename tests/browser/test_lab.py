@@ -192,24 +192,19 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(watch, "PATIENCE", 10)
 
 
-@pytest.mark.parametrize("fault", BROKEN)
-def test_broken_controls_are_noticed(lab: Lab, browser: Browser, fault: str, impatient: Callable) -> None:
-    """Catches a driver that reports nothing whatever a lesson does."""
-    source, message = BROKEN[fault]
+FAULTS = [(Driver.drive_controls, *fault) for fault in BROKEN.values()]
+FAULTS += [(Driver.drive_players, *fault) for fault in BROKEN_PLAYERS.values()]
+
+
+@pytest.mark.parametrize(("drive", "source", "message"), FAULTS, ids=[*BROKEN, *BROKEN_PLAYERS])
+def test_faults_are_noticed(
+    lab: Lab, browser: Browser, impatient: Callable, drive: Callable, source: str, message: str
+) -> None:
+    """Catches a driver that reports nothing whatever a lesson or a player does."""
     with opened(lab, browser, SQUARES, source) as notebook:
         impatient()
         with pytest.raises(AssertionError, match=message):
-            Driver(notebook).drive_controls()
-
-
-@pytest.mark.parametrize("fault", BROKEN_PLAYERS)
-def test_broken_players_are_noticed(lab: Lab, browser: Browser, fault: str, impatient: Callable) -> None:
-    """Catches a driver that reports nothing whatever a player does."""
-    source, message = BROKEN_PLAYERS[fault]
-    with opened(lab, browser, SQUARES, source) as notebook:
-        impatient()
-        with pytest.raises(AssertionError, match=message):
-            Driver(notebook).drive_players()
+            drive(Driver(notebook))
 
 
 def test_noise_is_noticed(lab: Lab, browser: Browser) -> None:
