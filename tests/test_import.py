@@ -13,7 +13,10 @@ import pagedattn_lab
 
 PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
-PURE = ("kv_shape", "block_pool", "block_table", "frame", "trace")
+PURE = (
+    "kv_shape", "block_pool", "block_table", "strip", "contiguous", "paged", "workloads", "roofline", "simulate",
+    "waste", "frame", "trace",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("module", ["pagedattn_lab", *(f"pagedattn_lab.{name}" for name in PURE)])
@@ -35,9 +38,9 @@ def test_import_time() -> None:
 
 
 ORDER = [
-    "kv_shape", "block_pool", "block_table", "kv_cache", "attention.launch", "attention.reference",
-    "attention.triton_decode", "attention", "models", "model_runner", "frame", "trace", "viz", "viz.sentence",
-    "viz.figures", "viz.board", "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli",
+    "kv_shape", "block_pool", "block_table", "strip", "contiguous", "paged", "workloads", "roofline", "simulate",
+    "waste", "kv_cache", "attention.launch", "attention.reference", "attention.triton_decode", "attention", "models",
+    "model_runner", "frame", "trace", "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli",
     "__main__",
 ]  # fmt: skip
 

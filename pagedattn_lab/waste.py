@@ -1,0 +1,123 @@
+"""Where the memory goes: one load, one budget, four allocators, beside what the paper reports (chapters 02 and 03)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from pagedattn_lab.contiguous import max_length, next_power_of_two, oracle
+from pagedattn_lab.kv_shape import KVShape
+from pagedattn_lab.paged import PagedAllocator
+from pagedattn_lab.roofline import A100_OPT_13B, OPT_13B, StepTime
+from pagedattn_lab.simulate import Allocator, Report, simulate
+from pagedattn_lab.workloads import Fit, TraceRequest
+
+GIB = 2**30
+
+PAPER_BUDGET = 12 * GIB
+"""Bytes of KV memory for OPT-13B: Kwon et al. 2023, Table 1. Its GB are GiB, or the slots would not come out."""
+
+NAMES = {"max": "Orca (Max)", "pow2": "Orca (Pow2)", "oracle": "Orca (Oracle)", "paged": "vLLM"}
+"""What the paper calls the four."""
+
+FIG_2 = {
+    "max": {"token_states": 0.204, "reservation": 0.133, "internal": 0.573, "external": 0.089},
+    "pow2": {"token_states": 0.268, "reservation": 0.179, "internal": 0.136, "external": 0.416},
+    "oracle": {"token_states": 0.382, "reservation": 0.252, "internal": 0.0, "external": 0.366},
+    "paged": {"token_states": 0.963},
+}
+"""Shares of KV memory: Kwon et al. 2023, Fig. 2. Its "external" is "external fragmentation and others"."""
+
+FIG_13 = {
+    "sharegpt": {"max": 7.00, "pow2": 9.81, "oracle": 13.62, "paged": 30.42},
+    "alpaca": {"max": 7.00, "pow2": 43.24, "oracle": 72.75, "paged": 132.44},
+}
+"""Mean number of batched requests, OPT-13B: Kwon et al. 2023, Fig. 13."""
+
+FIG_13_RATES = {"sharegpt": 2.0, "alpaca": 30.0}
+"""Requests per second at which Fig. 13 was measured."""
+
+
+class Setting(NamedTuple):
+    """A row of the paper's Table 1.
+
+    Attributes:
+        model: its name.
+        shape: of its KV cache.
+        gib: memory for the KV cache, as the table rounds it.
+        slots: how many tokens the table says that holds, rounded to hundreds.
+    """
+
+    model: str
+    shape: KVShape
+    gib: int
+    slots: int
+
+
+TABLE_1 = (
+    Setting("OPT-13B", OPT_13B, 12, 15_700),
+    Setting("OPT-66B", KVShape(num_layers=64, num_kv_heads=72, head_dim=128, dtype="float16"), 21, 9_700),
+    Setting("OPT-175B", KVShape(num_layers=96, num_kv_heads=96, head_dim=128, dtype="float16"), 264, 60_100),
+)
+"""Kwon et al. 2023, Table 1; shapes from Zhang et al. 2022, "OPT", Table 1."""
+
+
+def allocators(num_slots: int, max_model_len: int, block_size: int) -> dict[str, Allocator]:
+    """Make the four of the paper's comparison, each with a memory of its own.
+
+    Args:
+        num_slots: tokens for which there is memory.
+        max_model_len: most tokens in prompt and output together.
+        block_size: tokens per block of the paged one.
+
+    Raises:
+        ValueError: a number below 1, or memory that does not hold one sequence of full length in every scheme.
+
+    Example:
+        >>> list(allocators(num_slots=15_728, max_model_len=2048, block_size=16))
+        ['max', 'pow2', 'oracle', 'paged']
+    """
+    made: dict[str, Allocator] = {
+        "max": max_length(num_slots, max_model_len),
+        "pow2": next_power_of_two(num_slots, max_model_len),
+        "oracle": oracle(num_slots),
+        "paged": PagedAllocator(num_slots, block_size),
+    }
+    for name, allocator in made.items():
+        try:
+            allocator.size(1, max_model_len)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return made
+
+
+def compare(
+    requests: Callable[[], Iterable[TraceRequest]],
+    num_slots: int,
+    max_model_len: int,
+    block_size: int,
+    step_time: StepTime = A100_OPT_13B,
+    total: int | None = None,
+) -> dict[str, Report]:
+    """Serve the same requests with each of the four.
+
+    Args:
+        requests: makes the load anew for each of them; see :class:`pagedattn_lab.workloads.Fit` for those too long.
+        num_slots, max_model_len, block_size: as for :func:`allocators`.
+        step_time: how long a step takes.
+        total: how many requests there are, if known, for the progress bar.
+
+    Raises:
+        ValueError: as for :func:`allocators` and :func:`pagedattn_lab.simulate.simulate`.
+
+    Example:
+        >>> from itertools import islice
+        >>> from pagedattn_lab import workloads
+        >>> reports = compare(lambda: workloads.arrive(islice(workloads.sharegpt(), 500)), 15_728, 2048, block_size=16)
+        >>> [f"{name} {report.mean_running:.0f}" for name, report in reports.items()]
+        ['max 7', 'pow2 10', 'oracle 13', 'paged 34']
+    """
+    return {
+        name: simulate(Fit(requests(), max_model_len), allocator, step_time, total=total)
+        for name, allocator in allocators(num_slots, max_model_len, block_size).items()
+    }
