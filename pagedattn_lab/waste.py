@@ -115,7 +115,7 @@ def compare(
         >>> from pagedattn_lab import workloads
         >>> reports = compare(lambda: workloads.arrive(islice(workloads.sharegpt(), 500)), 15_728, 2048, block_size=16)
         >>> [f"{name} {report.mean_running:.0f}" for name, report in reports.items()]
-        ['max 7', 'pow2 10', 'oracle 13', 'paged 34']
+        ['max 7', 'pow2 10', 'oracle 14', 'paged 36']
     """
     return {
         name: simulate(Fit(requests(), max_model_len), allocator, step_time, total=total)
