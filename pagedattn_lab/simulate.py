@@ -323,7 +323,8 @@ class _Server:
 
     def report(self) -> Report:
         seconds, num_finished = self.measured
-        shares = [integral / seconds / self.allocator.num_slots for integral in self.integrals[:6]]
+        # A reservation of nothing is a difference of two equal sums, which rounding may leave below zero.
+        shares = [max(0.0, integral) / seconds / self.allocator.num_slots for integral in self.integrals[:6]]
         return Report(
             *shares,
             mean_running=self.integrals[6] / seconds,
