@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -134,11 +134,21 @@ def show(shown: dict[str, Shown], name: str, table: BlockTable) -> None:
         >>> [(row.colour, row.mark) for row in shown.values()]
         [(0, 'A'), (1, 'A2'), (2, '12')]
     """
-    colours, marks = {row.colour for row in shown.values()}, {row.mark for row in shown.values()}
+    colours = {row.colour for row in shown.values()}
+    mark = mark_for(name, [row.mark for row in shown.values()])
+    shown[name] = Shown(table, next(i for i in range(len(shown) + 1) if i not in colours), mark)
+
+
+def mark_for(name: str, marks: Collection[str]) -> str:
+    """Choose the shortest mark for a name that is not one of ``marks``: its last digits, or its first letter.
+
+    Example:
+        >>> mark_for("Ann", ["A", "B"]), mark_for("request 12", [])
+        ('A2', '12')
+    """
     number = re.search(r"\d{1,3}$", name)
     mark = number[0] if number else name[:1]
-    unique = next(m for m in (mark, *(f"{mark[:1]}{i}" for i in range(2, len(shown) + 3))) if m not in marks)
-    shown[name] = Shown(table, next(i for i in range(len(shown) + 1) if i not in colours), unique)
+    return next(m for m in (mark, *(f"{mark[:1]}{i}" for i in range(2, len(marks) + 3))) if m not in marks)
 
 
 def take(pool: BlockPool, shown: Mapping[str, Shown], kind: str, sentence: str, changed: tuple[int, ...] = ()) -> Frame:
