@@ -14,7 +14,10 @@ from tools import notebooks
 REPO = Path(__file__).resolve().parent.parent
 REPOSITORY_URL = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 CHAPTERS = sorted((REPO / "chapters").glob("*.ipynb"))
-EXPECTED = ("00_start_here", "01_the_kv_cache", "03_blocks", "04_page_tables", "07_a_kernel_that_walks_the_page_table")
+EXPECTED = (
+    "00_start_here", "01_the_kv_cache", "02_contiguous_caches", "03_blocks", "04_page_tables",
+    "07_a_kernel_that_walks_the_page_table",
+)  # fmt: skip
 ON_COLAB = "'google.colab' in sys.modules"
 INTERACT = re.compile(r"\binteract(_manual|ive|ive_output)?\s*\(|@(\w+\.)?interact\b|\bimport\b[^\n]*\binteract\b")
 
