@@ -73,7 +73,7 @@ def show_strip(allocator: ContiguousAllocator, running: Running, waiting: int = 
         >>> allocator = contiguous.max_length(num_slots=24, max_model_len=16)
         >>> running = {"A": (allocator.allocate(prompt_len=4, output_len=5), 6)}
         >>> show_strip(allocator, running, waiting=16)
-        24 slots. A: 6 tokens, 16 reserved, slots 0–15. A request for 16 slots waits; the longest gap has 8. Token states 6, reservation 2, internal 8, external 8 (rounding 0), free 0.
+        24 slots. A: 6 tokens, slots 0–15. A request for 16 slots waits; the longest gap has 8. Token states 6, reservation 2, internal 8, external 8, free 0.
     """  # noqa: E501
     slots = read_slots(allocator, running, waiting)
     account = allocator.account(sum(tokens for _, tokens in running.values()), waiting)
@@ -115,9 +115,10 @@ def show_strip(allocator: ContiguousAllocator, running: Running, waiting: int = 
     opening = f"{sentence} " if sentence else ""
     lines = [f"{count(len(slots), 'slot')}.", *(f"{_request(name, *held)}." for name, held in running.items())]
     lines += [f"{queue}."] if queue else []
+    rounding = f" (rounding {account.rounding})" if account.rounding else ""
     total = (
         f"Token states {account.token_states}, reservation {account.reservation}, internal {account.internal}, "
-        f"external {account.external} (rounding {account.rounding}), free {account.free}."
+        f"external {account.external}{rounding}, free {account.free}."
     )
     return Picture(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{SHOWN_WIDTH}" '
@@ -160,8 +161,8 @@ def read_slots(allocator: ContiguousAllocator, running: Running, waiting: int = 
 
 def _request(name: str, held: Reservation, tokens: int, longest: int | None = None) -> str:
     name = name if longest is None or len(name) <= longest else name[: longest - 1] + "…"
-    last = sum(held.region) - 1
-    return f"{name}: {count(tokens, 'token')}, {held.reserved} reserved, slots {held.region.start}–{last}"
+    reserved = f" {held.reserved} reserved," if held.reserved < held.region.size else ""
+    return f"{name}: {count(tokens, 'token')},{reserved} slots {held.region.start}–{sum(held.region) - 1}"
 
 
 def _queue(allocator: ContiguousAllocator, waiting: int) -> str:
