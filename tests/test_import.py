@@ -40,8 +40,8 @@ def test_import_time() -> None:
 ORDER = [
     "kv_shape", "block_pool", "block_table", "strip", "contiguous", "paged", "workloads", "roofline", "simulate",
     "waste", "kv_cache", "attention.launch", "attention.reference", "attention.triton_decode", "attention", "models",
-    "model_runner", "frame", "trace", "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.memory",
-    "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli", "__main__",
+    "model_runner", "frame", "trace", "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips",
+    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli", "__main__",
 ]  # fmt: skip
 
 

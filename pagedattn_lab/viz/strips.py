@@ -77,9 +77,10 @@ def show_strip(allocator: ContiguousAllocator, running: Running, waiting: int = 
     """  # noqa: E501
     slots = read_slots(allocator, running, waiting)
     account = allocator.account(sum(tokens for _, tokens in running.values()), waiting)
-    marks: dict[str, str] = {}
+    letters = [kind.letter for kind in (RESERVED, INTERNAL, ROUNDING, TOO_SHORT)]
+    marks: dict[str, str] = {}  # none is a kind's letter
     for name in running:
-        marks[name] = mark_for(name, marks.values())
+        marks[name] = mark_for(name, [*letters, *marks.values()])
     parts = [_cell(number, slot, marks) for number, slot in enumerate(slots)]
     rows = range(0, len(slots), COLUMNS)
     parts += [_text(_LEFT - 6, _top(start) + 15, str(start), "end", size=11) for start in rows]
