@@ -22,6 +22,7 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from os import PathLike
@@ -90,7 +91,8 @@ def lognormal(
 ) -> Lengths:
     """Draw pairs of prompt and output length without end: lognormal, independent, drawn again if longer than allowed.
 
-    The medians are chosen so that the means come out as given *after* long pairs have been refused.
+    The medians are chosen so that the means come out as given *after* long pairs have been refused. No length is below
+    1 token, which lifts very short means: 2 comes out as 2.2, 5 as 5.05.
 
     Args:
         means: mean tokens in prompts and outputs.
@@ -99,7 +101,8 @@ def lognormal(
         seed: same seed, same lengths.
 
     Raises:
-        ValueError: a mean below 1, a spread below 0, or means that ``longest`` does not leave room for.
+        ValueError: a mean below 1, a spread below 0, or means that ``longest`` does not leave room for, so that less
+            than one pair in a hundred would be kept.
 
     Example:
         >>> from itertools import islice
@@ -127,32 +130,34 @@ def _fit_medians(means: tuple[float, float], spread: tuple[float, float], longes
     """Find the medians that lead to given means once pairs longer than ``longest`` are refused.
 
     The mean output given a prompt has a closed form; over prompts we integrate numerically, in steps of a twentieth of
-    a standard deviation. Medians are scaled by what the means are off, until they are not.
+    a standard deviation. Medians are scaled by what the means are off, until they are not. Where fewer than one pair
+    in a hundred would be kept, drawing would take for ever.
     """
     if min(means) < 1 or min(spread) < 0:
         raise ValueError(f"means {means} with spread {spread}: give means of at least 1 and spreads of at least 0")
-    if sum(means) >= longest / 2 and sum(means) + 1 >= longest:
+    if sum(means) + 1 >= longest:
         raise ValueError(f"means {means} leave no room below {longest} tokens: raise longest")
     normal = NormalDist()
     steps = [step / 20 for step in range(-120, 121)]
     sigma = max(spread[1], 1e-9)
-    medians = [mean / math.exp(s * s / 2) for mean, s in zip(means, spread, strict=True)]
-    for _ in range(200):
-        kept = prompts = outputs = 0.0
-        for step in steps:
-            prompt = medians[0] * math.exp(spread[0] * step)
-            if prompt >= longest:
-                break
-            limit = math.log((longest - prompt) / medians[1]) / sigma
-            weight = normal.pdf(step)
-            accepted = weight * normal.cdf(limit)
-            kept += accepted
-            prompts += accepted * prompt
-            outputs += weight * medians[1] * math.exp(sigma * sigma / 2) * normal.cdf(limit - sigma)
-        factors = means[0] * kept / prompts, means[1] * kept / outputs
-        medians = [median * factor for median, factor in zip(medians, factors, strict=True)]
-        if max(abs(factor - 1) for factor in factors) < 1e-9:
-            return medians[0], medians[1]
+    with suppress(ArithmeticError):  # medians that run to zero or infinity are not found
+        medians = [mean / math.exp(s * s / 2) for mean, s in zip(means, spread, strict=True)]
+        for _ in range(200):
+            kept = prompts = outputs = 0.0
+            for step in steps:
+                prompt = medians[0] * math.exp(spread[0] * step)
+                if prompt >= longest:
+                    break
+                limit = math.log((longest - prompt) / medians[1]) / sigma
+                weight = normal.pdf(step)
+                accepted = weight * normal.cdf(limit)
+                kept += accepted
+                prompts += accepted * prompt
+                outputs += weight * medians[1] * math.exp(sigma * sigma / 2) * normal.cdf(limit - sigma)
+            factors = means[0] * kept / prompts, means[1] * kept / outputs
+            medians = [median * factor for median, factor in zip(medians, factors, strict=True)]
+            if max(abs(factor - 1) for factor in factors) < 1e-9 and kept > 0.01 * sum(map(normal.pdf, steps)):
+                return medians[0], medians[1]
     raise ValueError(f"no lognormal lengths of spread {spread} up to {longest} tokens have the means {means}")
 
 
