@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import reprlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -46,6 +47,9 @@ QUANTILE_LEVELS = (
 )  # fmt: skip
 
 MOST_REPORTED = 20
+
+MOST_MILLISECONDS = 2**53
+"""Up to here a float tells one millisecond from the next."""
 
 AZURE_QUANTILES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "azure-conv": (
@@ -337,7 +341,7 @@ def load_azure_csv(path: str | PathLike[str]) -> list[TraceRequest]:
             try:
                 when = datetime.fromisoformat(time)
             except ValueError:
-                raise ValueError(f"TIMESTAMP is {time!r}, not a date and time") from None
+                raise ValueError(f"TIMESTAMP is {reprlib.repr(time)}, not a date and time") from None
             return when, _length(columns[1], prompt_len), _length(columns[2], output_len)
 
         parsed = _parse_lines(path, enumerate(file, 2), parse)
@@ -364,7 +368,7 @@ def load_mooncake_jsonl(path: str | PathLike[str]) -> list[TraceRequest]:
     def parse(line: str) -> tuple[float, int, int, tuple[int, ...]]:
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({error})") from None
         if not isinstance(row, dict):
             raise ValueError("not a JSON object")
@@ -372,8 +376,8 @@ def load_mooncake_jsonl(path: str | PathLike[str]) -> list[TraceRequest]:
             if name not in row:
                 raise ValueError(f"no {name}")
         time, hash_ids = row["timestamp"], row.get("hash_ids", [])
-        if isinstance(time, bool) or not isinstance(time, int | float) or not math.isfinite(time):
-            raise ValueError(f"timestamp is {time!r}, not a number of milliseconds")
+        if isinstance(time, bool) or not isinstance(time, int | float) or not abs(time) < MOST_MILLISECONDS:
+            raise ValueError(f"timestamp is {reprlib.repr(time)}, not a number of milliseconds")
         if not isinstance(hash_ids, list) or not all(type(number) is int and number >= 0 for number in hash_ids):
             raise ValueError("hash_ids is not a list of whole numbers of at least 0")
         lengths = [_length(name, row[name]) for name in ("input_length", "output_length")]
@@ -388,7 +392,7 @@ def _length(name: str, value: Any) -> int:
     """Read a number of tokens: a whole number, or a text of digits."""
     number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
     if type(number) is not int or number < 1:
-        raise ValueError(f"{name} is {value!r}, not a whole number of at least 1")
+        raise ValueError(f"{name} is {reprlib.repr(value)}, not a whole number of at least 1")
     return number
 
 
