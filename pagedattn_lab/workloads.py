@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
+from itertools import pairwise
 from os import PathLike
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -171,7 +172,8 @@ def from_quantiles(
     """Draw pairs of prompt and output length without end from tables of quantiles, evenly between two entries.
 
     Raises:
-        ValueError: tables of different lengths, or one that does not rise from 1 or more.
+        ValueError: tables of different lengths, one that does not rise from 1 or more, or levels that do not rise from
+            0 to 1.
 
     Example:
         >>> from itertools import islice
@@ -180,11 +182,12 @@ def from_quantiles(
         5038
     """
     levels, tables = tuple(levels), (tuple(prompts), tuple(outputs))
-    for table in tables:
-        if len(table) != len(levels) or list(table) != sorted(table) or table[0] < 1:
-            raise ValueError(f"{table} is no table of lengths: give {len(levels)} that rise from at least 1")
-    if levels[0] != 0 or levels[-1] != 1 or list(levels) != sorted(set(levels)):
+    if (levels[:1], levels[-1:]) != ((0,), (1,)) or not all(low < high for low, high in pairwise(levels)):
         raise ValueError(f"levels {levels} must rise from 0 to 1")
+    for table in tables:
+        rises = all(low <= high for low, high in pairwise((1, *table, math.inf)))
+        if len(table) != len(levels) or not rises or table[-1] == math.inf:
+            raise ValueError(f"{table} is no table of lengths: give {len(levels)} that rise from at least 1")
     rng = random.Random(f"lengths {seed}")
     return ((_interpolate(rng, levels, tables[0]), _interpolate(rng, levels, tables[1])) for _ in iter(int, 1))
 
