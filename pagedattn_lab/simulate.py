@@ -4,7 +4,8 @@ Scheduling is per iteration, as Orca introduced it and as vLLM does it: each ste
 request, and the whole prompt of those that it admits. Requests are admitted in the order of their arrival, as soon as
 memory and ``max_num_seqs`` allow; nobody overtakes. Where memory is asked for as a request grows and there is none, the
 request that was admitted last loses all of it, goes to the head of the queue, and computes its tokens again later; a
-step that preempts admits nobody.
+step that preempts admits nobody. A gap counts as external waste in a step if it is too short for the request that
+waited at the head of the queue when the step began.
 
 How long a step takes is a roofline (:class:`pagedattn_lab.roofline.StepTime`): what a machine could do at best.
 
@@ -257,9 +258,9 @@ class _Server:
             heapq.heappop(self.events)
         step, kind = self.events[0][:2]
         num_steps = step - self.step + (kind == _FINISH)
-        if self.upcoming is None or self.refused or len(self.running) >= self.max_num_seqs:
+        if self.upcoming is None or self.head() is not None:
             return num_steps
-        arrival = self.upcoming.arrival - self.now  # somebody may be admitted at the first step after that
+        arrival = self.upcoming.arrival - self.now  # somebody waits from the first step after that
         return 1 + bisect_left(range(1, num_steps), arrival, key=lambda n: self.sums(n, len(self.running), 0)[0])
 
     def sums(self, num_steps: int, num_decoding: int, num_prefilled: int) -> tuple[float, float]:
@@ -274,11 +275,12 @@ class _Server:
 
     def execute(self, num_steps: int, num_decoding: int, num_prefilled: int) -> None:
         """Let time pass and every decoding request grow by a token in each step."""
+        next_size = self.next_size()
         seconds, token_seconds = self.sums(num_steps, num_decoding, num_prefilled)
         self.num_tokens += num_steps * num_decoding
         self.now += seconds
         self.step += num_steps
-        account = self.note(len(self.running))
+        account = self.note(len(self.running), next_size)
         if self.measured is None:
             integrals = self.integrals
             integrals[0] += token_seconds
@@ -289,17 +291,20 @@ class _Server:
 
     def idle(self, until: float) -> None:
         """Let time pass with nobody there."""
-        account, seconds = self.note(0), until - self.now
+        account, seconds = self.note(0, 0), until - self.now
         self.now = until
         if self.measured is None:
             for index, slots in enumerate(account):
                 self.integrals[index] += slots * seconds
 
-    def note(self, num_running: int) -> Account:
-        """Check the account of this moment, and keep every so many of them."""
+    def next_size(self) -> int:
+        """How many slots the request needs that waits while a step runs; 0 if nobody does."""
         head = self.head()
-        size = 0 if head is None else self.allocator.size(head[1], head[0].prompt_len + head[0].output_len - head[1])
-        account = self.allocator.account(self.num_tokens, size)
+        return 0 if head is None else self.allocator.size(head[1], head[0].prompt_len + head[0].output_len - head[1])
+
+    def note(self, num_running: int, next_size: int) -> Account:
+        """Check the account of this moment, and keep every so many of them."""
+        account = self.allocator.account(self.num_tokens, next_size)
         if self.num_passes % self.stride == 0:
             if len(self.samples) == MOST_SAMPLES:
                 del self.samples[1::2]
