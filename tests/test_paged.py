@@ -1,4 +1,4 @@
-"""Paged memory behind the allocators' interface: a block when one is needed and no sooner, and every slot accounted for."""
+"""Paged memory behind the allocators' interface: a block when needed, no sooner, and every slot accounted for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pagedattn_lab.paged import PagedAllocator, Pages
 
 
 class Ledger(RuleBasedStateMachine):
-    """Random requests that come, grow token by token and go; the model writes on every slot of every block what it is."""
+    """Random requests that come, grow token by token and go; the model writes on every slot what it is."""
 
     @initialize(data=st.data(), block_size=st.integers(1, 9), num_blocks=st.integers(2, 14))
     def begin(self, data: st.DataObject, block_size: int, num_blocks: int) -> None:
@@ -116,9 +116,7 @@ class Ledger(RuleBasedStateMachine):
                 block, offset = divmod(position, self.block_size)
                 slot = pages.table.block_ids[block] * self.block_size + offset
                 assert slots[slot] is None and slot >= self.block_size, "two owners, or the null block"
-                slots[slot] = (
-                    "token_states" if position < held else "reservation" if position < needed else "internal"
-                )
+                slots[slot] = "token_states" if position < held else "reservation" if position < needed else "internal"
         for slot in range(self.num_slots):
             if slot < self.block_size or slot >= self.num_blocks * self.block_size:
                 assert slots[slot] is None
@@ -135,7 +133,9 @@ class Ledger(RuleBasedStateMachine):
 
 Ledger.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 TestLedger = Ledger.TestCase
-TestLedger.__doc__ = "Catches a block too many, too few or too early, a slot counted wrongly, a leak, half-done refusals."
+TestLedger.__doc__ = (
+    "Catches a block too many, too few or too early, a slot counted wrongly, a leak, half-done refusals."
+)
 
 
 @given(block_size=st.integers(1, 40), prompt_len=st.integers(1, 100), output_len=st.integers(1, 100))

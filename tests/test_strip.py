@@ -178,7 +178,9 @@ FirstFitRow.TestCase.settings = BuddyRow.TestCase.settings = settings(
     max_examples=120, stateful_step_count=40, deadline=None
 )
 TestFirstFit = FirstFitRow.TestCase
-TestFirstFit.__doc__ = "Catches overlaps, lost slots, gaps left apart, a place that is not the first, half-done refusals."
+TestFirstFit.__doc__ = (
+    "Catches overlaps, lost slots, gaps left apart, a place that is not the first, half-done refusals."
+)
 TestBuddy = BuddyRow.TestCase
 TestBuddy.__doc__ = "Catches overlaps, lost slots, buddies left apart, strangers joined, a needless refusal or split."
 
