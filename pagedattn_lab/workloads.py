@@ -371,6 +371,8 @@ def load_mooncake_jsonl(path: str | PathLike[str]) -> list[TraceRequest]:
     def parse(line: str) -> tuple[float, int, int, tuple[int, ...]]:
         try:
             row = json.loads(line)
+        except json.JSONDecodeError as error:  # whose own line number would be that within the row
+            raise ValueError(f"not JSON ({error.msg}, character {error.pos + 1})") from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({error})") from None
         if not isinstance(row, dict):
