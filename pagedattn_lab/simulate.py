@@ -28,6 +28,8 @@ from pagedattn_lab.strip import at_least_one
 from pagedattn_lab.workloads import TraceRequest
 
 MOST_SAMPLES = 1024
+"""How many states a :class:`Report` keeps at most."""
+
 _GROW, _FINISH = 0, 1
 
 
@@ -371,7 +373,8 @@ def simulate(
         step_time: how long a step takes.
         max_num_seqs: most requests in one step; by default as many as memory holds.
         total: how many requests there are, if known, for the progress bar.
-        progress: whether to show a bar on standard error after two seconds; by default if that is a terminal.
+        progress: whether to show a bar on standard error after two seconds; by default if that is a terminal, so pass
+            ``True`` in a notebook to see one.
 
     Raises:
         ValueError: memory that is in use already, ``max_num_seqs`` below 1, no request, requests that are not sorted,

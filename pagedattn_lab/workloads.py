@@ -46,8 +46,10 @@ QUANTILE_LEVELS = (
     0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95,
     0.975, 0.99, 0.995, 0.999, 1,
 )  # fmt: skip
+"""The parts of all requests that :data:`AZURE_QUANTILES` has an entry for."""
 
 MOST_REPORTED = 20
+"""How many malformed lines an error lists."""
 
 MOST_MILLISECONDS = 2**53
 """Up to here a float tells one millisecond from the next."""

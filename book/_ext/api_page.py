@@ -42,6 +42,11 @@ def keep_first_line(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
         lines.insert(0, "\\")  # an escaped line end, which shows as nothing
 
 
+def skip_tuple_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave a named tuple's fields to its docstring, which says more than "alias for field number 0"."""
+    return True if (obj.__doc__ or "").startswith("Alias for field number") else None
+
+
 def keep_annotation(app: Sphinx, env: Any, node: addnodes.pending_xref, text: nodes.Element) -> nodes.Element | None:
     """Show a bare name in a signature as written: autodoc cannot resolve what is imported for annotations only."""
     ancestor = node.parent
@@ -54,6 +59,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.connect("source-read", add_modules)
     app.connect("autodoc-process-docstring", keep_first_line, priority=400)  # napoleon's is 500
+    app.connect("autodoc-skip-member", skip_tuple_fields)
     app.connect("missing-reference", keep_annotation)
     app.connect("env-get-outdated", always_outdated)
     return {"parallel_read_safe": True}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pagedattn_lab.viz import BLUE, ORANGE, Picture
 from pagedattn_lab.viz.figures import show, subplots
 
-# Share: label, colour, hatch, and where on the bars' axis its label stands.
+# Kind of memory: label, colour, hatch.
 KINDS = {
     "token_states": ("token states", BLUE, ""),
     "reservation": ("reservation", ORANGE, "//"),
@@ -43,14 +43,16 @@ def show_shares(rows: Mapping[str, Mapping[str, float]], title: str) -> Picture:
     figure, axes = subplots(figsize=(6.4, 0.9 + 0.42 * len(rows)))
     drawn = []
     for row, (name, shares) in enumerate(rows.items()):
-        left, labelled = 0.0, not row
+        left, labelled = 0.0, row == 0
         for kind, (label, colour, hatch) in KINDS.items():
             width = 100 * shares.get(kind, 0)
             if width < 1:
                 continue
             axes.barh(row, width, left=left, height=0.62, color=colour, hatch=hatch, edgecolor="#444")
-            if labelled and (kind != "free"):
-                axes.text(left + width / 2, -0.48, label, ha="center", fontsize=9)
+            if labelled and kind != "free":  # labels at the ends lean inwards, to leave room for those between
+                ends = {"token_states": (left, "left"), "external": (left + width, "right")}
+                place, side = ends.get(kind, (left + width / 2, "center"))
+                axes.text(place, -0.48, label, ha=side, fontsize=9)
             left += width
         axes.text(1, row, f"{100 * shares['token_states']:.1f} %", va="center", color="white", fontweight="bold")
         parts = [f"{KINDS[kind][0]} {100 * share:.1f} %" for kind, share in shares.items()]
