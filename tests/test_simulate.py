@@ -13,7 +13,7 @@ from itertools import count, islice
 import hypothesis.strategies as st
 import pytest
 import tqdm
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from oracle_simulate import Blocks, Result, Strip, serve
 
 from pagedattn_lab import simulate as simulate_module
@@ -26,6 +26,7 @@ from pagedattn_lab.strip import FirstFit
 from pagedattn_lab.workloads import TraceRequest
 
 SCHEMES = ("max", "pow2", "oracle", "oracle, first fit", "paged")
+STEP_TIMES = [(1.0, 0.0, 0.0), (2**-3, 2**-9, 2**-16), (2**-6, 2**-4, 2**-10)]
 UNIT = Fraction(1, 2**53)  # what one operation on floats is off by at most, relative to its result
 
 
@@ -113,12 +114,50 @@ def workloads_that_fit(draw: st.DrawFn) -> dict:
         "max_model_len": max_model_len,
         "block_size": block_size,
         "requests": requests,
-        "step_time": draw(st.sampled_from([(1.0, 0.0, 0.0), (2**-3, 2**-9, 2**-16), (2**-6, 2**-4, 2**-10)])),
+        "step_time": draw(st.sampled_from(STEP_TIMES)),
         "max_num_seqs": draw(st.sampled_from([None, None, 1, 2, 3, 5])),
     }
 
 
-@settings(max_examples=400, deadline=None)
+@st.composite
+def crowds(draw: st.DrawFn) -> dict:
+    """Short prompts and long outputs, in paged memory that holds one of them and little more."""
+    block_size, max_model_len = draw(st.integers(1, 6)), draw(st.integers(8, 30))
+    blocks = -(-max_model_len // block_size) + 1 + draw(st.integers(0, 5))
+    requests, arrival = [], 0.0
+    for _ in range(draw(st.integers(3, 10))):
+        prompt_len = draw(st.integers(1, 6))
+        requests.append((arrival, prompt_len, draw(st.integers(2, max_model_len - prompt_len))))
+        arrival += draw(st.sampled_from([0.0, 0.0, 1.0]))
+    return {
+        "scheme": "paged",
+        "num_slots": blocks * block_size,
+        "max_model_len": max_model_len,
+        "block_size": block_size,
+        "requests": requests,
+        "step_time": draw(st.sampled_from(STEP_TIMES)),
+        "max_num_seqs": draw(st.sampled_from([None, None, 4])),
+    }
+
+
+def compare_step_by_step(case: dict, least_preemptions: int = 0) -> None:
+    """Every sum is exact, of times too; a share is then rounded twice, divided by the time and by the slots."""
+    allocator, memory = memories(case["scheme"], case["num_slots"], case["max_model_len"], case["block_size"])
+    expected = serve(case["requests"], memory, *case["step_time"], max_num_seqs=case["max_num_seqs"])
+    assume(expected.num_preemptions >= least_preemptions)
+    report = simulate(
+        (TraceRequest(*request) for request in case["requests"]),
+        allocator,
+        StepTime(*case["step_time"]),
+        max_num_seqs=case["max_num_seqs"],
+    )
+    assert_same(report, expected, operations=0)
+    assert report.num_finished == len(case["requests"])
+    assert not any(allocator.account(0)[:3])
+    assert report.samples[-1].seconds == report.seconds
+
+
+@settings(max_examples=800, deadline=None)
 @given(case=workloads_that_fit())
 @example(  # the second arrives while steps are summed up and max_num_seqs keeps it waiting: no gap was too short before
     case={
@@ -132,23 +171,15 @@ def workloads_that_fit(draw: st.DrawFn) -> dict:
     }
 )
 def test_same_as_step_by_step(case: dict) -> None:
-    """Catches any step in which a token, a slot, a second or a request is not where the rules say.
+    """Catches any step in which a token, a slot, a second or a request is not where the rules say."""
+    compare_step_by_step(case)
 
-    All sums are exact here, also those of times; each share is then rounded once by its division by the time, and once
-    by that by the slots.
-    """
-    allocator, memory = memories(case["scheme"], case["num_slots"], case["max_model_len"], case["block_size"])
-    report = simulate(
-        (TraceRequest(*request) for request in case["requests"]),
-        allocator,
-        StepTime(*case["step_time"]),
-        max_num_seqs=case["max_num_seqs"],
-    )
-    expected = serve(case["requests"], memory, *case["step_time"], max_num_seqs=case["max_num_seqs"])
-    assert_same(report, expected, operations=0)
-    assert report.num_finished == len(case["requests"])
-    assert not any(allocator.account(0)[:3])
-    assert report.samples[-1].seconds == report.seconds
+
+@settings(max_examples=500, deadline=None)
+@given(case=crowds())
+def test_same_as_step_by_step_where_requests_are_preempted(case: dict) -> None:
+    """Catches another victim, another place in the queue, and a token lost or computed twice on the way back."""
+    compare_step_by_step(case, least_preemptions=2)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
