@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -296,8 +296,7 @@ def _waste(arguments: argparse.Namespace) -> int:
         "refused": fit.refused,
         "cut": fit.cut,
         "allocators": {
-            name: {key: value for key, value in vars(report).items() if key != "samples"}
-            for name, report in reports.items()
+            name: {key: value for key, value in vars(of).items() if key != "samples"} for name, of in reports.items()
         },
     }
     if not all(math.isfinite(value) for row in report["allocators"].values() for value in row.values()):
@@ -305,22 +304,7 @@ def _waste(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report, indent=1))
     else:
-        how = {"saturated": "all waiting from the start", "trace": "arriving as in the trace"}
-        print(
-            f"{Path(arguments.workload).name}: {num_requests:,} requests ({fit.refused:,} refused, {fit.cut:,} cut), "
-            + how.get(arrivals, f"{arguments.rate:g} per second")
-        )
-        print(
-            f"OPT-13B on one A100, at most {arguments.model_len:,} tokens per request; "
-            f"{arguments.budget / waste.GIB:,.4g} GiB hold {num_slots:,}; blocks of {arguments.block_size:,}."
-        )
-        print("Averages until the last request has been admitted:\n")
-        print(waste.table(reports) + "\n")
-        print(waste.bars(reports, ascii_only=not _can_print(waste.BLOCKS)))
-        default = "sharegpt", 2048, waste.PAPER_BUDGET, 16, "saturated"
-        if (arguments.workload, arguments.model_len, arguments.budget, arguments.block_size, arrivals) == default:
-            paper = ", ".join(f"{waste.NAMES[name]} {row['token_states']:.1%}" for name, row in waste.FIG_2.items())
-            print(f"\nToken states in the paper's Fig. 2: {paper}.")
+        _print_waste(report, reports)
     if fit.refused or fit.cut:
         print(
             f"pagedattn_lab waste: refused {fit.refused:,}, cut {fit.cut:,} at {arguments.model_len:,} tokens: "
@@ -328,6 +312,27 @@ def _waste(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _print_waste(report: Mapping[str, Any], reports: Mapping[str, waste.Report]) -> None:
+    how = {"saturated": "all waiting from the start", "trace": "arriving as in the trace"}
+    print(
+        f"{Path(report['workload']).name}: {report['num_requests']:,} requests "
+        f"({report['refused']:,} refused, {report['cut']:,} cut), "
+        + how.get(report["arrivals"], f"{report['rate']} per second")
+    )
+    size = f"{report['budget_bytes'] / waste.GIB:,.4g} GiB"
+    print(
+        f"OPT-13B on one A100, at most {report['model_len']:,} tokens per request; "
+        f"{size} hold {report['num_slots']:,}; blocks of {report['block_size']:,}."
+    )
+    print("Averages until the last request has been admitted:\n")
+    print(waste.table(reports) + "\n")
+    print(waste.bars(reports, ascii_only=not _can_print(waste.BLOCKS)))
+    setting = [report[key] for key in ("workload", "model_len", "budget_bytes", "block_size", "arrivals")]
+    if setting == ["sharegpt", 2048, waste.PAPER_BUDGET, 16, "saturated"]:
+        paper = ", ".join(f"{row['token_states']:.1%}" for row in waste.FIG_2.values())
+        print(f"\nToken states in the paper's Fig. 2, in the same order: {paper}.")
 
 
 def _requests(arguments: argparse.Namespace) -> tuple[Callable[[], Iterable[TraceRequest]], str]:
