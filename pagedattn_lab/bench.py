@@ -21,6 +21,7 @@ from pagedattn_lab.block_table import BlockTable
 SIZES = (1_000, 30_000, 1_000_000)
 BLOCK_SIZE = 16
 BLOCKS_PER_CALL = 16
+"""Blocks that are handed out, or taken back, by one call."""
 
 LONGEST_PROMPT, LONGEST_OUTPUT = 80, 160
 """Most tokens of a request: 64 of them at once, 15 blocks each, fit the smallest pool, so nobody is ever refused."""
@@ -46,7 +47,7 @@ def operate(pool: BlockPool, num_calls: int, in_turn: bool) -> int:
         in_turn: blocks return to the tail of the free queue, not to its head; see :func:`allocator`.
 
     Returns:
-        Operations: blocks handed out, and blocks taken back.
+        How many blocks were handed out and how many taken back, both together.
 
     Example:
         >>> operate(BlockPool(100, BLOCK_SIZE), num_calls=2, in_turn=False)
