@@ -150,8 +150,10 @@ class ContiguousAllocator:
         """Give a request's region back.
 
         Raises:
-            ValueError: it was given back before.
+            ValueError: it was given back before, or another allocator made it. A region like it may be in use again.
         """
+        if self.reservations.get(reservation.region.start) is not reservation:
+            raise ValueError(f"{reservation} is not in use: it was given back before, or another allocator made it")
         self.strip.release(reservation.region)
         del self.reservations[reservation.region.start]
         self._needed -= reservation.needed

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.contiguous import Account, num_kv_tokens
+from pagedattn_lab.strip import at_least_one
 
 
 class Pages:
@@ -33,7 +34,7 @@ class PagedAllocator:
         block_size: tokens per block.
 
     Raises:
-        ValueError: less than two blocks.
+        ValueError: a number below 1, or less than two blocks.
 
     Example:
         >>> allocator = PagedAllocator(num_slots=64, block_size=16)
@@ -43,8 +44,14 @@ class PagedAllocator:
     """
 
     def __init__(self, num_slots: int, block_size: int) -> None:
+        num_blocks = at_least_one("num_slots", num_slots) // at_least_one("block_size", block_size)
+        if num_blocks < 2:
+            raise ValueError(
+                f"{num_slots} slots make {num_blocks} blocks of {block_size}, and the first is the null block: "
+                "give more memory or smaller blocks"
+            )
         self.num_slots = num_slots
-        self.pool = BlockPool(num_slots // block_size if block_size > 0 else 0, block_size)
+        self.pool = BlockPool(num_blocks, block_size)
         self._useful = 0  # slots of blocks in use that will have held a token in the end
 
     def size(self, prompt_len: int, output_len: int) -> int:
@@ -87,7 +94,13 @@ class PagedAllocator:
         return True
 
     def free(self, holding: Pages) -> None:
-        """Give a request's blocks back."""
+        """Give a request's blocks back.
+
+        Raises:
+            ValueError: they were given back before, or another allocator handed them out.
+        """
+        if holding.table.pool is not self.pool or not holding.table.blocks:
+            raise ValueError(f"{holding.table} is not in use: it was given back before, or another allocator made it")
         self._useful -= min(holding.capacity, holding.needed)
         holding.table.release()
 

@@ -25,6 +25,9 @@ class StepTime:
         compute: seconds to compute one token.
         read: seconds to read one cached token.
 
+    Raises:
+        ValueError: no time for the weights, or a negative time.
+
     Example:
         OPT-13B decodes 7 sequences of 450 tokens each:
 
@@ -58,7 +61,18 @@ class StepTime:
             bandwidth: bytes per second from memory.
             flops: floating-point operations per second.
             weight_bytes: bytes per parameter.
+
+        Raises:
+            ValueError: a number that is not above 0.
         """
+        for name, value in (
+            ("num_parameters", num_parameters),
+            ("bandwidth", bandwidth),
+            ("flops", flops),
+            ("weight_bytes", weight_bytes),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} is {value!r}: give a number above 0")
         return cls(
             weights=num_parameters * weight_bytes / bandwidth,
             compute=2 * num_parameters / flops,

@@ -4,7 +4,8 @@ Scheduling is per iteration, as Orca introduced it and as vLLM does it: each ste
 request, and the whole prompt of those that it admits. Requests are admitted in the order of their arrival, as soon as
 memory and ``max_num_seqs`` allow; nobody overtakes. Where memory is asked for as a request grows and there is none, the
 request that was admitted last loses all of it, goes to the head of the queue, and computes its tokens again later; a
-step that preempts admits nobody.
+step that preempts admits nobody. A gap counts as external waste in a step if it is too short for the request that
+waited at the head of the queue when the step began.
 
 How long a step takes is a roofline (:class:`pagedattn_lab.roofline.StepTime`): what a machine could do at best.
 
@@ -14,6 +15,7 @@ Source: Yu et al. 2022, "Orca"; Kwon et al. 2023, sections 4.5 and 6; ``vllm/v1/
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pagedattn_lab.contiguous import Account, num_kv_tokens
 from pagedattn_lab.roofline import A100_OPT_13B, StepTime
+from pagedattn_lab.strip import at_least_one
 from pagedattn_lab.workloads import TraceRequest
 
 MOST_SAMPLES = 1024
@@ -145,24 +148,23 @@ class _Server:
     """The state of a simulation. Between two events only lengths change, so the steps between them are summed up."""
 
     def __init__(
-        self, requests: Iterable[TraceRequest], allocator: Allocator, step_time: StepTime, max_num_seqs: float
+        self, requests: Iterable[TraceRequest], allocator: Allocator, step_time: StepTime, max_num_seqs: int | None
     ) -> None:
-        self.requests, self.allocator, self.step_time = iter(requests), allocator, step_time
-        self.max_num_seqs = max_num_seqs
-        self.upcoming = next(self.requests, None)  # the next to be admitted of those that never were
-        if self.upcoming is None:
-            raise ValueError("there is no request to serve")
-        if max_num_seqs < 1:
-            raise ValueError(f"max_num_seqs is {max_num_seqs}: a step serves at least 1 request")
         if any(allocator.account(0)[:3]):
             raise ValueError(f"the allocator's memory is in use already: {allocator.account(0)}")
+        self.max_num_seqs = math.inf if max_num_seqs is None else at_least_one("max_num_seqs", max_num_seqs)
+        self.requests, self.allocator, self.step_time = iter(requests), allocator, step_time
+        self.num_waited = 0  # requests that were admitted, each counted once
+        self.upcoming = self.pull(-math.inf)  # the next to be admitted of those that never were
+        if self.upcoming is None:
+            raise ValueError("there is no request to serve")
         self.preempted: deque[tuple[TraceRequest, int]] = deque()  # and how many tokens they have to compute again
         self.running: dict[_Running, None] = {}  # in the order of admission
         self.events: list[tuple[int, int, int, _Running]] = []  # a heap; (step, kind, order, request)
         self.start = self.now = self.upcoming.arrival
         self.step = self.num_tokens = self.num_admissions = 0
         self.refused = False  # the head of the queue was refused, and no memory has come back since
-        self.num_finished = self.num_waited = self.num_preemptions = self.num_recomputed = 0
+        self.num_finished = self.num_preemptions = self.num_recomputed = 0
         self.total_wait = self.max_wait = 0.0
         self.integrals = [0.0] * 7  # over time: the account's entries, and running requests
         self.measured: tuple[float, int] | None = None  # seconds, and requests finished, when the last was admitted
@@ -246,12 +248,17 @@ class _Server:
         self.num_waited += 1
         self.total_wait += wait
         self.max_wait = max(self.max_wait, wait)
-        self.upcoming = next(self.requests, None)
-        if self.upcoming is not None and self.upcoming.arrival < admitted.arrival:
+        self.upcoming = self.pull(admitted.arrival)
+
+    def pull(self, earliest: float) -> TraceRequest | None:
+        """Take the next request from the workload."""
+        request = next(self.requests, None)
+        if request is not None and not earliest <= request.arrival < math.inf:
             raise ValueError(
-                f"request {self.num_waited} (counted from 0) arrives at {self.upcoming.arrival} s, before the one "
-                f"ahead of it ({admitted.arrival} s): sort requests by their arrival"
+                f"request {self.num_waited} (counted from 0) arrives at {request.arrival} s, the one ahead of it at "
+                f"{earliest} s: give times, and sort requests by their arrival"
             )
+        return request
 
     def steps_ahead(self) -> int:
         """How many steps can be taken before anything but lengths changes."""
@@ -259,9 +266,9 @@ class _Server:
             heapq.heappop(self.events)
         step, kind = self.events[0][:2]
         num_steps = step - self.step + (kind == _FINISH)
-        if self.upcoming is None or self.refused or len(self.running) >= self.max_num_seqs:
+        if self.upcoming is None or self.head() is not None:
             return num_steps
-        arrival = self.upcoming.arrival - self.now  # somebody may be admitted at the first step after that
+        arrival = self.upcoming.arrival - self.now  # somebody waits from the first step after that
         return 1 + bisect_left(range(1, num_steps), arrival, key=lambda n: self.sums(n, len(self.running), 0)[0])
 
     def sums(self, num_steps: int, num_decoding: int, num_prefilled: int) -> tuple[float, float]:
@@ -276,11 +283,12 @@ class _Server:
 
     def execute(self, num_steps: int, num_decoding: int, num_prefilled: int) -> None:
         """Let time pass and every decoding request grow by a token in each step."""
+        next_size = self.next_size()
         seconds, token_seconds = self.sums(num_steps, num_decoding, num_prefilled)
         self.num_tokens += num_steps * num_decoding
         self.now += seconds
         self.step += num_steps
-        account = self.note(len(self.running))
+        account = self.note(len(self.running), next_size)
         if self.measured is None:
             integrals = self.integrals
             integrals[0] += token_seconds
@@ -291,17 +299,20 @@ class _Server:
 
     def idle(self, until: float) -> None:
         """Let time pass with nobody there."""
-        account, seconds = self.note(0), until - self.now
+        account, seconds = self.note(0, 0), until - self.now
         self.now = until
         if self.measured is None:
             for index, slots in enumerate(account):
                 self.integrals[index] += slots * seconds
 
-    def note(self, num_running: int) -> Account:
-        """Check the account of this moment, and keep every so many of them."""
+    def next_size(self) -> int:
+        """How many slots the request needs that waits while a step runs; 0 if nobody does."""
         head = self.head()
-        size = 0 if head is None else self.allocator.size(head[1], head[0].prompt_len + head[0].output_len - head[1])
-        account = self.allocator.account(self.num_tokens, size)
+        return 0 if head is None else self.allocator.size(head[1], head[0].prompt_len + head[0].output_len - head[1])
+
+    def note(self, num_running: int, next_size: int) -> Account:
+        """Check the account of this moment, and keep every so many of them."""
+        account = self.allocator.account(self.num_tokens, next_size)
         if self.num_passes % self.stride == 0:
             if len(self.samples) == MOST_SAMPLES:
                 del self.samples[1::2]
@@ -366,7 +377,8 @@ def simulate(
             ``True`` in a notebook to see one.
 
     Raises:
-        ValueError: no request, requests that are not sorted, or one that the allocator can never serve.
+        ValueError: memory that is in use already, ``max_num_seqs`` below 1, no request, requests that are not sorted,
+            or one that the allocator can never serve.
 
     Example:
         A strip for 4 requests at most, and blocks of 16 in the same memory:
@@ -383,7 +395,7 @@ def simulate(
     """
     from tqdm import tqdm
 
-    server = _Server(requests, allocator, step_time, float("inf") if max_num_seqs is None else max_num_seqs)
+    server = _Server(requests, allocator, step_time, max_num_seqs)
     disable = None if progress is None else not progress
     with tqdm(total=total, unit=" requests", delay=2, disable=disable, leave=False) as bar:
         try:

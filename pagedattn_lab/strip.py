@@ -186,7 +186,7 @@ class Buddy:
 
 def at_least_one(name: str, value: int) -> int:
     """Return a whole number of at least 1, or say what is wrong with it."""
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
     return value
 

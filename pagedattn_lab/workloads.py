@@ -20,10 +20,13 @@ from __future__ import annotations
 import json
 import math
 import random
+import reprlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
+from itertools import pairwise
 from os import PathLike
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -47,6 +50,9 @@ QUANTILE_LEVELS = (
 
 MOST_REPORTED = 20
 """How many malformed lines an error lists."""
+
+MOST_MILLISECONDS = 2**53
+"""Up to here a float tells one millisecond from the next."""
 
 AZURE_QUANTILES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "azure-conv": (
@@ -92,7 +98,8 @@ def lognormal(
 ) -> Lengths:
     """Draw pairs of prompt and output length without end: lognormal, independent, drawn again if longer than allowed.
 
-    The medians are chosen so that the means come out as given *after* long pairs have been refused.
+    The medians are chosen so that the means come out as given *after* long pairs have been refused. No length is below
+    1 token, which lifts very short means: 2 comes out as 2.2, 5 as 5.05.
 
     Args:
         means: mean tokens in prompts and outputs.
@@ -101,7 +108,8 @@ def lognormal(
         seed: same seed, same lengths.
 
     Raises:
-        ValueError: a mean below 1, a spread below 0, or means that ``longest`` does not leave room for.
+        ValueError: a mean below 1, a spread below 0, or means that ``longest`` does not leave room for, so that less
+            than one pair in a hundred would be kept.
 
     Example:
         >>> from itertools import islice
@@ -129,32 +137,34 @@ def _fit_medians(means: tuple[float, float], spread: tuple[float, float], longes
     """Find the medians that lead to given means once pairs longer than ``longest`` are refused.
 
     The mean output given a prompt has a closed form; over prompts we integrate numerically, in steps of a twentieth of
-    a standard deviation. Medians are scaled by what the means are off, until they are not.
+    a standard deviation. Medians are scaled by what the means are off, until they are not. Where fewer than one pair
+    in a hundred would be kept, drawing would take for ever.
     """
     if min(means) < 1 or min(spread) < 0:
         raise ValueError(f"means {means} with spread {spread}: give means of at least 1 and spreads of at least 0")
-    if sum(means) >= longest / 2 and sum(means) + 1 >= longest:
+    if sum(means) + 1 >= longest:
         raise ValueError(f"means {means} leave no room below {longest} tokens: raise longest")
     normal = NormalDist()
     steps = [step / 20 for step in range(-120, 121)]
     sigma = max(spread[1], 1e-9)
-    medians = [mean / math.exp(s * s / 2) for mean, s in zip(means, spread, strict=True)]
-    for _ in range(200):
-        kept = prompts = outputs = 0.0
-        for step in steps:
-            prompt = medians[0] * math.exp(spread[0] * step)
-            if prompt >= longest:
-                break
-            limit = math.log((longest - prompt) / medians[1]) / sigma
-            weight = normal.pdf(step)
-            accepted = weight * normal.cdf(limit)
-            kept += accepted
-            prompts += accepted * prompt
-            outputs += weight * medians[1] * math.exp(sigma * sigma / 2) * normal.cdf(limit - sigma)
-        factors = means[0] * kept / prompts, means[1] * kept / outputs
-        medians = [median * factor for median, factor in zip(medians, factors, strict=True)]
-        if max(abs(factor - 1) for factor in factors) < 1e-9:
-            return medians[0], medians[1]
+    with suppress(ArithmeticError):  # medians that run to zero or infinity are not found
+        medians = [mean / math.exp(s * s / 2) for mean, s in zip(means, spread, strict=True)]
+        for _ in range(200):
+            kept = prompts = outputs = 0.0
+            for step in steps:
+                prompt = medians[0] * math.exp(spread[0] * step)
+                if prompt >= longest:
+                    break
+                limit = math.log((longest - prompt) / medians[1]) / sigma
+                weight = normal.pdf(step)
+                accepted = weight * normal.cdf(limit)
+                kept += accepted
+                prompts += accepted * prompt
+                outputs += weight * medians[1] * math.exp(sigma * sigma / 2) * normal.cdf(limit - sigma)
+            factors = means[0] * kept / prompts, means[1] * kept / outputs
+            medians = [median * factor for median, factor in zip(medians, factors, strict=True)]
+            if max(abs(factor - 1) for factor in factors) < 1e-9 and kept > 0.01 * sum(map(normal.pdf, steps)):
+                return medians[0], medians[1]
     raise ValueError(f"no lognormal lengths of spread {spread} up to {longest} tokens have the means {means}")
 
 
@@ -164,7 +174,8 @@ def from_quantiles(
     """Draw pairs of prompt and output length without end from tables of quantiles, evenly between two entries.
 
     Raises:
-        ValueError: tables of different lengths, or one that does not rise from 1 or more.
+        ValueError: tables of different lengths, one that does not rise from 1 or more, or levels that do not rise from
+            0 to 1.
 
     Example:
         >>> from itertools import islice
@@ -173,11 +184,12 @@ def from_quantiles(
         5038
     """
     levels, tables = tuple(levels), (tuple(prompts), tuple(outputs))
-    for table in tables:
-        if len(table) != len(levels) or list(table) != sorted(table) or table[0] < 1:
-            raise ValueError(f"{table} is no table of lengths: give {len(levels)} that rise from at least 1")
-    if levels[0] != 0 or levels[-1] != 1 or list(levels) != sorted(set(levels)):
+    if (levels[:1], levels[-1:]) != ((0,), (1,)) or not all(low < high for low, high in pairwise(levels)):
         raise ValueError(f"levels {levels} must rise from 0 to 1")
+    for table in tables:
+        rises = all(low <= high for low, high in pairwise((1, *table, math.inf)))
+        if len(table) != len(levels) or not rises or table[-1] == math.inf:
+            raise ValueError(f"{table} is no table of lengths: give {len(levels)} that rise from at least 1")
     rng = random.Random(f"lengths {seed}")
     return ((_interpolate(rng, levels, tables[0]), _interpolate(rng, levels, tables[1])) for _ in iter(int, 1))
 
@@ -334,7 +346,7 @@ def load_azure_csv(path: str | PathLike[str]) -> list[TraceRequest]:
             try:
                 when = datetime.fromisoformat(time)
             except ValueError:
-                raise ValueError(f"TIMESTAMP is {time!r}, not a date and time") from None
+                raise ValueError(f"TIMESTAMP is {reprlib.repr(time)}, not a date and time") from None
             return when, _length(columns[1], prompt_len), _length(columns[2], output_len)
 
         parsed = _parse_lines(path, enumerate(file, 2), parse)
@@ -361,7 +373,9 @@ def load_mooncake_jsonl(path: str | PathLike[str]) -> list[TraceRequest]:
     def parse(line: str) -> tuple[float, int, int, tuple[int, ...]]:
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except json.JSONDecodeError as error:  # whose own line number would be that within the row
+            raise ValueError(f"not JSON ({error.msg}, character {error.pos + 1})") from None
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({error})") from None
         if not isinstance(row, dict):
             raise ValueError("not a JSON object")
@@ -369,8 +383,8 @@ def load_mooncake_jsonl(path: str | PathLike[str]) -> list[TraceRequest]:
             if name not in row:
                 raise ValueError(f"no {name}")
         time, hash_ids = row["timestamp"], row.get("hash_ids", [])
-        if isinstance(time, bool) or not isinstance(time, int | float) or not math.isfinite(time):
-            raise ValueError(f"timestamp is {time!r}, not a number of milliseconds")
+        if isinstance(time, bool) or not isinstance(time, int | float) or not abs(time) < MOST_MILLISECONDS:
+            raise ValueError(f"timestamp is {reprlib.repr(time)}, not a number of milliseconds")
         if not isinstance(hash_ids, list) or not all(type(number) is int and number >= 0 for number in hash_ids):
             raise ValueError("hash_ids is not a list of whole numbers of at least 0")
         lengths = [_length(name, row[name]) for name in ("input_length", "output_length")]
@@ -385,7 +399,7 @@ def _length(name: str, value: Any) -> int:
     """Read a number of tokens: a whole number, or a text of digits."""
     number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
     if type(number) is not int or number < 1:
-        raise ValueError(f"{name} is {value!r}, not a whole number of at least 1")
+        raise ValueError(f"{name} is {reprlib.repr(value)}, not a whole number of at least 1")
     return number
 
 
