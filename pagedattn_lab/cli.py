@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: inf; of a trace, its own arrival times)",
     )
     waste_.add_argument(
-        "--requests", type=_positive, metavar="N", help="the first N requests (default: 5000; of a trace, all)"
+        "--requests", type=_positive, metavar="N", help="the first N requests (default: 10000; of a trace, all)"
     )
     waste_.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of lengths and arrivals (default: %(default)s)"
@@ -339,7 +339,7 @@ def _requests(arguments: argparse.Namespace) -> tuple[Callable[[], Iterable[Trac
     """What makes the load anew for each allocator, and how requests arrive."""
     name, seed, num_requests = arguments.workload, arguments.seed, arguments.requests
     if name in WORKLOADS:
-        num_requests = num_requests or 5_000
+        num_requests = num_requests or 10_000
         rate = arguments.rate or math.inf
 
         def lengths() -> Iterable[tuple[int, int]]:

@@ -114,8 +114,9 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
         (["waste", "--budget", "1"], 1, "max: a region of 2048 slots never fits a strip of 1310"),
         (["waste", "--budget", "1MB"], 1, "1,000,000 bytes hold 1 tokens of OPT-13B, less than two blocks of 16"),
         (["waste", "--budget", "12884901888"], 1, "(a plain number means GiB)"),
-        (["waste", "--workload", "azure-code", "--model-len", "2"], 1, "all 5,000 requests are refused"),
-        (["waste", "--rate", "1e-308"], 1, "give a higher --rate"),
+        (["waste", "--workload", "azure-code", "--model-len", "2"], 1, "all 10,000 requests are refused"),
+        (["waste", "--rate", "1e-308"], 1, "arrives at inf s"),
+        (["waste", "--rate", "3e-304"], 1, "give a higher --rate"),
         (["bench"], 2, "required: {allocator}"),
         (["bench", "engine"], 2, "invalid choice"),
         (["generate", "x", "--model", "/no/such/folder"], 1, "there is no folder '/no/such/folder'"),
@@ -179,7 +180,7 @@ def test_waste_json_fields(by_default: dict[str, Any]) -> None:
         "rate": None,
         "arrivals": "saturated",
         "seed": 0,
-        "num_requests": 5_000,
+        "num_requests": 10_000,
         "refused": 0,
         "cut": 0,
     }
@@ -187,7 +188,7 @@ def test_waste_json_fields(by_default: dict[str, Any]) -> None:
     for row in by_default["allocators"].values():
         assert sum(row[kind] for kind in SHARES) == pytest.approx(1, abs=1e-9)
         assert all(-1e-9 <= row[kind] <= 1 for kind in SHARES)
-        assert row["num_finished"] == 5_000 and row["requests_per_second"] > 0
+        assert row["num_finished"] == 10_000 and row["requests_per_second"] > 0
         assert isinstance(row["num_preemptions"], int) and "samples" not in row
     assert by_default["allocators"]["max"]["num_preemptions"] == 0
 
@@ -205,7 +206,7 @@ def test_waste_text_says_what_json_says(by_default: dict[str, Any], capsys: pyte
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert captured.err == "" and max(map(len, lines)) <= 100
-    assert "5,000 requests" in lines[0] and "15,728" in lines[1]
+    assert "10,000 requests" in lines[0] and "15,728" in lines[1]
     heads = next(index for index, line in enumerate(lines) if line.startswith("% of KV memory"))
     assert " ".join(lines[heads].split()[4:]) == "token reser- inter- exter- mean requests preemp-"
     assert " ".join(lines[heads + 1].split()) == "states vation nal nal free running per s tions"
@@ -213,7 +214,7 @@ def test_waste_text_says_what_json_says(by_default: dict[str, Any], capsys: pyte
     characters = re.findall(r"(\S) (?:token states|reservation|internal|external, other|free)", legend)
     assert len(set(characters)) == 5
     for name, row in by_default["allocators"].items():
-        figures, bar = (line[14:].split() for line in lines if line.startswith(waste.NAMES[name]))
+        figures, bar = (line[14:].split() for line in lines if line.startswith(waste.LABELS[name]))
         assert [float(figure) for figure in figures[:5]] == [round(100 * row[kind], 1) for kind in SHARES]
         expected = [f"{row['mean_running']:.2f}", f"{row['requests_per_second']:.2f}", f"{row['num_preemptions']:,}"]
         assert figures[5:] == expected
