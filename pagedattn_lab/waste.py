@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from pagedattn_lab.contiguous import max_length, next_power_of_two, oracle
@@ -18,7 +18,10 @@ PAPER_BUDGET = 12 * GIB
 """Bytes of KV memory for OPT-13B: Kwon et al. 2023, Table 1. Its GB are GiB, or the slots would not come out."""
 
 NAMES = {"max": "Orca (Max)", "pow2": "Orca (Pow2)", "oracle": "Orca (Oracle)", "paged": "vLLM"}
-"""What the paper calls the four."""
+"""What the paper calls the four: its baselines are its authors' own re-implementation of Orca."""
+
+LABELS = {"max": "Max", "pow2": "Pow2", "oracle": "Oracle", "paged": "paged"}
+"""What we call ours."""
 
 FIG_2 = {
     "max": {"token_states": 0.204, "reservation": 0.133, "internal": 0.573, "external": 0.089},
@@ -121,3 +124,72 @@ def compare(
         name: simulate(Fit(requests(), max_model_len), allocator, step_time, total=total)
         for name, allocator in allocators(num_slots, max_model_len, block_size).items()
     }
+
+
+KINDS = ("token_states", "reservation", "internal", "external", "free")
+BLOCKS, ASCII = "█▓▒░_", "#+-._"
+BAR_WIDTH = 60
+
+
+def table(reports: Mapping[str, Report]) -> str:
+    """Write down shares of memory, and what they were good for.
+
+    Args:
+        reports: as :func:`compare` gives them.
+
+    Example:
+        >>> from itertools import islice
+        >>> from pagedattn_lab import workloads
+        >>> reports = compare(lambda: workloads.arrive(islice(workloads.sharegpt(), 500)), 15_728, 2048, block_size=16)
+        >>> print(table(reports))
+        % of KV memory   token  reser-  inter-  exter-             mean  requests   preemp-
+                        states  vation     nal     nal    free  running     per s     tions
+        Max               20.2    12.6    58.3     8.9     0.0     7.00      1.19         0
+        Pow2              29.5    18.5    15.3    36.6     0.0    10.26      1.64         0
+        Oracle            38.8    24.7     0.0    36.6     0.0    13.55      2.05         0
+        paged             97.1     1.7     0.0     0.1     1.1    35.67      3.90       638
+    """
+    lines = [
+        "% of KV memory   token  reser-  inter-  exter-             mean  requests   preemp-",
+        "                states  vation     nal     nal    free  running     per s     tions",
+    ]
+    for name, report in reports.items():
+        shares = "".join(f"{100 * getattr(report, kind):8.1f}" for kind in KINDS)
+        lines.append(
+            f"{LABELS[name]:<14}{shares}{report.mean_running:9.2f}{report.requests_per_second:10.2f}"
+            f"{report.num_preemptions:10,}"
+        )
+    return "\n".join(lines)
+
+
+def bars(reports: Mapping[str, Report], ascii_only: bool = False) -> str:
+    """Draw memory in characters, a bar for each allocator: the paper's Fig. 2 for a terminal.
+
+    Edges are rounded, not widths, so every bar is as long as the others.
+
+    Args:
+        reports: as :func:`compare` gives them.
+        ascii_only: do without characters that not every terminal has.
+
+    Example:
+        >>> from itertools import islice
+        >>> from pagedattn_lab import workloads
+        >>> reports = compare(lambda: workloads.arrive(islice(workloads.sharegpt(), 500)), 15_728, 2048, block_size=16)
+        >>> print(bars(reports, ascii_only=True))
+        Max            |############++++++++-----------------------------------.....|
+        Pow2           |##################+++++++++++---------......................|
+        Oracle         |#######################+++++++++++++++......................|
+        paged          |##########################################################+_|
+                        # token states  + reservation  - internal  . external, other  _ free
+    """
+    characters = ASCII if ascii_only else BLOCKS
+    lines = []
+    for name, report in reports.items():
+        bar, end = "", 0.0
+        for kind, character in zip(KINDS, characters, strict=True):
+            end += getattr(report, kind)
+            bar += character * (round(BAR_WIDTH * end) - len(bar))
+        lines.append(f"{LABELS[name]:<14} |{bar}|")
+    labels = ("token states", "reservation", "internal", "external, other", "free")
+    legend = "  ".join(f"{character} {label}" for character, label in zip(characters, labels, strict=True))
+    return "\n".join([*lines, f"{'':<16}{legend}"])

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pagedattn_lab import bench, cli, waste
 from pagedattn_lab.cli import main
 from pagedattn_lab.kv_shape import KVShape
 
 SMOLLM2 = KVShape(30, 3, 64, "float32")
+README = Path(__file__).parent.parent / "README.md"
+SHARES = ("token_states", "reservation", "internal", "external", "free")
+
+AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:00:00.0000000,100,50
+2023-11-16 18:10:00.0000000,3000,10
+2023-11-16 18:20:00.0000000,2000,400
+2023-11-16 18:30:00.0000000,10,20
+"""
+MOONCAKE = """{"timestamp": 0, "input_length": 100, "output_length": 50, "hash_ids": [0]}
+{"timestamp": 600000, "input_length": 3000, "output_length": 10, "hash_ids": [1, 2, 3, 4, 5, 6]}
+{"timestamp": 1200000, "input_length": 2000, "output_length": 400, "hash_ids": [1, 7, 8, 9]}
+{"timestamp": 1800000, "input_length": 10, "output_length": 20, "hash_ids": []}
+"""
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +100,25 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
         (["generate", "x", "--block-size", "0"], 2, "'0' is not a whole number of at least 1"),
         (["generate", "x", "--max-tokens", "many"], 2, "'many' is not a whole number"),
         (["generate", "x", "--attention", "flash"], 2, "invalid choice"),
+        (["waste", "--workload", "orca"], 2, "neither a file nor one of sharegpt, alpaca, azure-conv, azure-code"),
+        (["waste", "--workload", "."], 2, "neither a file nor one of"),
+        (["waste", "--model-len", "1"], 2, "'1' is not a whole number of at least 2"),
+        (["waste", "--block-size", "0"], 2, "'0' is not a whole number of at least 1"),
+        (["waste", "--requests", "0"], 2, "'0' is not a whole number of at least 1"),
+        (["waste", "--seed", "x"], 2, "invalid int value"),
+        *((["waste", f"--rate={rate}"], 2, "above 0 nor inf") for rate in ("0", "-1", "nan", "-inf", "fast")),
+        *(
+            (["waste", "--budget", size], 2, "a plain number means GiB")
+            for size in ("0", "-1", "0MB", "12 apples", "GiB", "1e3", "inf", "1.2.3", "12TiB", "")
+        ),
+        (["waste", "--budget", "1"], 1, "max: a region of 2048 slots never fits a strip of 1310"),
+        (["waste", "--budget", "1MB"], 1, "1,000,000 bytes hold 1 tokens of OPT-13B, less than two blocks of 16"),
+        (["waste", "--budget", "12884901888"], 1, "(a plain number means GiB)"),
+        (["waste", "--workload", "azure-code", "--model-len", "2"], 1, "all 10,000 requests are refused"),
+        (["waste", "--rate", "1e-308"], 1, "arrives at inf s"),
+        (["waste", "--rate", "3e-304"], 1, "give a higher --rate"),
+        (["bench"], 2, "required: {allocator}"),
+        (["bench", "engine"], 2, "invalid choice"),
         (["generate", "x", "--model", "/no/such/folder"], 1, "there is no folder '/no/such/folder'"),
         (["generate", "x", "--max-tokens", "9000"], 1, "exceed the model's 8192"),
     ],
@@ -95,3 +132,242 @@ def test_errors_are_one_line(arguments: list[str], status: int, message: str, ca
     captured = capsys.readouterr()
     assert code == status
     assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
+
+
+def strictly(text: str) -> Any:
+    """Read JSON without the numbers that only Python's JSON has."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def waste_report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """Run ``waste`` in this process; its report, and what it said on standard error."""
+    assert main(["waste", "--json", *arguments]) == 0
+    captured = capsys.readouterr()
+    return strictly(captured.out), captured.err
+
+
+@pytest.fixture(scope="module")
+def by_default() -> dict[str, Any]:
+    result = run("waste", "--json", PYTHONHASHSEED="1")
+    assert result.returncode == 0 and result.stderr == ""
+    return strictly(result.stdout) | {"text": result.stdout}
+
+
+def test_waste_lands_where_the_paper_did(by_default: dict[str, Any]) -> None:
+    """Catches an allocator or a load that no longer shows what the paper saw."""
+    rows = by_default["allocators"]
+    assert 0.17 <= rows["max"]["token_states"] <= 0.24
+    assert 0.23 <= rows["pow2"]["token_states"] <= 0.31
+    assert 0.34 <= rows["oracle"]["token_states"] <= 0.43
+    assert rows["paged"]["token_states"] >= 0.96
+    running = {name: row["mean_running"] for name, row in rows.items()}
+    assert running["paged"] >= 2.0 * running["oracle"] and running["paged"] >= 3.9 * running["max"]
+
+
+def test_waste_json_fields(by_default: dict[str, Any]) -> None:
+    """Catches a field that was renamed or dropped, percentages for shares, and shares that leave memory out."""
+    settings = {name: value for name, value in by_default.items() if name not in ("allocators", "text")}
+    assert settings == {
+        "workload": "sharegpt",
+        "model_len": 2048,
+        "budget_bytes": 12 * 2**30,
+        "num_slots": 15_728,
+        "block_size": 16,
+        "rate": None,
+        "arrivals": "saturated",
+        "seed": 0,
+        "num_requests": 10_000,
+        "refused": 0,
+        "cut": 0,
+    }
+    assert list(by_default["allocators"]) == ["max", "pow2", "oracle", "paged"]
+    for row in by_default["allocators"].values():
+        assert sum(row[kind] for kind in SHARES) == pytest.approx(1, abs=1e-9)
+        assert all(-1e-9 <= row[kind] <= 1 for kind in SHARES)
+        assert row["num_finished"] == 10_000 and row["requests_per_second"] > 0
+        assert isinstance(row["num_preemptions"], int) and "samples" not in row
+    assert by_default["allocators"]["max"]["num_preemptions"] == 0
+
+
+def test_waste_is_the_same_every_time(by_default: dict[str, Any]) -> None:
+    """Catches an order that depends on hashes or clocks, and a seed that changes nothing."""
+    assert run("waste", "--json", PYTHONHASHSEED="2").stdout == by_default["text"]
+    other = strictly(run("waste", "--json", "--seed", "1").stdout)
+    assert other["seed"] == 1 and other["allocators"] != by_default["allocators"]
+
+
+def test_waste_text_says_what_json_says(by_default: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a column under the wrong heading, bars of unequal length or wrong proportions, and lines too wide."""
+    assert main(["waste"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert captured.err == "" and max(map(len, lines)) <= 100
+    assert "10,000 requests" in lines[0] and "15,728" in lines[1]
+    heads = next(index for index, line in enumerate(lines) if line.startswith("% of KV memory"))
+    assert " ".join(lines[heads].split()[4:]) == "token reser- inter- exter- mean requests preemp-"
+    assert " ".join(lines[heads + 1].split()) == "states vation nal nal free running per s tions"
+    legend = next(line for line in lines if "token states  " in line)
+    characters = re.findall(r"(\S) (?:token states|reservation|internal|external, other|free)", legend)
+    assert len(set(characters)) == 5
+    for name, row in by_default["allocators"].items():
+        figures, bar = (line[14:].split() for line in lines if line.startswith(waste.LABELS[name]))
+        assert [float(figure) for figure in figures[:5]] == [round(100 * row[kind], 1) for kind in SHARES]
+        expected = [f"{row['mean_running']:.2f}", f"{row['requests_per_second']:.2f}", f"{row['num_preemptions']:,}"]
+        assert figures[5:] == expected
+        (drawn,) = bar
+        assert drawn[0] == drawn[-1] == "|" and len(drawn) == 62
+        assert drawn[1:-1] == "".join(sorted(drawn[1:-1], key=characters.index))
+        for kind, character in zip(SHARES, characters, strict=True):
+            assert abs(drawn.count(character) - 60 * row[kind]) < 1  # both edges rounded: half a cell each
+    assert lines[-1] == "Token states in the paper's Fig. 2, in the same order: 20.4%, 26.8%, 38.2%, 96.3%."
+    picture = [line for line in lines if "|" in line] + [legend]
+    assert "\n".join(picture) in README.read_text()
+
+
+def test_waste_compares_with_the_paper_in_its_setting_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches the paper's figures beside a run that has nothing to do with them."""
+    for changed in (
+        ["--workload", "alpaca"], ["--model-len", "2047"], ["--budget", "13"], ["--block-size", "8"], ["--rate", "9"]
+    ):  # fmt: skip
+        assert main(["waste", "--requests", "30", *changed]) == 0
+        assert "paper" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_waste_without_block_characters(encoding: str) -> None:
+    """Catches escapes, or an error, where a terminal cannot show the picture."""
+    result = run("waste", "--requests", "50", PYTHONIOENCODING=encoding)
+    assert result.returncode == 0 and result.stdout.isascii() and "\\" not in result.stdout
+    bars = re.findall(r"\|(.*)\|", result.stdout)
+    assert [len(bar) for bar in bars] == [60] * 4 and set("".join(bars)) <= set("#+-._")
+    assert "# token states  + reservation  - internal  . external, other  _ free" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("size", "num_bytes"),
+    [
+        ("12", 12 * 2**30),
+        ("12.5", 25 * 2**29),
+        ("12GiB", 12 * 2**30),
+        ("12 gib", 12 * 2**30),
+        ("9000MiB", 9000 * 2**20),
+        ("12GB", 12 * 10**9),
+        ("9000MB", 9 * 10**9),
+        ("8.03GB", 8_030_000_000),  # one byte less in floating point
+    ],
+)
+def test_budgets(size: str, num_bytes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches units mixed up, and bytes lost to rounding."""
+    report, _ = waste_report(capsys, "--budget", size, "--requests", "3")
+    assert report["budget_bytes"] == num_bytes and report["num_slots"] == num_bytes // 819_200
+
+
+def test_waste_options_reach_the_simulation(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches an option that is read and then forgotten."""
+    base, _ = waste_report(capsys, "--requests", "200")
+    assert base["num_requests"] == base["allocators"]["max"]["num_finished"] == 200
+    short, _ = waste_report(capsys, "--requests", "200", "--model-len", "1024")
+    assert short["allocators"]["max"]["mean_running"] > 1.8 * base["allocators"]["max"]["mean_running"]
+    coarse, _ = waste_report(capsys, "--requests", "200", "--block-size", "256")
+    assert coarse["allocators"]["paged"]["internal"] > 0.05 > base["allocators"]["paged"]["internal"]
+    rare, _ = waste_report(capsys, "--requests", "200", "--rate", "0.01")
+    assert (rare["rate"], rare["arrivals"]) == (0.01, "poisson")
+    assert rare["allocators"]["paged"]["seconds"] == pytest.approx(200 / 0.01, rel=0.3)  # 4 standard deviations of 7 %
+    code, _ = waste_report(capsys, "--requests", "200", "--workload", "azure-code", "--budget", "24")
+    assert code["allocators"]["oracle"]["reservation"] < 0.1 < base["allocators"]["oracle"]["reservation"]
+
+
+@pytest.mark.parametrize(("name", "text"), [("trace.csv", AZURE), ("trace.jsonl", MOONCAKE)])
+def test_waste_serves_a_trace(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a trace whose arrivals are ignored, that is read more than once, and requests dropped in silence."""
+    path = tmp_path / name
+    path.write_text(text)
+    loads = []
+    monkeypatch.setattr(cli, "load_trace", lambda path, load=cli.load_trace: loads.append(path) or load(path))
+    report, said = waste_report(capsys, "--workload", str(path))
+    assert loads == [str(path)]
+    assert (report["workload"], report["arrivals"], report["rate"]) == (str(path), "trace", None)
+    assert [report[key] for key in ("num_requests", "refused", "cut")] == [4, 1, 1]
+    assert said.count("\n") == 1 and "refused 1, cut 1 at 2,048 tokens: raise --model-len" in said
+    for row in report["allocators"].values():
+        assert row["num_finished"] == 3 and 1_800 < row["seconds"] < 1_810 and row["mean_running"] < 0.1
+
+    report, said = waste_report(capsys, "--workload", str(path), "--model-len", "4096", "--budget", "24")
+    assert (report["refused"], report["cut"], said) == (0, 0, "")
+    assert report["allocators"]["paged"]["num_finished"] == 4
+
+    report, said = waste_report(capsys, "--workload", str(path), "--model-len", "120", "--requests", "1")
+    assert (report["refused"], report["cut"]) == (0, 1) and "refused 0, cut 1 at 120 tokens" in said
+
+    report, _ = waste_report(capsys, "--workload", str(path), "--rate", "inf")
+    assert (report["arrivals"], report["rate"]) == ("saturated", None)
+    assert report["allocators"]["paged"]["seconds"] < 60
+
+    report, _ = waste_report(capsys, "--workload", str(path), "--rate", "0.5", "--requests", "1")
+    assert [report[key] for key in ("arrivals", "rate", "num_requests", "refused")] == ["poisson", 0.5, 1, 0]
+
+    report, said = waste_report(capsys, "--workload", str(path), "--requests", "2")
+    assert [report[key] for key in ("arrivals", "num_requests", "refused", "cut")] == ["trace", 2, 1, 0] and said
+
+    assert main(["waste", "--workload", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{name}: 4 requests (1 refused, 1 cut), arriving as in the trace")
+    assert "raise --model-len" in captured.err
+
+
+def test_malformed_trace_names_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a traceback, or a message that leaves the reader searching."""
+    path = tmp_path / "trace.csv"
+    path.write_text(AZURE.replace(",50\n", ",fifty\n").replace(",10,20", ",10"))
+    assert main(["waste", "--workload", str(path), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert "line 2: GeneratedTokens is 'fifty'" in captured.err and "line 5: 2 values for 3 columns" in captured.err
+
+
+def test_waste_of_a_trace_that_is_refused_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a message about an empty load for requests that were there."""
+    path = tmp_path / "trace.csv"
+    path.write_text(AZURE)
+    assert main(["waste", "--workload", str(path), "--model-len", "10"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "all 4 requests are refused" in captured.err and "raise --model-len" in captured.err
+
+
+def test_help_is_printed_and_names_every_workload(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a percent sign that argparse takes for a placeholder, and a load that nobody hears of."""
+    for command in (["waste"], ["bench"], ["bench", "allocator"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        printed = capsys.readouterr().out
+        assert stop.value.code == 0 and printed.startswith("usage: python -m pagedattn_lab " + " ".join(command))
+        if command == ["waste"]:
+            assert all(name in printed for name in cli.WORKLOADS)
+
+
+def test_bench_allocator(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a command that measures something else than the library does, or mixes JSON with other output."""
+    quick = partial(bench.allocator, [1_000, 1_500], num_steps=5, num_calls=5, repetitions=2)
+    monkeypatch.setattr(bench, "allocator", quick)
+    assert main(["bench", "allocator", "--json"]) == 0
+    report = strictly(capsys.readouterr().out)
+    assert [pool["num_blocks"] for pool in report["pools"]] == [1_000, 1_500]
+    assert report["flat"] >= 1 and report["append_us"] > 0
+    assert main(["bench", "allocator"]) == 0
+    captured = capsys.readouterr()
+    assert "1,500" in captured.out and "Whole pool" in captured.out and captured.err == ""
+
+
+def test_light_commands_load_nothing_heavy() -> None:
+    """Catches torch behind commands that do arithmetic."""
+    code = (
+        "import sys; from pagedattn_lab.cli import main; main(['waste', '--requests', '5', '--json'])\n"
+        "print(sorted({'torch', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == "[]\n"
