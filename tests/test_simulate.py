@@ -323,6 +323,20 @@ def test_every_sample_is_kept_as_often_as_any_other(monkeypatch: pytest.MonkeyPa
     assert simulate(requests, oracle(8), max_num_seqs=1).samples == everything[::8]
 
 
+def test_steps_without_an_event_are_summed_up() -> None:
+    """Catches a simulation that takes as long as the service: one pass admits a request, one does all the rest of it.
+
+    Requests that wait for memory, for a place in the batch, or that have not arrived yet, need no further pass.
+    """
+    waiting = [TraceRequest(0.0, 1, 50)] * 10
+    for most, room in ((1, 1000), (None, 64)):
+        report = simulate(waiting, oracle(room), StepTime(1.0, 0.0, 0.0), max_num_seqs=most)
+        assert (report.num_steps, len(report.samples)) == (500, 20)
+    apart = [TraceRequest(100.0 * number, 1, 50) for number in range(10)]
+    report = simulate(apart, oracle(64), StepTime(1.0, 0.0, 0.0))
+    assert (report.num_steps, len(report.samples)) == (500, 10 + 10 + 9)  # and 9 idle times
+
+
 def test_the_window_ends_with_the_last_admission() -> None:
     """Catches averages that count the draining of the load, or leave out the step of the last admission.
 

@@ -193,15 +193,13 @@ def test_arrivals_do_not_depend_on_lengths() -> None:
     assert [request[1:] for request in slower] == [request[1:] for request in short]
     other_seed = list(islice(arrive(workloads.alpaca(4), rate=2.0, seed=5), 100))
     assert other_seed[1].arrival != short[1].arrival
-    # Nor do lengths and times come from the same draws: their ranks do not correlate (standard error 1 / √n).
-    requests = list(islice(arrive(lognormal((50, 50), seed=4), rate=2.0, seed=4), 5001))
-    gaps = [after.arrival - before.arrival for before, after in pairwise(requests)]
-    longer = [request.prompt_len > 30 for request in requests[:-1]]
-    in_two = [gap > 0.3 for gap in gaps]
-    share = mean(map(float, longer)), mean(map(float, in_two))
-    both = mean(float(a and b) for a, b in zip(longer, in_two, strict=True))
-    spread = math.sqrt(share[0] * (1 - share[0]) * share[1] * (1 - share[1]))
-    assert abs(both - share[0] * share[1]) / spread < MOST_ERRORS / math.sqrt(len(gaps))
+    # Nor do both come from the same random numbers: lengths and gaps tell from which part of the whole they were drawn.
+    million = (1, 1_000_001)
+    pairs = islice(from_quantiles(million, million, levels=(0, 1), seed=4), 50)
+    drawn = [(length - 1) / 1_000_000 for pair in pairs for length in pair]
+    requests = arrive([(1, 1)] * 101, rate=1.0, seed=4)
+    gaps = [1 - math.exp(before.arrival - after.arrival) for before, after in pairwise(requests)]
+    assert sum(abs(part - gap) < 1e-5 for part, gap in zip(drawn, gaps, strict=True)) <= 1
 
 
 def test_arrivals_are_a_poisson_process() -> None:
