@@ -16,6 +16,8 @@ KINDS = {
     "free": ("free", "white", ""),
 }
 
+PERCENT_PER_LETTER = 1.4  # of the axis, in letters of this size
+
 
 def show_shares(rows: Mapping[str, Mapping[str, float]], title: str) -> Picture:
     """Draw one bar per row, cut into its shares of memory, the share that holds tokens written in it.
@@ -41,20 +43,24 @@ def show_shares(rows: Mapping[str, Mapping[str, float]], title: str) -> Picture:
         if min(shares.values()) < 0 or sum(shares.values()) > 1.005:
             raise ValueError(f"{name}: shares {dict(shares)} are not parts of one memory")
     figure, axes = subplots(figsize=(6.4, 0.9 + 0.42 * len(rows)))
-    drawn = []
+    drawn, label_end = [], -2.0
     for row, (name, shares) in enumerate(rows.items()):
-        left, labelled = 0.0, row == 0
+        left = 0.0
         for kind, (label, colour, hatch) in KINDS.items():
             width = 100 * shares.get(kind, 0)
             if width < 1:
                 continue
             axes.barh(row, width, left=left, height=0.62, color=colour, hatch=hatch, edgecolor="#444")
-            if labelled and kind != "free":  # labels at the ends lean inwards, to leave room for those between
-                ends = {"token_states": (left, "left"), "external": (left + width, "right")}
-                place, side = ends.get(kind, (left + width / 2, "center"))
-                axes.text(place, -0.48, label, ha=side, fontsize=9)
+            if row == 0 and kind != "free":  # each label begins with its part of the first bar, or after the last label
+                start = max(left, label_end + 2)
+                label_end = start + PERCENT_PER_LETTER * len(label)
+                at_end = kind == "external"
+                axes.text(100 if at_end else start, -0.48, label, ha="right" if at_end else "left", fontsize=9)
             left += width
-        axes.text(1, row, f"{100 * shares['token_states']:.1f} %", va="center", color="white", fontweight="bold")
+        tokens = 100 * shares["token_states"]
+        inside = tokens > 13  # a shorter bar has its figure beside it, on paper of its own
+        look = {"color": "white"} if inside else {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
+        axes.text(1 if inside else tokens + 1.5, row, f"{tokens:.1f} %", va="center", fontweight="bold", **look)
         parts = [f"{KINDS[kind][0]} {100 * share:.1f} %" for kind, share in shares.items()]
         drawn.append(f"{name}: {', '.join(parts)}.")
     axes.set_yticks(range(len(rows)), list(rows))
