@@ -305,6 +305,12 @@ def _waste(arguments: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1))
     else:
         _print_waste(report, reports)
+    if not all(of.requests_per_second for of in reports.values()):
+        print(
+            "pagedattn_lab waste: too few requests for an average: with some allocator the last of them was admitted "
+            "before any was finished: raise --requests",
+            file=sys.stderr,
+        )
     if fit.refused or fit.cut:
         print(
             f"pagedattn_lab waste: refused {fit.refused:,}, cut {fit.cut:,} at {arguments.model_len:,} tokens: "
@@ -315,9 +321,10 @@ def _waste(arguments: argparse.Namespace) -> int:
 
 
 def _print_waste(report: Mapping[str, Any], reports: Mapping[str, waste.Report]) -> None:
+    requests = "request" if report["num_requests"] == 1 else "requests"
     how = {"saturated": "all waiting from the start", "trace": "arriving as in the trace"}
     print(
-        f"{Path(report['workload']).name}: {report['num_requests']:,} requests "
+        f"{Path(report['workload']).name}: {report['num_requests']:,} {requests} "
         f"({report['refused']:,} refused, {report['cut']:,} cut), "
         + how.get(report["arrivals"], f"{report['rate']} per second")
     )

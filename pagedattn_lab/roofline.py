@@ -1,4 +1,4 @@
-"""How long one step of a server takes at best: a roofline from a model's size and a data sheet (chapter 02).
+"""How long one step of a server takes at best, from a model's size and a data sheet: two rooflines (chapter 02).
 
 Source: Williams et al. 2009, "Roofline: an insightful visual performance model".
 """
@@ -15,10 +15,10 @@ OPT_13B = KVShape(num_layers=40, num_kv_heads=40, head_dim=128, dtype="float16")
 
 @dataclass(frozen=True)
 class StepTime:
-    """How long one step takes: a roofline, so a lower bound.
+    """How long one step takes at best: a roofline for each of two kinds of work that follow one another in every layer.
 
-    The weights are read once per step, and every cached token once; meanwhile each token that is computed costs two
-    floating-point operations per parameter. Reading weights overlaps with computing, reading the cache does not.
+    The linear layers read the weights once per step and spend two floating-point operations per parameter on each token
+    that is computed, whichever takes longer. Attention reads every cached token once; what it computes is left out.
 
     Attributes:
         weights: seconds to read the weights.

@@ -8,6 +8,7 @@ step that preempts admits nobody. A gap counts as external waste in a step if it
 waited at the head of the queue when the step began.
 
 How long a step takes is a roofline (:class:`pagedattn_lab.roofline.StepTime`): what a machine could do at best.
+There is no limit on the tokens of a step, nor, unless given, on its requests.
 
 Source: Yu et al. 2022, "Orca"; Kwon et al. 2023, sections 4.5 and 6; ``vllm/v1/core/sched/scheduler.py``.
 """

@@ -12,7 +12,7 @@ Synthetic lengths come without end, from a seed; traces of real services are rea
   in the traces their ranks correlate by 0.07 and by -0.02.
 
 Source of the tables: *Azure LLM inference trace 2023*, github.com/Azure/AzurePublicDataset, CC-BY-4.0, described in
-Patel et al. 2024, "Splitwise".
+Patel et al. 2023, "Splitwise".
 """
 
 from __future__ import annotations

@@ -340,6 +340,15 @@ def test_waste_of_a_trace_that_is_refused_whole(tmp_path: Path, capsys: pytest.C
     assert captured.out == "" and "all 4 requests are refused" in captured.err and "raise --model-len" in captured.err
 
 
+@pytest.mark.parametrize(("count", "warns"), [("1", True), ("30", True), ("300", False)])
+def test_waste_of_too_few_requests(count: str, warns: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches averages over a single step passed off as those of a server, and a warning that is always there."""
+    assert main(["waste", "--requests", count]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"sharegpt: {count} request{'' if count == '1' else 's'} (")
+    assert ("raise --requests" in captured.err) is warns
+
+
 def test_help_is_printed_and_names_every_workload(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a percent sign that argparse takes for a placeholder, and a load that nobody hears of."""
     for command in (["waste"], ["bench"], ["bench", "allocator"]):
@@ -367,7 +376,7 @@ def test_bench_allocator(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 def test_light_commands_load_nothing_heavy() -> None:
     """Catches torch behind commands that do arithmetic."""
     code = (
-        "import sys; from pagedattn_lab.cli import main; main(['waste', '--requests', '5', '--json'])\n"
+        "import sys; from pagedattn_lab.cli import main; main(['waste', '--requests', '300', '--json'])\n"
         "print(sorted({'torch', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == "[]\n"

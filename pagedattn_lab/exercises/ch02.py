@@ -205,6 +205,7 @@ Reserve = Callable[[int, int, int], int]
 _QUEUES = [  # requests, slots, longest request, what the case is about
     ([(5, 12), (9, 4), (4, 3), (2, 7)], 64, 24, "what is reserved depends on the rule, not on what fits"),
     ([(10, 8), (10, 8), (10, 8), (10, 8)], 72, 32, "an output of 8 tokens is a power of two already"),
+    ([(10, 8), (10, 8), (10, 8), (10, 8)], 71, 32, "only the oracle leaves the last token out"),
     ([(10, 9), (3, 2), (3, 2), (1, 1)], 27, 32, "Pow2 rounds the output, not the whole request"),
     ([(20, 12), (20, 11)], 64, 32, "Pow2 is capped at the longest request"),
     ([(4, 5), (30, 2), (1, 1), (1, 1)], 32, 32, "the first that does not fit stops the queue"),
@@ -277,6 +278,9 @@ admitted = Exercise(
         "doubles a power of two": _admitted_by({"pow2": lambda p, o, longest: min(p + (1 << o.bit_length()), longest)}),
         "forgets the cap": _admitted_by({"pow2": lambda p, o, longest: p + (1 << (o - 1).bit_length())}),
         "reserves for the last token": _admitted_by({"oracle": lambda p, o, longest: p + o}),
+        "leaves the last token out of a power of two": _admitted_by(
+            {"pow2": lambda p, o, longest: min(p + (1 << (o - 1).bit_length()) - 1, longest)}
+        ),
         "reserves the maximum of the answer": _admitted_by({"max": lambda p, o, longest: p + longest}),
         "divides by the first": lambda requests, rule, num_slots, longest: min(
             len(requests), num_slots // _RULES[rule](*requests[0], longest)
