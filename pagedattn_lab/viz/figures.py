@@ -6,7 +6,9 @@ figure exactly once: where :func:`show` says so.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from typing import Any
 
 import matplotlib
@@ -70,4 +72,16 @@ def show(figure: Figure, alt: str) -> Picture:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return Picture(text[text.index("<svg") :].strip(), alt)
+    return Picture(_name_by_content(text[text.index("<svg") :].strip()), alt)
+
+
+def _name_by_content(svg: str) -> str:
+    """Name clip paths, markers and hatches by what the whole figure draws.
+
+    Matplotlib's own names hash coordinates to the last bit, which differs between processors; what it draws is rounded.
+    """
+    names = list(dict.fromkeys(re.findall(r'\bid="([a-z][0-9a-f]{10})"', svg)))
+    for number, name in enumerate(names):
+        svg = svg.replace(name, f"\0{number}\0")
+    digest = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    return re.sub(r"\0(\d+)\0", rf"part-{digest}-\1", svg)
