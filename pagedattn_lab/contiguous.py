@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pagedattn_lab.strip import Buddy, FirstFit, Region, at_least_one
+from pagedattn_lab.kv_shape import at_least_one
+from pagedattn_lab.strip import Buddy, FirstFit, Region
 
 
 class Account(NamedTuple):
@@ -109,6 +110,10 @@ class ContiguousAllocator:
         Raises:
             ValueError: a length below 1, or a request that the scheme has no room for, however empty the strip.
         """
+        return self.strip.rounded(self._lengths(prompt_len, output_len)[1])
+
+    def _lengths(self, prompt_len: int, output_len: int) -> tuple[int, int]:
+        """How many slots a request will use, and how many are reserved for it; errors as for :meth:`size`."""
         needed = num_kv_tokens(prompt_len, output_len)
         reserved = self._reserve(prompt_len, output_len)
         if needed > reserved:
@@ -121,7 +126,7 @@ class ContiguousAllocator:
                 f"a region of {self.strip.rounded(reserved)} slots never fits a strip of {self.num_slots}, "
                 f"whose longest region has {self.strip.longest_possible}: give it more memory"
             )
-        return self.strip.rounded(reserved)
+        return needed, reserved
 
     def allocate(self, prompt_len: int, output_len: int) -> Reservation | None:
         """Reserve a region for a request's whole life, or return ``None``, and nothing has changed, if none is free.
@@ -129,17 +134,14 @@ class ContiguousAllocator:
         Raises:
             ValueError: as for :meth:`size`.
         """
-        size = self.size(prompt_len, output_len)
-        reserved, needed = self._reserve(prompt_len, output_len), num_kv_tokens(prompt_len, output_len)
+        needed, reserved = self._lengths(prompt_len, output_len)
         region = self.strip.allocate(reserved)
         if region is None:
             return None
         reservation = self.reservations[region.start] = Reservation(region, reserved, needed)
-        self._needed, self._reserved, self._placed = (
-            self._needed + needed,
-            self._reserved + reserved,
-            self._placed + size,
-        )
+        self._needed += needed
+        self._reserved += reserved
+        self._placed += region.size
         return reservation
 
     def grow(self, reservation: Reservation) -> bool:

@@ -22,6 +22,21 @@ DTYPE_BYTES = {
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
 
+def at_least_one(name: str, value: int) -> int:
+    """Return a whole number of at least 1, or say what is wrong with it.
+
+    Raises:
+        ValueError: it is not a whole number, or below 1.
+
+    Example:
+        >>> at_least_one("num_layers", 32)
+        32
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
+    return value
+
+
 @dataclass(frozen=True)
 class KVShape:
     """The shape of the keys and values that one token leaves behind in a model.
@@ -53,9 +68,7 @@ class KVShape:
     def __post_init__(self) -> None:
         """Normalise the dtype's name and refuse impossible shapes."""
         for name in ("num_layers", "num_kv_heads", "head_dim"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
+            at_least_one(name, getattr(self, name))
         dtype = str(self.dtype).removeprefix("torch.")
         if dtype not in DTYPE_BYTES:
             raise ValueError(f"dtype {dtype!r} is not one a KV cache is stored in: use one of {', '.join(DTYPE_BYTES)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.contiguous import Account, num_kv_tokens
-from pagedattn_lab.strip import at_least_one
+from pagedattn_lab.kv_shape import at_least_one
 
 
 class Pages:

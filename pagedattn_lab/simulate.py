@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from pagedattn_lab.contiguous import Account, num_kv_tokens
+from pagedattn_lab.kv_shape import at_least_one
 from pagedattn_lab.roofline import A100_OPT_13B, StepTime
-from pagedattn_lab.strip import at_least_one
 from pagedattn_lab.workloads import TraceRequest
 
 MOST_SAMPLES = 1024

@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import NamedTuple
 
+from pagedattn_lab.kv_shape import at_least_one
+
 
 class Region(NamedTuple):
     """Slots ``start`` to ``start + size - 1`` of a strip."""
@@ -77,8 +79,7 @@ class FirstFit:
         Raises:
             ValueError: the strip has not handed this region out, or has it back already.
         """
-        _check_taken(self.taken, region)
-        del self.taken[region.start]
+        _take_back(self.taken, region)
         start, end = region.start, region.start + region.size
         index = bisect_left(self.gaps, region)
         last = index
@@ -168,8 +169,7 @@ class Buddy:
         Raises:
             ValueError: the strip has not handed this region out, or has it back already.
         """
-        _check_taken(self.taken, region)
-        del self.taken[region.start]
+        _take_back(self.taken, region)
         start, size = region
         while (starts := self._starts.get(size)) is not None:
             index = bisect_left(starts, start ^ size)
@@ -184,13 +184,8 @@ class Buddy:
         return sum(gap * len(starts) for gap, starts in self._starts.items() if gap < size)
 
 
-def at_least_one(name: str, value: int) -> int:
-    """Return a whole number of at least 1, or say what is wrong with it."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
-    return value
-
-
-def _check_taken(taken: dict[int, int], region: Region) -> None:
+def _take_back(taken: dict[int, int], region: Region) -> None:
+    """Strike a region off those in use."""
     if taken.get(region.start) != region.size:
         raise ValueError(f"{region} is not in use: it was released before, or never handed out by this strip")
+    del taken[region.start]

@@ -126,7 +126,15 @@ def compare(
     }
 
 
-KINDS = ("token_states", "reservation", "internal", "external", "free")
+KINDS = {
+    "token_states": "token states",
+    "reservation": "reservation",
+    "internal": "internal",
+    "external": "external, other",
+    "free": "free",
+}
+"""The kinds of memory, in the order in which they are drawn, and what they are called."""
+
 BLOCKS, ASCII = "█▓▒░_", "#+-._"
 BAR_WIDTH = 60
 
@@ -190,6 +198,5 @@ def bars(reports: Mapping[str, Report], ascii_only: bool = False) -> str:
             end += getattr(report, kind)
             bar += character * (round(BAR_WIDTH * end) - len(bar))
         lines.append(f"{LABELS[name]:<14} |{bar}|")
-    labels = ("token states", "reservation", "internal", "external, other", "free")
-    legend = "  ".join(f"{character} {label}" for character, label in zip(characters, labels, strict=True))
+    legend = "  ".join(f"{character} {label}" for character, label in zip(characters, KINDS.values(), strict=True))
     return "\n".join([*lines, f"{'':<16}{legend}"])

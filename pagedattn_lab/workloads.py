@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, repeat
 from os import PathLike
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -191,7 +191,7 @@ def from_quantiles(
         if len(table) != len(levels) or not rises or table[-1] == math.inf:
             raise ValueError(f"{table} is no table of lengths: give {len(levels)} that rise from at least 1")
     rng = random.Random(f"lengths {seed}")
-    return ((_interpolate(rng, levels, tables[0]), _interpolate(rng, levels, tables[1])) for _ in iter(int, 1))
+    return ((_interpolate(rng, levels, tables[0]), _interpolate(rng, levels, tables[1])) for _ in repeat(None))
 
 
 def _interpolate(rng: random.Random, levels: tuple[float, ...], table: tuple[float, ...]) -> int:

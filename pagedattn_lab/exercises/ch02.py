@@ -27,13 +27,18 @@ _STRIPS = [  # regions in use, what the case is about
 ]
 
 
-def _reference_compact(regions: Sequence[Region]) -> tuple[list[Region], int]:
+def _slide(regions: Iterable[Region]) -> tuple[list[Region], int]:
+    """Lay regions end to end in the order given, and count the slots of those that move."""
     moved, end, copied = [], 0, 0
-    for start, size in sorted(regions):
+    for start, size in regions:
         moved.append((end, size))
         copied += size if start != end else 0
         end += size
     return moved, copied
+
+
+def _reference_compact(regions: Sequence[Region]) -> tuple[list[Region], int]:
+    return _slide(sorted(regions))
 
 
 def _check_compact(answer: Compaction) -> None:
@@ -46,15 +51,6 @@ def _check_compact(answer: Compaction) -> None:
         assert result[1] == copied, f"for regions={regions} {copied} slots are copied, not {result[1]}: {about}"
 
 
-def _compact_in_order(regions: Sequence[Region], order: Iterable[Region]) -> tuple[list[Region], int]:
-    moved, end, copied = [], 0, 0
-    for start, size in order:
-        moved.append((end, size))
-        copied += size if start != end else 0
-        end += size
-    return moved, copied
-
-
 compact = Exercise(
     _check_compact,
     reference=_reference_compact,
@@ -63,8 +59,8 @@ compact = Exercise(
             _reference_compact(regions)[0],
             sum(size for _, size in regions),
         ),
-        "takes the list's order for the strip's": lambda regions: _compact_in_order(regions, regions),
-        "places the longest first": lambda regions: _compact_in_order(regions, sorted(regions, key=lambda r: -r[1])),
+        "takes the list's order for the strip's": _slide,
+        "places the longest first": lambda regions: _slide(sorted(regions, key=lambda r: -r[1])),
         "counts regions": lambda regions: (
             _reference_compact(regions)[0],
             sum(old[0] != new[0] for old, new in zip(sorted(regions), _reference_compact(regions)[0], strict=True)),
@@ -133,11 +129,11 @@ def _check_buddy_release(answer: BuddyRelease) -> None:
         )
 
 
-def _buddy_release_neighbours(gaps: Sequence[Region], region: Region, num_slots: int) -> list[Region]:
+def _join_neighbours(gaps: Sequence[Region], region: Region, *, of_one_size: bool) -> list[Region]:
     joined: list[Region] = []
     for start, size in sorted([*gaps, region]):
-        if joined and joined[-1][1] == size and sum(joined[-1]) == start:
-            joined[-1] = (joined[-1][0], 2 * size)
+        if joined and sum(joined[-1]) == start and (joined[-1][1] == size or not of_one_size):
+            joined[-1] = (joined[-1][0], joined[-1][1] + size)
         else:
             joined.append((start, size))
     return joined
@@ -172,27 +168,21 @@ buddy_release = Exercise(
     reference=_reference_buddy_release,
     wrong={
         "forgets to join": lambda gaps, region, num_slots: sorted([*gaps, region]),
-        "joins neighbours of one size": _buddy_release_neighbours,
+        "joins neighbours of one size": lambda gaps, region, num_slots: _join_neighbours(
+            gaps, region, of_one_size=True
+        ),
         "joins once": _buddy_release_once,
         "looks for buddies above only": _buddy_release_upper,
         "joins a buddy of which only a part is free": _buddy_release_any_size,
-        "coalesces as first fit does": lambda gaps, region, num_slots: _first_fit_release(gaps, region),
+        "coalesces as first fit does": lambda gaps, region, num_slots: _join_neighbours(
+            gaps, region, of_one_size=False
+        ),
         "leaves the list unsorted": lambda gaps, region, num_slots: _reference_buddy_release(gaps, region, num_slots)[
             ::-1
         ],
     },
 )
 """Give a region back to a buddy system: ``buddy_release(gaps, region, num_slots)`` -> the free regions."""
-
-
-def _first_fit_release(gaps: Sequence[Region], region: Region) -> list[Region]:
-    joined: list[Region] = []
-    for start, size in sorted([*gaps, region]):
-        if joined and sum(joined[-1]) == start:
-            joined[-1] = (joined[-1][0], joined[-1][1] + size)
-        else:
-            joined.append((start, size))
-    return joined
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -276,7 +276,7 @@ def _cells(block: BlockState, frame: Frame, tile: _Tile, words: Words, owners: O
                 look = f'class="pa-filled" fill="{fill}" stroke="#555"'
                 known = words.get(name, ())
                 word = known[position] if position < len(known) else ""
-                text = _shorten(word, 6) if word else owner.mark
+                text = shorten(word, 6) if word else owner.mark
                 title = f"slot {slot}: {name}, token {position}" + (f" “{word}”" if word else "")
                 break
         parts.append(
@@ -287,7 +287,8 @@ def _cells(block: BlockState, frame: Frame, tile: _Tile, words: Words, owners: O
     return "".join(parts)
 
 
-def _shorten(text: str, letters: int) -> str:
+def shorten(text: str, letters: int) -> str:
+    """Cut a text to so many letters, the last of them an ellipsis, if it has more."""
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
@@ -302,7 +303,7 @@ def _tables(frame: Frame, dense: bool, left: int, top: int, width: int) -> tuple
     for index, table in enumerate(frame.tables):
         x, y = left + index % columns * column_width, ends[index % columns]
         fill, ink = COLOURS[table.colour % len(COLOURS)]
-        name = f'<tspan font-weight="bold">{escape(_shorten(table.name, 24))}</tspan>'
+        name = f'<tspan font-weight="bold">{escape(shorten(table.name, 24))}</tspan>'
         groups.append(
             f'<g transform="translate({x},{y})"><rect width="22" height="16" fill="{fill}" stroke="#555"/>'
             + _text(escape(table.mark), 11, 12, "middle", "pa-mark", ink, 11)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pagedattn_lab import waste
 from pagedattn_lab.viz import BLUE, ORANGE, Picture
 from pagedattn_lab.viz.figures import show, subplots
 
-# Kind of memory: label, colour, hatch.
-KINDS = {
-    "token_states": ("token states", BLUE, ""),
-    "reservation": ("reservation", ORANGE, "//"),
-    "internal": ("internal", "#ddd", ".."),
-    "external": ("external, other", "white", "xx"),
-    "free": ("free", "white", ""),
-}
+_LOOKS = ((BLUE, ""), (ORANGE, "//"), ("#ddd", ".."), ("white", "xx"), ("white", ""))  # colour, hatch
+KINDS = {kind: (label, *look) for (kind, label), look in zip(waste.KINDS.items(), _LOOKS, strict=True)}
+"""Label, colour and hatch of each kind of memory."""
 
 PERCENT_PER_LETTER = 1.4  # of the axis, in letters of this size
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pagedattn_lab.contiguous import ContiguousAllocator, Reservation
 from pagedattn_lab.frame import count, mark_for
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import COLOURS
+from pagedattn_lab.viz.board import COLOURS, shorten
 
 MOST_SLOTS = 256
 COLUMNS = 16
@@ -161,7 +161,7 @@ def read_slots(allocator: ContiguousAllocator, running: Running, waiting: int = 
 
 
 def _request(name: str, held: Reservation, tokens: int, longest: int | None = None) -> str:
-    name = name if longest is None or len(name) <= longest else name[: longest - 1] + "…"
+    name = name if longest is None else shorten(name, longest)
     reserved = f" {held.reserved} reserved," if held.reserved < held.region.size else ""
     return f"{name}: {count(tokens, 'token')},{reserved} slots {held.region.start}–{sum(held.region) - 1}"
 
