@@ -7,7 +7,7 @@ Names and free order follow vLLM's ``vllm/v1/core/block_pool.py`` and ``kv_cache
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 
@@ -19,7 +19,8 @@ class Observer(Protocol):
     """Whoever wants to know what happens to a pool: called after each change, with blocks in their new state.
 
     The pool reports ``"allocate"``, ``"evict"`` (a block handed out again loses the hash of its old contents),
-    ``"touch"`` and ``"free"``; a table reports ``"append"`` and ``"free"``, once its own entries have changed too.
+    ``"touch"`` and ``"free"``; a table reports ``"append"``, ``"copy-on-write"`` (the shared block, then its private
+    copy), ``"fork"``, ``"hit"`` and ``"free"``, once its own entries have changed too.
     An observer must neither change what it watches nor raise: what it is told of has happened and is not undone.
     :class:`pagedattn_lab.trace.Trace` is one.
     """
@@ -135,6 +136,8 @@ class BlockPool:
 
     Attributes:
         observer: told of every change, by this pool and by the tables on it; ``None`` if nobody wants to know.
+        on_evict: called with each block that is handed out again while it still has a hash, just before it loses it:
+            a prefix cache must forget it. ``None`` if there is none.
 
     Raises:
         ValueError: ``num_blocks`` below 2, ``block_size`` below 1, or either not a whole number.
@@ -163,6 +166,7 @@ class BlockPool:
         self.null_block = self.blocks[0]
         self.free_block_queue = FreeBlockQueue(self.blocks[1:])
         self.observer: Observer | None = None
+        self.on_evict: Callable[[KVCacheBlock], None] | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -179,6 +183,16 @@ class BlockPool:
         """Blocks that at least one table points at."""
         return len(self.blocks) - 1 - self.free_block_queue.num_free_blocks
 
+    def check_free(self, num_blocks: int) -> None:
+        """Raise what :meth:`get_new_blocks` would raise, and change nothing."""
+        if num_blocks < 0:
+            raise ValueError(f"cannot allocate {num_blocks} blocks: ask for 0 or more")
+        num_free_blocks = self.free_block_queue.num_free_blocks
+        if num_blocks > num_free_blocks:
+            raise NoFreeBlocksError(
+                f"cannot allocate {num_blocks} blocks: {num_free_blocks} of {len(self.blocks) - 1} are free"
+            )
+
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         """Hand out blocks from the head of the free queue, all of them or none.
 
@@ -188,18 +202,16 @@ class BlockPool:
             NoFreeBlocksError: fewer than ``num_blocks`` are free.
             ValueError: ``num_blocks`` is negative.
         """
+        self.check_free(num_blocks)
         queue = self.free_block_queue
-        if num_blocks < 0:
-            raise ValueError(f"cannot allocate {num_blocks} blocks: ask for 0 or more")
-        if num_blocks > queue.num_free_blocks:
-            raise NoFreeBlocksError(
-                f"cannot allocate {num_blocks} blocks: {queue.num_free_blocks} of {len(self.blocks) - 1} are free"
-            )
         new_blocks = [queue.popleft() for _ in range(num_blocks)]
         evicted = [] if self.observer is None else [block for block in new_blocks if block.block_hash is not None]
         for block in new_blocks:
             block.ref_cnt = 1
-            block.block_hash = None
+            if block.block_hash is not None:
+                if self.on_evict is not None:
+                    self.on_evict(block)
+                block.block_hash = None
         if self.observer is not None and new_blocks:
             if evicted:
                 self.observer("evict", evicted)

@@ -1,14 +1,17 @@
-"""The page table: where each of a sequence's tokens lives (chapter 04).
+"""The page table: where each of a sequence's tokens lives (chapter 04), and how tables share blocks (chapter 05).
 
 Token ``i`` of a sequence lies in logical block ``i // block_size``. The table maps that to a physical block, and the
 *slot* ``block_id * block_size + i % block_size`` names the token's place in the cache.
 
-Source: Kwon et al. 2023, section 4.3; slots as in vLLM's ``slot_mapping``.
+Any number of tables may name one block as long as none of them writes to it. So a table that is about to write to a
+block that others name too takes a block of its own first: copy-on-write.
+
+Source: Kwon et al. 2023, sections 4.3 and 4.4; slots as in vLLM's ``slot_mapping``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +26,12 @@ class BlockTable:
 
     Args:
         pool: where blocks come from and return to.
+        name: of the request, for pictures.
+
+    Attributes:
+        blocks: physical block of each logical block; another table may name them too.
+        num_tokens: length of the sequence.
+        pending_copy: ``(source, destination)`` block numbers of a copy that :func:`take_copies` has not handed out yet.
 
     Example:
         >>> pool = BlockPool(num_blocks=8, block_size=4)
@@ -39,12 +48,14 @@ class BlockTable:
         7
     """
 
-    __slots__ = ("blocks", "num_tokens", "pool")
+    __slots__ = ("blocks", "name", "num_tokens", "pending_copy", "pool")
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, name: str | None = None) -> None:
         self.pool = pool
+        self.name = name
         self.blocks: list[KVCacheBlock] = []
         self.num_tokens = 0
+        self.pending_copy: tuple[int, int] | None = None
 
     @property
     def block_ids(self) -> list[int]:
@@ -56,28 +67,106 @@ class BlockTable:
         """Slots of the last block that no token occupies: the only waste that paging leaves."""
         return len(self.blocks) * self.pool.block_size - self.num_tokens
 
+    @property
+    def must_copy(self) -> bool:
+        """Whether the next token would go into a block that another table names too."""
+        return self.num_empty_slots > 0 and self.blocks[-1].ref_cnt > 1
+
+    def num_blocks_needed(self, num_tokens: int) -> int:
+        """Count the blocks that appending so many tokens would take from the pool, a private copy included.
+
+        Raises:
+            ValueError: ``num_tokens`` is negative.
+        """
+        if num_tokens < 0:
+            raise ValueError(f"cannot append {num_tokens} tokens: give 0 or more")
+        missing = max(0, num_tokens - self.num_empty_slots)
+        return -(-missing // self.pool.block_size) + (num_tokens > 0 and self.must_copy)
+
     def append_tokens(self, num_tokens: int) -> list[KVCacheBlock]:
         """Make room for more tokens; allocate only for those that the last block cannot hold.
 
+        If the first of them goes into a block that another table names too, this table gets a copy of it in its place,
+        and :func:`take_copies` tells which block must be copied where before anything is written.
+
         Returns:
-            The blocks that were added, often none.
+            The blocks that were taken from the pool, often none; a private copy comes first.
 
         Raises:
             NoFreeBlocksError: the pool is short; the table is unchanged.
             ValueError: ``num_tokens`` is negative.
         """
-        if num_tokens < 0:
-            raise ValueError(f"cannot append {num_tokens} tokens: give 0 or more")
-        pool = self.pool
-        missing = self.num_tokens + num_tokens - len(self.blocks) * pool.block_size
-        new_blocks: list[KVCacheBlock] = []
-        if missing > 0:
-            new_blocks = pool.get_new_blocks(-(-missing // pool.block_size))
-            self.blocks += new_blocks
+        pool, blocks = self.pool, self.blocks
+        room = len(blocks) * pool.block_size - self.num_tokens
+        copied = added = ()
+        if not 0 <= num_tokens <= room or (num_tokens and blocks[-1].ref_cnt > 1):
+            num_blocks = self.num_blocks_needed(num_tokens)
+            pool.check_free(num_blocks)
+            if self.must_copy:
+                copied = (self._copy_on_write(),)
+            added = pool.get_new_blocks(num_blocks - len(copied))
+            blocks += added
         self.num_tokens += num_tokens
         if pool.observer is not None and num_tokens:
-            pool.observer("append", new_blocks, self, num_tokens)
-        return new_blocks
+            pool.observer("append", added, self, num_tokens)
+        return [*copied, *added]
+
+    def _copy_on_write(self) -> KVCacheBlock:
+        """Put a new block in the place of the last one, which other tables name too."""
+        source = self.blocks[-1]
+        [copy] = self.pool.get_new_blocks(1)
+        self.blocks[-1] = copy
+        self.pool.free_blocks([source])
+        self.pending_copy = (source.block_id, copy.block_id)
+        if self.pool.observer is not None:
+            self.pool.observer("copy-on-write", [source, copy], self)
+        return copy
+
+    def adopt(self, blocks: Sequence[KVCacheBlock]) -> None:
+        """Begin an empty table with full blocks that hold its first tokens already: a hit in the prefix cache.
+
+        Raises:
+            ValueError: the table is not empty, or the pool refuses a block.
+        """
+        if self.blocks:
+            raise ValueError(f"a table of {self.num_tokens} tokens cannot adopt blocks: only an empty one can")
+        self.pool.touch(blocks)
+        self.blocks, self.num_tokens = list(blocks), len(blocks) * self.pool.block_size
+        if self.pool.observer is not None and self.blocks:
+            self.pool.observer("hit", self.blocks, self, self.num_tokens)
+
+    def fork(self, name: str | None = None) -> BlockTable:
+        """Make a second table of the same tokens: it shares every block, and no block is copied.
+
+        Raises:
+            ValueError: this table waits for a copy; take it with :func:`take_copies` and carry it out first, since
+                its last block does not hold its tokens yet.
+
+        Example:
+            >>> pool = BlockPool(num_blocks=8, block_size=4)
+            >>> parent = BlockTable(pool)
+            >>> _ = parent.append_tokens(6)
+            >>> child = parent.fork()
+            >>> child.block_ids, [block.ref_cnt for block in child.blocks]
+            ([1, 2], [2, 2])
+            >>> child.append_tokens(1)            # goes into block 2, which both name: block 3 becomes its copy
+            [KVCacheBlock(block_id=3, ref_cnt=1, block_hash=None)]
+            >>> parent.block_ids, child.block_ids, take_copies([parent, child])
+            ([1, 2], [1, 3], [(2, 3)])
+            >>> parent.append_tokens(1)           # block 2 is its own again: nothing to copy
+            []
+        """
+        if self.pending_copy is not None:
+            source, copy = self.pending_copy
+            raise ValueError(
+                f"block {copy} is still to be copied from block {source}: carry out take_copies() before you fork"
+            )
+        child = BlockTable(self.pool, name)
+        self.pool.touch(self.blocks)
+        child.blocks, child.num_tokens = list(self.blocks), self.num_tokens
+        if self.pool.observer is not None:
+            self.pool.observer("fork", child.blocks, child)
+        return child
 
     def slot_mapping(self, start: int = 0, stop: int | None = None) -> list[int]:
         """Slots of tokens ``start`` to ``stop - 1``; by default of all.
@@ -98,12 +187,29 @@ class BlockTable:
         """Give every block back, last first, and become the empty table. On an empty table it does nothing."""
         freed = self.blocks[::-1]
         self.pool.free_blocks(freed)
-        self.blocks, self.num_tokens = [], 0
+        self.blocks, self.num_tokens, self.pending_copy = [], 0, None
         if self.pool.observer is not None and freed:
             self.pool.observer("free", freed, self)
 
     def __repr__(self) -> str:
         return f"BlockTable(num_tokens={self.num_tokens}, block_ids={self.block_ids})"
+
+
+def take_copies(tables: Iterable[BlockTable]) -> list[tuple[int, int]]:
+    """Collect the copies that tables are waiting for, for :meth:`pagedattn_lab.kv_cache.PagedKVCache.copy_blocks`.
+
+    They must be carried out, all together, after the tables of a step have grown and before its keys and values are
+    written. Forgetting one leaves a sequence with whatever the block held before.
+
+    Returns:
+        ``(source, destination)`` block numbers.
+    """
+    copies = []
+    for table in tables:
+        if table.pending_copy is not None:
+            copies.append(table.pending_copy)
+            table.pending_copy = None
+    return copies
 
 
 @dataclass(frozen=True)

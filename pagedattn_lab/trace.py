@@ -70,10 +70,11 @@ class Trace:
         self.stop()
 
     def add(self, name: str, table: BlockTable) -> BlockTable:
-        """Give a table a name, and the table back. A table without one is called "request 1" and so on.
+        """Give a table a name, and the table back. One without is called by its own name, or "request 1" and so on.
 
         Raises:
-            ValueError: a table of another pool, one that has a name, or a name that is empty or another table's.
+            ValueError: a table of another pool, one that has a name, or a name that is empty or another table's. A name
+                may be given again once its table is empty.
         """
         known = self._names.get(id(table), (table, name))[1]
         if table.pool is not self.pool:
@@ -82,8 +83,12 @@ class Trace:
             raise ValueError(f"{name!r} is no name for a request: give a text")
         if known != name:
             raise ValueError(f"this table is called {known!r} already: it cannot be {name!r} too")
-        if any(other == name and named is not table for named, other in self._names.values()):
-            raise ValueError(f"another table is called {name!r} already: choose another name")
+        for other, other_name in list(self._names.values()):
+            if other_name == name and other is not table:
+                if other.blocks:
+                    raise ValueError(f"another table is called {name!r} already: choose another name")
+                del self._names[id(other)]
+                self._shown.pop(name, None)
         self._names[id(table)] = (table, name)
         if name not in self._shown:
             show(self._shown, name, table)
@@ -114,17 +119,25 @@ class Trace:
             sentence = _POOL_SENTENCES[kind](blocks)
             self._keep(take(self.pool, self._shown, kind, sentence, _ids(blocks)), unclaimed=kind)
             return
-        name = self._name(table)
+        name, ids = self._name(table), _ids(blocks)
+        changed = ids
         if kind == "append":
-            evicted = self._claim(_ids(blocks), "allocate", "evict")
+            evicted = self._claim("allocate", ids, before="evict")
             first = (table.num_tokens - num_tokens) // self.pool.block_size
             last = (table.num_tokens - 1) // self.pool.block_size
             written = table.block_ids[first : last + 1]
-            sentence = _append_sentence(name, num_tokens, written, _ids(blocks), evicted)
-            changed = tuple(dict.fromkeys([*written, *_ids(blocks)]))
+            sentence = _append_sentence(name, num_tokens, written, ids, evicted)
+            changed = tuple(dict.fromkeys([*written, *ids]))
+        elif kind == "copy-on-write":
+            self._claim("free", ids[:1])
+            evicted = self._claim("allocate", ids[1:], before="evict")
+            sentence = _copy_sentence(name, blocks, evicted)
+        elif kind in ("fork", "hit"):
+            self._claim("touch", ids)
+            sentence = _fork_sentence(name, blocks) if kind == "fork" else _hit_sentence(name, blocks, num_tokens)
         else:
-            self._claim(_ids(blocks), "free")
-            sentence, changed = _release_sentence(name, blocks), _ids(blocks)
+            self._claim("free", ids)
+            sentence = _release_sentence(name, blocks)
         self._keep(take(self.pool, self._shown, kind, sentence, changed))
         if not table.blocks:
             del self._shown[name]
@@ -144,9 +157,9 @@ class Trace:
 
     def _keep(self, frame: Frame, unclaimed: str | None = None) -> None:
         self.frames.append(frame)
-        self._unclaimed = [*self._unclaimed[-1:], unclaimed] if unclaimed else []
+        self._unclaimed = [*self._unclaimed[-2:], unclaimed] if unclaimed else []
 
-    def _claim(self, block_ids: tuple[int, ...], kind: str, before: str | None = None) -> tuple[int, ...]:
+    def _claim(self, kind: str, block_ids: tuple[int, ...], before: str | None = None) -> tuple[int, ...]:
         """Take the pool's share of a table's event back: its report over the same blocks, and one that led up to it.
 
         Returns:
@@ -165,6 +178,8 @@ class Trace:
         """Return a table's name, and draw the table from now on."""
         if id(table) in self._names:
             name = self._names[id(table)][1]
+        elif table.name is not None:
+            name = table.name
         else:
             taken = {name for _, name in self._names.values()}
             name = next(f"request {i}" for i in range(1, len(taken) + 2) if f"request {i}" not in taken)
@@ -262,6 +277,26 @@ def _append_sentence(
         return f"{start}: {'it fits' if num_tokens == 1 else 'they fit'} in {_list(written)}."
     lost = f", and the pool forgets what {_list(evicted)} held" if evicted else ""
     return f"{start} and takes {_list(new)} from the head of the free queue{lost}."
+
+
+def _copy_sentence(name: str, blocks: Sequence[KVCacheBlock], evicted: Sequence[int]) -> str:
+    source, copy = blocks
+    lost = ", whose old contents the pool forgets," if evicted else ""
+    return (
+        f"{name} must not write to {_list(_ids([source]))}, which others read too: it copies it to "
+        f"{_list(_ids([copy]))}{lost} and lets go; {_by_owners([source], 'keep')[0]}."
+    )
+
+
+def _fork_sentence(name: str, blocks: Sequence[KVCacheBlock]) -> str:
+    return f"{name} is forked off and copies nothing: {'; '.join(_by_owners(blocks, 'have'))}."
+
+
+def _hit_sentence(name: str, blocks: Sequence[KVCacheBlock], num_tokens: int) -> str:
+    fetched = [block.block_id for block in blocks if block.ref_cnt == 1]
+    parts = [f"{_list(fetched)} {'leaves' if len(fetched) == 1 else 'leave'} the free queue"] if fetched else []
+    parts += _by_owners((block for block in blocks if block.ref_cnt > 1), "have")
+    return f"{name} finds {count(num_tokens, 'token')} in the cache: {'; '.join(parts)}."
 
 
 def _release_sentence(name: str, blocks: Sequence[KVCacheBlock]) -> str:
