@@ -1,0 +1,248 @@
+"""Blocks for many requests: a pool, a page table each, and a prefix cache in front (chapter 06).
+
+Source: vLLM's ``vllm/v1/core/kv_cache_manager.py`` and ``single_type_kv_cache_manager.py``, release 0.33.0, for one
+group of full-attention layers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
+from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.prefix_cache import HashIndex, PrefixIndex, Request
+
+
+@dataclass
+class PrefixCacheStats:
+    """What a prefix cache was good for.
+
+    Attributes:
+        requests: requests admitted after a look-up.
+        queries: their tokens.
+        hits: how many of these were found in cached blocks.
+        evictions: blocks that lost their contents to make room.
+        reuse_distances: how often a block was found again after how many others had been handed out; see
+            :meth:`reuse_distance`.
+    """
+
+    requests: int = 0
+    queries: int = 0
+    hits: int = 0
+    evictions: int = 0
+    reuse_distances: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def hit_rate(self) -> float:
+        """Tokens found over tokens looked for; 0 if there were none."""
+        return self.hits / self.queries if self.queries else 0.0
+
+    def reuse_distance(self, part: float) -> int | None:
+        """Give the distance that so large a part of all hits did not exceed, or ``None`` without any hit.
+
+        The distance of a hit is the number of blocks that the pool handed out between the last use of a block and this
+        one; 0 while somebody holds it. A block that nobody holds is evicted once as many have been handed out as stood
+        before it in the free queue, so the distance tells how large a cache the hit needed.
+
+        Raises:
+            ValueError: ``part`` is not above 0 and at most 1.
+        """
+        if not 0 < part <= 1:
+            raise ValueError(f"part is {part}: give a number above 0 and at most 1")
+        seen, total = 0, self.reuse_distances.total()
+        for distance, times in sorted(self.reuse_distances.items()):
+            seen += times
+            if seen >= part * total:
+                return distance
+        return None
+
+
+class KVCacheManager:
+    """Decides which physical blocks each request gets, and lets requests that begin alike share theirs.
+
+    Args:
+        num_blocks: blocks in all, the null block included.
+        block_size: tokens per block.
+        enable_prefix_caching: whether full blocks are remembered after, and while, they are used.
+        index: where cached blocks are looked up; by default a :class:`pagedattn_lab.prefix_cache.HashIndex`.
+
+    Attributes:
+        block_pool: the physical memory.
+        tables: page table of each request that holds blocks, by request id.
+        prefix_cache: the index; ``None`` without prefix caching.
+        stats: since the last :meth:`reset_prefix_cache`.
+
+    Raises:
+        ValueError: impossible sizes, or an index without prefix caching.
+
+    Example:
+        >>> manager = KVCacheManager(num_blocks=11, block_size=16)
+        >>> ada = Request("Ada", range(40))
+        >>> manager.get_computed_blocks(ada)
+        ([], 0)
+        >>> [block.block_id for block in manager.allocate_slots(ada, 40)]
+        [1, 2, 3]
+        >>> bo = Request("Bo", [*range(32), 7])                   # begins as Ada does
+        >>> blocks, num_hit_tokens = manager.get_computed_blocks(bo)
+        >>> _ = manager.allocate_slots(bo, 33 - num_hit_tokens, computed_blocks=blocks)
+        >>> num_hit_tokens, manager.block_ids("Bo")
+        (32, [1, 2, 4])
+        >>> manager.free(ada); manager.free(bo)
+        >>> [block.block_id for block in manager.block_pool.free_block_queue.get_all_free_blocks()]
+        [4, 3, 5, 6, 7, 8, 9, 10, 2, 1]
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool = True,
+        index: PrefixIndex | None = None,
+    ) -> None:
+        self.block_pool = BlockPool(num_blocks, block_size)
+        if index is not None and not enable_prefix_caching:
+            raise ValueError("an index was given, but enable_prefix_caching is False: leave one of the two away")
+        self.prefix_cache: PrefixIndex | None = None
+        if enable_prefix_caching:
+            self.prefix_cache = HashIndex(block_size) if index is None else index
+            self.block_pool.on_evict = self._evicted
+        self.tables: dict[str, BlockTable] = {}
+        self.stats = PrefixCacheStats()
+        self._num_cached_blocks: dict[str, int] = {}
+        self._num_handed_out = 0
+        self._last_use: dict[int, int] = {}  # of cached blocks: how many blocks had been handed out by then
+
+    def get_computed_blocks(self, request: Request) -> tuple[list[KVCacheBlock], int]:
+        """Find the full blocks that hold a request's first tokens already. Nothing changes.
+
+        The last token is never taken from the cache, since only computing it gives the logits that follow it. Blocks
+        are taken whole, so a prompt that fills its blocks exactly and is cached entirely has its last block computed
+        once more.
+
+        Returns:
+            ``(blocks, num_hit_tokens)``, for :meth:`allocate_slots`.
+        """
+        if self.prefix_cache is None:
+            return [], 0
+        block_size = self.block_pool.block_size
+        blocks = self.prefix_cache.find(request, (request.num_tokens - 1) // block_size)
+        return blocks, len(blocks) * block_size
+
+    def allocate_slots(
+        self, request: Request, num_new_tokens: int, computed_blocks: Sequence[KVCacheBlock] = ()
+    ) -> list[KVCacheBlock] | None:
+        """Make room for the tokens that a request computes next; remember the blocks that they fill.
+
+        Blocks are remembered here, before they are computed: a request that is admitted in the same step can already
+        share them, since every layer writes all keys and values of a step before anything reads them.
+
+        Args:
+            request: with ``num_computed_tokens`` as it is before this step; hits may be counted in it or not.
+            num_new_tokens: how many tokens are computed, beyond those computed before and those found.
+            computed_blocks: what :meth:`get_computed_blocks` found; only for a request that holds no blocks yet.
+
+        Returns:
+            The blocks taken from the pool, hits not among them; ``None`` if too few are free. Then nothing changed, and
+            no hit was touched.
+
+        Raises:
+            ValueError: ``num_new_tokens`` below 1; hits for a request that holds blocks, or that are no longer those
+                of the request; computed tokens of one that holds none.
+        """
+        pool, request_id = self.block_pool, request.request_id
+        num_hit_tokens = len(computed_blocks) * pool.block_size
+        self._check(request, num_new_tokens, computed_blocks)
+        table = self.tables.get(request_id)
+        if table is None:
+            table = BlockTable(pool, request_id)
+            num_tokens, num_needed = num_hit_tokens + num_new_tokens, -(-num_new_tokens // pool.block_size)
+        else:
+            num_tokens = request.num_computed_tokens + num_new_tokens
+            num_needed = table.num_blocks_needed(max(0, num_tokens - table.num_tokens))
+        num_free_hits = sum(block.ref_cnt == 0 for block in computed_blocks)
+        if num_needed + num_free_hits > pool.num_free_blocks:
+            return None
+
+        if request_id not in self.tables:
+            self._record_hits(request, computed_blocks)
+            table.adopt(computed_blocks)
+            self.tables[request_id] = table
+            self._num_cached_blocks[request_id] = len(computed_blocks)
+        new_blocks = table.append_tokens(max(0, num_tokens - table.num_tokens))
+        self._num_handed_out += len(new_blocks)
+        start, stop = self._num_cached_blocks[request_id], min(num_tokens, request.num_tokens) // pool.block_size
+        if self.prefix_cache is not None and start < stop:
+            self.prefix_cache.insert(request, table.blocks, start, stop)
+            self._num_cached_blocks[request_id] = stop
+        return new_blocks
+
+    def block_ids(self, request_id: str) -> list[int]:
+        """Physical blocks of a request, in the order of its tokens; none if it holds none."""
+        table = self.tables.get(request_id)
+        return [] if table is None else table.block_ids
+
+    def free(self, request: Request) -> None:
+        """Let a request's blocks go, last first, so that the end of a sequence is evicted before its beginning.
+
+        Cached blocks stay in the cache until they are handed out again. A request without blocks has nothing to free.
+        """
+        table = self.tables.pop(request.request_id, None)
+        if table is None:
+            return
+        self._num_cached_blocks.pop(request.request_id, None)
+        for block in table.blocks:
+            if block.block_hash is not None:
+                self._last_use[block.block_id] = self._num_handed_out
+        table.release()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached contents, for instance because the model's weights changed.
+
+        Returns:
+            Whether it happened: it does not while any request holds blocks.
+        """
+        if self.block_pool.num_used_blocks:
+            return False
+        if self.prefix_cache is not None:
+            self.prefix_cache.clear()
+        for block in self.block_pool.blocks:
+            block.block_hash = None
+        self._last_use.clear()
+        self.stats = PrefixCacheStats()
+        return True
+
+    def _check(self, request: Request, num_new_tokens: int, computed_blocks: Sequence[KVCacheBlock]) -> None:
+        """Refuse what would leave tables and cache at odds."""
+        name, num_computed = f"request {request.request_id!r}", request.num_computed_tokens
+        if num_new_tokens < 1:
+            raise ValueError(f"num_new_tokens is {num_new_tokens}: a request computes at least 1 token")
+        if request.request_id in self.tables:
+            if computed_blocks:
+                raise ValueError(f"{name} holds blocks already: hits are for requests without any")
+            return
+        if num_computed not in (0, len(computed_blocks) * self.block_pool.block_size):
+            raise ValueError(
+                f"{name} holds no blocks, yet num_computed_tokens is {num_computed}: set it to 0 when blocks are freed"
+            )
+        if computed_blocks:
+            found = self.prefix_cache.find(request, len(computed_blocks)) if self.prefix_cache is not None else []
+            if list(computed_blocks) != found:
+                raise ValueError(f"the cache no longer holds these blocks for {name}: call get_computed_blocks again")
+
+    def _record_hits(self, request: Request, computed_blocks: Sequence[KVCacheBlock]) -> None:
+        """Count a look-up once its request is admitted; one that is refused will look again."""
+        if self.prefix_cache is None:
+            return
+        self.stats.requests += 1
+        self.stats.queries += request.num_tokens
+        self.stats.hits += len(computed_blocks) * self.block_pool.block_size
+        for block in computed_blocks:
+            held = block.ref_cnt > 0
+            self.stats.reuse_distances[0 if held else self._num_handed_out - self._last_use[block.block_id]] += 1
+
+    def _evicted(self, block: KVCacheBlock) -> None:
+        self.prefix_cache.forget(block)
+        self._last_use.pop(block.block_id, None)
+        self.stats.evictions += 1

@@ -1,0 +1,291 @@
+"""Which blocks hold what already: a prefix cache by chained hashes (chapter 06).
+
+A full block is known by a hash of everything that its keys and values depend on: the tokens before it, through its
+parent's hash, its own tokens, and whatever else changes them. Equal hashes, equal contents; so strangers who begin with
+the same tokens can read the same blocks.
+
+Source: vLLM's ``vllm/v1/core/kv_cache_utils.py`` and ``block_pool.py``, release 0.33.0. Hashes are not those of vLLM
+byte for byte: it serialises with pickle or CBOR, this module in a form that fits on one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pagedattn_lab.block_pool import KVCacheBlock
+
+HashFunction = Callable[[bytes], bytes]
+ExtraKey = tuple[str | int, ...]
+
+
+def sha256(data: bytes) -> bytes:
+    """Hash with SHA-256: nobody can make two inputs with one hash, so the root of the chain may be known."""
+    return hashlib.sha256(data).digest()
+
+
+SHA256_ROOT = sha256(b"pagedattn_lab: the parent of every first block")
+"""What stands for the parent's hash in a first block under SHA-256: the same everywhere, so caches agree."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image in a prompt: its place holders all carry one token id, so only ``identifier`` tells it from others.
+
+    Attributes:
+        identifier: a hash of the image.
+        offset: position of its first place holder.
+        length: how many there are.
+    """
+
+    identifier: str
+    offset: int
+    length: int
+
+
+class Request:
+    """The tokens of one request, and what else decides which blocks it may share.
+
+    Args:
+        request_id: its name, unique among running requests.
+        token_ids: the prompt.
+        cache_salt: requests share blocks only with those of the same salt.
+        lora_name: the adapter that computes it, whose keys and values are its own.
+        images: in the order of their offsets.
+
+    Attributes:
+        token_ids: prompt and output so far. It only grows: use :meth:`append_token`.
+        num_computed_tokens: how many have keys and values in the cache; whoever runs the model advances it.
+
+    Raises:
+        ValueError: no token, or an empty salt or adapter name.
+
+    Example:
+        >>> request = Request("Ada", [5, 6, 7, 8, 9])
+        >>> request.append_token(10)
+        >>> request.num_tokens, len(request.block_hashes(block_size=2))
+        (6, 3)
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        token_ids: Iterable[int],
+        cache_salt: str | None = None,
+        lora_name: str | None = None,
+        images: Sequence[Image] = (),
+    ) -> None:
+        self.request_id = request_id
+        self.token_ids = list(token_ids)
+        if not self.token_ids:
+            raise ValueError(f"request {request_id!r} has no token: give it at least one")
+        for name, value in (("cache_salt", cache_salt), ("lora_name", lora_name)):
+            if value == "":
+                raise ValueError(f"{name} of request {request_id!r} is empty: give a text, or None for none")
+        self.cache_salt, self.lora_name, self.images = cache_salt, lora_name, tuple(images)
+        self.num_computed_tokens = 0
+        self._hashes: dict[Hashable, list[bytes]] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output so far."""
+        return len(self.token_ids)
+
+    def append_token(self, token_id: int) -> None:
+        """Add one token of output."""
+        self.token_ids.append(token_id)
+
+    def extra_keys(self, start: int, stop: int) -> tuple[ExtraKey, ...]:
+        """What, beside tokens, decides the contents of a block of tokens ``start`` to ``stop - 1``.
+
+        The adapter is in every block. An image is in those that it touches, with the place where it begins in them. The
+        salt is in the first block only: through the parents' hashes it is in all others too.
+
+        Example:
+            >>> request = Request("Ada", range(8), cache_salt="blue", images=[Image("cat", 3, 2)])
+            >>> request.extra_keys(0, 4)
+            (('image', 'cat', 3), ('salt', 'blue'))
+            >>> request.extra_keys(4, 8)
+            (('image', 'cat', -1),)
+        """
+        keys: list[ExtraKey] = []
+        if self.lora_name is not None:
+            keys.append(("lora", self.lora_name))
+        keys += [
+            ("image", image.identifier, image.offset - start)
+            for image in self.images
+            if image.offset < stop and start < image.offset + image.length
+        ]
+        if self.cache_salt is not None and start == 0:
+            keys.append(("salt", self.cache_salt))
+        return tuple(keys)
+
+    def block_hashes(
+        self, block_size: int, hash_function: HashFunction = sha256, root: bytes = SHA256_ROOT
+    ) -> list[bytes]:
+        """Hash every full block; hashes are kept, so that each is computed once however long the request grows.
+
+        Returns:
+            One hash per full block, in order.
+        """
+        hashes = self._hashes.setdefault((block_size, hash_function, root), [])
+        first, last = len(hashes), self.num_tokens // block_size
+        if first == last:
+            return hashes
+        tokens = _as_bytes(self.token_ids[first * block_size : last * block_size])
+        plain = self.lora_name is None and not self.images  # then only the first block can have extra keys
+        parent = hashes[-1] if hashes else root
+        for index in range(first, last):
+            begin = (index - first) * block_size * 8
+            block = tokens[begin : begin + block_size * 8]
+            keys = () if plain and index else self.extra_keys(index * block_size, (index + 1) * block_size)
+            parent = hash_function(_serialise(parent, block, keys))
+            hashes.append(parent)
+        return hashes
+
+
+def hash_block_tokens(
+    parent_block_hash: bytes | None,
+    token_ids: Sequence[int],
+    extra_keys: Sequence[ExtraKey] = (),
+    hash_function: HashFunction = sha256,
+) -> bytes:
+    """Hash one full block.
+
+    Args:
+        parent_block_hash: hash of the block before it; ``None`` for a first block under SHA-256.
+        token_ids: the tokens in the block.
+        extra_keys: as :meth:`Request.extra_keys` gives them.
+        hash_function: from bytes to bytes.
+
+    Example:
+        >>> first = hash_block_tokens(None, [1, 2])
+        >>> hash_block_tokens(first, [3, 4]) == hash_block_tokens(None, [3, 4])    # same tokens, another past
+        False
+        >>> Request("Ada", [1, 2, 3, 4]).block_hashes(2) == [first, hash_block_tokens(first, [3, 4])]
+        True
+    """
+    parent = SHA256_ROOT if parent_block_hash is None else parent_block_hash
+    return hash_function(_serialise(parent, _as_bytes(token_ids), extra_keys))
+
+
+def _as_bytes(token_ids: Sequence[int]) -> bytes:
+    """Token ids as 64-bit numbers, least significant byte first on every machine."""
+    numbers = array("q", token_ids)
+    if _BIG_ENDIAN:
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+_BIG_ENDIAN = array("H", [1]).tobytes() == b"\0\1"
+
+
+def _serialise(parent: bytes, tokens: bytes, extra_keys: Sequence[ExtraKey]) -> bytes:
+    """Write a block's identity down in one way only, from which all three parts can be read back.
+
+    Lengths come first, so no two different triples give the same bytes; parts that could run into each other would let
+    one block pass for another.
+    """
+    keys = json.dumps(extra_keys, separators=(",", ":")).encode() if extra_keys else b""
+    return b"%d,%d;%b%b%b" % (len(parent), len(tokens), parent, tokens, keys)
+
+
+class PrefixIndex(Protocol):
+    """Where to look up which blocks hold the first tokens of a request.
+
+    :class:`HashIndex` answers by hash, as vLLM does, :class:`pagedattn_lab.radix_tree.RadixTree` by walking a tree of
+    tokens, as SGLang does. It marks a block that it knows through ``block_hash``; the pool reads the mark.
+    """
+
+    def find(self, request: Request, num_blocks: int) -> list[KVCacheBlock]:
+        """Give the blocks that hold the request's first tokens, at most ``num_blocks``, up to the first miss."""
+
+    def insert(self, request: Request, blocks: Sequence[KVCacheBlock], start: int, stop: int) -> None:
+        """Make blocks ``start`` to ``stop - 1`` of a request known, all of them full and the ones before them known."""
+
+    def forget(self, block: KVCacheBlock) -> None:
+        """Drop a block whose contents are about to go; a block that is not known is none of its business."""
+
+    def clear(self) -> None:
+        """Drop every block."""
+
+    def __len__(self) -> int:
+        """Count the blocks that are known."""
+
+
+class HashIndex:
+    """Cached blocks by hash. One hash may name several: page tables only ever grow, so a block that was computed twice
+    stays twice.
+
+    Args:
+        block_size: tokens per block.
+        hash_function: from bytes to bytes. If two blocks with different contents can be given one hash, one request
+            reads what another wrote.
+        root: parent of first blocks. By default the published :data:`SHA256_ROOT`, or with another hash function 32
+            random bytes: whoever does not know where a chain starts cannot compute collisions in advance.
+
+    Example:
+        >>> blocks, index = [KVCacheBlock(1), KVCacheBlock(2)], HashIndex(block_size=2)
+        >>> index.insert(Request("Ada", [1, 2, 3, 4, 5]), blocks, 0, 2)
+        >>> [block.block_id for block in index.find(Request("Bo", [1, 2, 3, 9]), num_blocks=2)]
+        [1]
+        >>> index.find(Request("Cy", [1, 2, 3, 4], cache_salt="blue"), num_blocks=2)
+        []
+    """
+
+    def __init__(self, block_size: int, hash_function: HashFunction = sha256, root: bytes | None = None) -> None:
+        self.block_size, self.hash_function = block_size, hash_function
+        default = SHA256_ROOT if hash_function is sha256 else os.urandom(32)
+        self.root = default if root is None else root
+        self._blocks: dict[bytes, dict[int, KVCacheBlock]] = {}
+
+    def find(self, request: Request, num_blocks: int) -> list[KVCacheBlock]:
+        """Look hashes up one after the other and stop at the first miss. Of several blocks the oldest is given."""
+        found: list[KVCacheBlock] = []
+        for block_hash in self.hashes(request)[:num_blocks]:
+            blocks = self._blocks.get(block_hash)
+            if blocks is None:
+                break
+            found.append(next(iter(blocks.values())))
+        return found
+
+    def insert(self, request: Request, blocks: Sequence[KVCacheBlock], start: int, stop: int) -> None:
+        """Give blocks ``start`` to ``stop - 1`` their hashes.
+
+        Raises:
+            ValueError: a block has a hash already, or is not full; none of them is changed.
+        """
+        hashes = self.hashes(request)
+        if not 0 <= start <= stop <= min(len(blocks), len(hashes)):
+            raise ValueError(
+                f"blocks {start} to {stop} of request {request.request_id!r} cannot be cached: it has {len(blocks)} "
+                f"blocks, {len(hashes)} of them full"
+            )
+        for block in blocks[start:stop]:
+            if block.block_hash is not None:
+                raise ValueError(f"block {block.block_id} is cached already: start behind it")
+        for block, block_hash in zip(blocks[start:stop], hashes[start:stop], strict=True):
+            block.block_hash = block_hash
+            self._blocks.setdefault(block_hash, {})[block.block_id] = block
+
+    def forget(self, block: KVCacheBlock) -> None:
+        """Drop one block; others of the same hash stay."""
+        blocks = self._blocks.get(block.block_hash)
+        if blocks is not None and blocks.pop(block.block_id, None) is not None and not blocks:
+            del self._blocks[block.block_hash]
+
+    def clear(self) -> None:
+        """Drop every block."""
+        self._blocks.clear()
+
+    def hashes(self, request: Request) -> list[bytes]:
+        """Hashes of a request's full blocks under this index's function and root."""
+        return request.block_hashes(self.block_size, self.hash_function, self.root)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._blocks.values()))
