@@ -93,6 +93,18 @@ class ModelRunner:
         """Make the pool that hands this cache's blocks out; make one only, or two tables will share a block."""
         return BlockPool(self.cache.num_blocks, self.cache.block_size)
 
+    def check_pool(self, pool: BlockPool) -> None:
+        """Make sure that a pool hands out blocks that this cache has.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if pool.block_size != self.cache.block_size or pool.num_blocks > self.cache.num_blocks:
+            raise ValueError(
+                f"a pool of {pool.num_blocks} blocks of {pool.block_size} tokens does not fit a cache of "
+                f"{self.cache.num_blocks} blocks of {self.cache.block_size}: take the pool from runner.new_pool()"
+            )
+
     @torch.inference_mode()
     def execute(self, token_ids: Sequence[int], metadata: AttentionMetadata) -> torch.Tensor:
         """Compute one step of a ragged batch.
@@ -162,11 +174,7 @@ def generate_greedily(
         NoFreeBlocksError: the pool is too small for all prompts together.
         ValueError: an empty prompt, ``max_tokens`` below 1, or a pool whose blocks are not those of the cache.
     """
-    if pool.block_size != runner.cache.block_size or pool.num_blocks > runner.cache.num_blocks:
-        raise ValueError(
-            f"a pool of {pool.num_blocks} blocks of {pool.block_size} tokens does not fit a cache of "
-            f"{runner.cache.num_blocks} blocks of {runner.cache.block_size}: take the pool from runner.new_pool()"
-        )
+    runner.check_pool(pool)
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}: ask for at least 1")
     for index, prompt in enumerate(prompts):

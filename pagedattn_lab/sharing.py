@@ -1,0 +1,135 @@
+"""What sharing saves: tables that continue one another, and the blocks that they have in common (chapter 05).
+
+Source: Kwon et al. 2023, sections 4.4 and 6.3. As there, a saving is the number of blocks saved by sharing, over the
+number that would be needed without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pagedattn_lab.block_pool import BlockPool
+from pagedattn_lab.block_table import BlockTable, take_copies
+
+FIG_15 = {
+    "parallel sampling": {
+        "alpaca": {2: (0.0609, 0.0609), 4: (0.0853, 0.0853), 6: (0.0979, 0.0979)},
+        "sharegpt": {2: (0.162, 0.305), 4: (0.162, 0.305), 6: (0.162, 0.305)},
+    },
+    "beam search": {
+        "alpaca": {2: (0.3756, 0.3756), 4: (0.5313, 0.5313), 6: (0.5516, 0.5516)},
+        "sharegpt": {2: (0.443, 0.663), 4: (0.443, 0.663), 6: (0.443, 0.663)},
+    },
+}
+"""Least and most blocks saved, by number of outputs or beams: Kwon et al. 2023, section 6.3 and Fig. 15. For ShareGPT
+the text gives one range for all widths."""
+
+
+@dataclass
+class Sharing:
+    """How many blocks tables had in common, step by step.
+
+    Attributes:
+        table_entries: blocks that the tables named, summed over steps: what memory without sharing would hold.
+        blocks: different ones among them, summed over steps: what memory did hold.
+        most_shared: most blocks that several tables named at one step.
+        most_saved: most that ``table_entries`` exceeded ``blocks`` by at one step.
+        copied: blocks that were copied before a write.
+
+    Example:
+        >>> pool = BlockPool(num_blocks=8, block_size=4)
+        >>> table = BlockTable(pool)
+        >>> _ = table.append_tokens(6)
+        >>> sharing = Sharing()
+        >>> sharing.observe([table, table.fork()])
+        >>> sharing.table_entries, sharing.blocks, sharing.saving
+        (4, 2, 0.5)
+    """
+
+    table_entries: int = 0
+    blocks: int = 0
+    most_shared: int = 0
+    most_saved: int = 0
+    copied: int = 0
+
+    @property
+    def saving(self) -> float:
+        """Part of the blocks that sharing saved, over all steps; 0 before the first."""
+        return 1 - self.blocks / self.table_entries if self.table_entries else 0.0
+
+    def observe(self, tables: Sequence[BlockTable]) -> None:
+        """Take one step into account."""
+        entries = sum(len(table.blocks) for table in tables)
+        different = {block for table in tables for block in table.blocks}
+        self.table_entries += entries
+        self.blocks += len(different)
+        self.most_shared = max(self.most_shared, sum(block.ref_cnt > 1 for block in different))
+        self.most_saved = max(self.most_saved, entries - len(different))
+
+
+def reorder(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockTable]:
+    """Continue some tables, some of them several times, and let the others go.
+
+    The first child of a table takes it over; further ones fork it. Nothing is copied: that waits until they write.
+
+    Args:
+        tables: before the step; none of them may be used after it, except through the result.
+        parents: for each table after the step, the index of the one that it continues.
+
+    Raises:
+        ValueError: an index without a table; nothing has changed.
+
+    Example:
+        >>> pool = BlockPool(num_blocks=8, block_size=4)
+        >>> tables = [BlockTable(pool), BlockTable(pool)]
+        >>> for table in tables:
+        ...     _ = table.append_tokens(3)
+        >>> [table.block_ids for table in reorder(tables, [1, 1])], pool.num_used_blocks
+        ([[2], [2]], 1)
+    """
+    for parent in parents:
+        if not 0 <= parent < len(tables):
+            raise ValueError(f"there is no table {parent} to continue: there are {len(tables)}")
+    taken: set[int] = set()
+    children = []
+    for parent in parents:
+        children.append(tables[parent].fork() if parent in taken else tables[parent])
+        taken.add(parent)
+    for index, table in enumerate(tables):
+        if index not in taken:
+            table.release()
+    return children
+
+
+def replay(prompt_len: int, genealogy: Iterable[Sequence[int]], block_size: int) -> Sharing:
+    """Let page tables grow as a search once did, without a model.
+
+    Args:
+        prompt_len: tokens in the prompt.
+        genealogy: for each step, the sequence that each one continues; the first step continues the prompt, number 0.
+            A step adds one token to each.
+        block_size: tokens per block.
+
+    Raises:
+        ValueError: an index without a sequence, or an impossible length or size.
+
+    Example:
+        >>> both = [[0, 0], [0, 1], [0, 1]]                   # two outputs of three tokens
+        >>> replay(prompt_len=6, genealogy=both, block_size=4).copied
+        1
+    """
+    if prompt_len < 1:
+        raise ValueError(f"prompt_len is {prompt_len}: a prompt has at least 1 token")
+    steps = list(genealogy)
+    widest = max(map(len, steps), default=0)
+    pool = BlockPool(2 + widest + widest * -(-(prompt_len + len(steps)) // block_size), block_size)
+    tables, sharing = [BlockTable(pool)], Sharing()
+    tables[0].append_tokens(prompt_len)
+    for parents in steps:
+        tables = reorder(tables, parents)
+        for table in tables:
+            table.append_tokens(1)
+        sharing.copied += len(take_copies(tables))
+        sharing.observe(tables)
+    return sharing
