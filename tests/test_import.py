@@ -45,7 +45,8 @@ ORDER = [
     "attention.launch", "attention.reference", "attention.triton_decode", "attention",
     "models", "model_runner", "decoding", "frame", "trace", "viz", "viz.sentence", "viz.figures", "viz.shares",
     "viz.board", "viz.strips",
-    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli", "__main__",
+    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
 ]  # fmt: skip
 
 
