@@ -267,7 +267,9 @@ def generate_cached(
                     stay.append(request)
             running = stay
     finally:
-        for request in running:
+        for request in running:  # something failed: what the step was to write is not there
+            first = request.num_computed_tokens // manager.block_pool.block_size
+            manager.evict_blocks(manager.block_ids(request.request_id)[first:])
             manager.free(request)
             request.num_computed_tokens = 0
     return [request.token_ids[start:] for request, start in zip(requests, starts, strict=True)]
