@@ -197,6 +197,29 @@ class KVCacheManager:
                 self._last_use[block.block_id] = self._num_handed_out
         table.release()
 
+    def abort(self, request: Request) -> None:
+        """Free a request whose step failed, and forget its blocks that were remembered but never computed.
+
+        What :meth:`allocate_slots` remembered before the step does not hold those tokens: a later request would read
+        whatever is there. ``num_computed_tokens`` tells which ones; set it to 0 afterwards.
+
+        Example:
+            >>> manager = KVCacheManager(num_blocks=11, block_size=16)
+            >>> ada = Request("Ada", range(40))
+            >>> _ = manager.allocate_slots(ada, 40)
+            >>> manager.abort(ada)                                # before anything was computed
+            >>> manager.get_computed_blocks(Request("Bo", range(40)))
+            ([], 0)
+        """
+        table = self.tables.get(request.request_id)
+        if table is None:
+            return
+        for block in table.blocks[request.num_computed_tokens // self.block_pool.block_size :]:
+            if block.block_hash is not None:
+                self.prefix_cache.forget(block)
+                block.block_hash = None
+        self.free(request)
+
     def reset_prefix_cache(self) -> bool:
         """Forget all cached contents, for instance because the model's weights changed.
 
