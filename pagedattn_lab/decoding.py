@@ -276,8 +276,10 @@ def generate_cached(
                     stay.append(request)
             running = stay
     finally:
-        for request in running:
-            manager.abort(request)
+        for request in running:  # something failed: what the step was to write is not there
+            first = request.num_computed_tokens // manager.block_pool.block_size
+            manager.evict_blocks(manager.block_ids(request.request_id)[first:])
+            manager.free(request)
             request.num_computed_tokens = 0
     return [request.token_ids[starts[request.request_id] :] for request in requests]
 
