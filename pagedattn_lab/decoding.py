@@ -117,7 +117,7 @@ def sample(
             logits = _step(runner, tables, [outputs[index].tokens[-1] for index in running], sharing, on_step, parents)
             parents = list(range(len(running)))
     finally:
-        for each in (table, *tables):
+        for each in tables:
             each.release()
     return Decoded([output.tokens for output in outputs], [output.score for output in outputs], sharing)
 
@@ -203,7 +203,7 @@ def beam_search(
             beams, tables = children, reorder(tables, parents)
             logits = _step(runner, tables, [beam.tokens[-1] for beam in beams], sharing, on_step, parents)
     finally:
-        for each in (table, *tables):
+        for each in tables:
             each.release()
     return Decoded([output.tokens for output in finished], [output.score for output in finished], sharing)
 

@@ -161,13 +161,20 @@ def test_beams_equal_transformers(block_size: int, early_stopping: bool | str) -
 def test_every_setting_of_the_penalty_and_of_stopping_matters() -> None:
     """Catches settings that are not looked at, and cases that would agree with transformers whatever a setting did."""
     found: dict[tuple, list] = {}
-    for seed, power, early_stopping in itertools.product((0, 1), (-1.0, 0.0, 2.0), (True, False, "never")):
+    for seed, power, early_stopping in itertools.product((0, 1, 6), (-0.5, 0.0, 2.0), (True, False, "never")):
         decoded = assert_beams_equal(
             runner_of(model=small(seed)), PROMPT, 4, 12, {3, 4}, length_penalty=power, early_stopping=early_stopping
         )
         found.setdefault((power, early_stopping), []).append(decoded.sequences)
-    assert found[-1.0, False] != found[0.0, False] != found[2.0, False]
+    assert found[-0.5, False] != found[0.0, False] != found[2.0, False]
     assert found[2.0, True] != found[2.0, False] != found[2.0, "never"]
+
+
+def test_every_beam_could_end() -> None:
+    """Catches too few candidates where several stop tokens are the likeliest words of all."""
+    likeliest = log_probs_of(small(), PROMPT).topk(3).indices.tolist()
+    decoded = assert_beams_equal(runner_of(), PROMPT, 2, 6, {*likeliest}, length_penalty=3.0, early_stopping="never")
+    assert max(map(len, decoded.sequences)) > 1
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3", "gemma2"])
@@ -269,8 +276,8 @@ def test_temperature_zero_is_greedy(temperature: float) -> None:
 @sharers
 @pytest.mark.parametrize("block_size", [1, 3, 4])
 def test_on_step_tells_who_continues_whom(share: Callable[..., Decoded], block_size: int) -> None:
-    """Catches parents numbered as after the step, or by output, a call before blocks were found, and sharing measured
-    on other tables.
+    """Catches parents numbered as after the step, or by output, a call before blocks were found or after the step, and
+    sharing measured on other tables.
     """
     runner = runner_of(block_size)
     pool = runner.new_pool()
@@ -292,6 +299,8 @@ def test_on_step_tells_who_continues_whom(share: Callable[..., Decoded], block_s
             assert torch.equal(key[known : known + length], past[length:])
         before = keys
         genealogy.append(list(parents))
+        for cache in runner.cache.key_caches:  # the step is still to come, and writes here
+            cache.flatten(0, 1)[[table.slot_mapping()[-1] for table in tables]] = torch.nan
 
     decoded = share(runner, BlockTable(pool), PROMPT, 4, 8, on_step=on_step)
     assert len(genealogy) == 7 and genealogy[0] == [0] * 4, "the last token of each needs no step"
@@ -319,10 +328,12 @@ def forget_copies(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @sharers
 def test_a_forgotten_copy_shows(share: Callable[..., Decoded], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches equality tests that would pass without a single copy."""
+    """Catches equality tests that would pass without a single copy, and copies made one by one."""
     runner = runner_of()
+    copy_blocks, calls = runner.cache.copy_blocks, []
+    monkeypatch.setattr(runner.cache, "copy_blocks", lambda pairs: (calls.append(len(pairs)), copy_blocks(pairs)))
     expected = share(runner, BlockTable(runner.new_pool()), PROMPT[:6], 5, 8)
-    assert expected.sharing.copied >= 4
+    assert sum(calls) == expected.sharing.copied and len(calls) <= 8 and max(calls) == 4
     runner = runner_of()
     forget_copies(runner, monkeypatch)
     assert share(runner, BlockTable(runner.new_pool()), PROMPT[:6], 5, 8).sequences != expected.sequences
