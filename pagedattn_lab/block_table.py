@@ -164,7 +164,7 @@ class BlockTable:
         child = BlockTable(self.pool, name)
         self.pool.touch(self.blocks)
         child.blocks, child.num_tokens = list(self.blocks), self.num_tokens
-        if self.pool.observer is not None:
+        if self.pool.observer is not None and child.blocks:
             self.pool.observer("fork", child.blocks, child)
         return child
 
