@@ -226,7 +226,7 @@ class KVCacheManager:
         """Forget all cached contents, for instance because the model's weights changed.
 
         Returns:
-            Whether it happened: it does not while any request holds blocks.
+            ``True`` if it happened; while any request holds blocks it does not.
         """
         if self.block_pool.num_used_blocks:
             return False
