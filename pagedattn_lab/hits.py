@@ -19,7 +19,7 @@ Policy = Literal["lru", "fifo", "random"]
 POLICIES: dict[str, str] = {
     "lru": "least recently used first, as vLLM does",
     "fifo": "oldest first, used or not",
-    "random": "any, by chance",
+    "random": "by chance",
 }
 MOONCAKE_BLOCK_SIZE = 512
 """Tokens per hashed block in Mooncake's traces."""
@@ -180,7 +180,7 @@ def measure(
         seed: of ``"random"``.
 
     Raises:
-        ValueError: a request without one id for each of its blocks, or what :class:`BlockCache` refuses.
+        ValueError: a request without one id for each of its blocks, counted from 1, or what :class:`BlockCache` refuses.
 
     Example:
         >>> from itertools import islice
@@ -195,7 +195,7 @@ def measure(
         try:
             found = cache.serve(request.prompt_len, request.hash_ids)
         except ValueError as error:
-            raise ValueError(f"request {num_requests}: {error}") from None
+            raise ValueError(f"request {num_requests + 1}: {error}") from None
         num_requests += 1
         refused += found is None
         prompt_tokens += request.prompt_len

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from array import array
+import struct
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -176,13 +176,7 @@ def hash_block_tokens(
 
 def _as_bytes(token_ids: Sequence[int]) -> bytes:
     """Token ids as 64-bit numbers, least significant byte first on every machine."""
-    numbers = array("q", token_ids)
-    if _BIG_ENDIAN:
-        numbers.byteswap()
-    return numbers.tobytes()
-
-
-_BIG_ENDIAN = array("H", [1]).tobytes() == b"\0\1"
+    return struct.pack(f"<{len(token_ids)}q", *token_ids)
 
 
 def _serialise(parent: bytes, tokens: bytes, extra_keys: Sequence[ExtraKey]) -> bytes:

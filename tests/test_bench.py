@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from pagedattn_lab import bench
+from pagedattn_lab.bench import allocator, timing
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
 
@@ -45,13 +46,13 @@ class Log:
 @pytest.mark.parametrize("in_turn", [False, True])
 def test_serve_appends_what_it_says(in_turn: bool) -> None:
     """Catches appends that are counted and not made, requests that never end or are not replaced, and a leak."""
-    pool = BlockPool(1_000, bench.BLOCK_SIZE)
+    pool = BlockPool(1_000, allocator.BLOCK_SIZE)
     log = Log(pool)
-    assert bench.serve(pool, num_running=8, num_steps=500, in_turn=in_turn) == 8 * 500
+    assert allocator.serve(pool, num_running=8, num_steps=500, in_turn=in_turn) == 8 * 500
     prompts, steps = zip(*((appends[0], appends[1:]) for appends in log.appends.values()), strict=True)
     assert sum(map(len, steps)) == 8 * 500 and {count for step in steps for count in step} == {1}
     assert log.most_running == 8 and log.num_running == 0
-    lengths = bench.lengths()
+    lengths = allocator.lengths()
     expected = [next(lengths) for _ in prompts]
     assert list(prompts) == [prompt_len for prompt_len, _ in expected]
     finished = [len(step) == output_len for step, (_, output_len) in zip(steps, expected, strict=True)]
@@ -63,12 +64,12 @@ def test_serve_appends_what_it_says(in_turn: bool) -> None:
 
 def test_lengths_are_ragged_and_fit_the_smallest_pool() -> None:
     """Catches a load that a pool of 1,000 blocks might refuse, and one whose requests all end together."""
-    lengths = bench.lengths()
+    lengths = allocator.lengths()
     pairs = [next(lengths) for _ in range(1_000)]
-    longest = max(-(-sum(pair) // bench.BLOCK_SIZE) for pair in pairs)
-    assert 64 * longest <= bench.SIZES[0] - 1 and min(map(min, pairs)) >= 1
+    longest = max(-(-sum(pair) // allocator.BLOCK_SIZE) for pair in pairs)
+    assert 64 * longest <= allocator.SIZES[0] - 1 and min(map(min, pairs)) >= 1
     assert len(set(pairs)) > 900
-    again = bench.lengths()
+    again = allocator.lengths()
     assert pairs == [next(again) for _ in range(1_000)]
 
 
@@ -76,27 +77,27 @@ def test_same_load_uses_the_same_blocks_in_every_pool() -> None:
     """Catches a comparison of pools in which something besides their size changes."""
     logs = []
     for num_blocks in (1_000, 5_000):
-        pool = BlockPool(num_blocks, bench.BLOCK_SIZE)
+        pool = BlockPool(num_blocks, allocator.BLOCK_SIZE)
         log = Log(pool)
-        bench.serve(pool, num_running=64, num_steps=100, in_turn=False)
-        bench.operate(pool, num_calls=20, in_turn=False)
+        allocator.serve(pool, num_running=64, num_steps=100, in_turn=False)
+        allocator.operate(pool, num_calls=20, in_turn=False)
         logs.append(log.allocated)
     assert logs[0] == logs[1] and len(set(logs[0])) < 1_000
 
 
 def test_whole_pool_hands_out_what_was_untouched_longest() -> None:
     """Catches blocks that come back while others have never been used, so that caches would hide the pool's size."""
-    pool = BlockPool(401, bench.BLOCK_SIZE)
-    bench._shuffle(pool)
+    pool = BlockPool(401, allocator.BLOCK_SIZE)
+    allocator._shuffle(pool)
     order = [block.block_id for block in pool.free_block_queue.get_all_free_blocks()]
     assert sorted(order) == list(range(1, 401)) and order != sorted(order)
     assert sum(abs(a - b) == 1 for a, b in pairwise(order)) < 20  # neighbours do not stay together
     log = Log(pool)
-    assert bench.operate(pool, num_calls=50, in_turn=True) == 2 * 50 * bench.BLOCKS_PER_CALL
+    assert allocator.operate(pool, num_calls=50, in_turn=True) == 2 * 50 * allocator.BLOCKS_PER_CALL
     assert log.allocated == order * 2 and log.freed == 800
 
     log.allocated.clear()
-    bench.serve(pool, num_running=4, num_steps=3_000, in_turn=True)
+    allocator.serve(pool, num_running=4, num_steps=3_000, in_turn=True)
     last: dict[int, int] = {}
     for index, block_id in enumerate(log.allocated):
         # 4 requests hold at most 60 of the 400 blocks, so a block that joins the tail has 340 hand-outs ahead of it.
@@ -108,12 +109,12 @@ def test_whole_pool_hands_out_what_was_untouched_longest() -> None:
 
 def test_same_load_keeps_to_a_few_blocks() -> None:
     """Catches the two ways of using a pool becoming one."""
-    pool = BlockPool(401, bench.BLOCK_SIZE)
+    pool = BlockPool(401, allocator.BLOCK_SIZE)
     log = Log(pool)
-    assert bench.operate(pool, num_calls=50, in_turn=False) == 2 * 50 * bench.BLOCKS_PER_CALL
-    assert len(set(log.allocated)) == bench.BLOCKS_PER_CALL and len(log.allocated) == 50 * bench.BLOCKS_PER_CALL
+    assert allocator.operate(pool, num_calls=50, in_turn=False) == 2 * 50 * allocator.BLOCKS_PER_CALL
+    assert len(set(log.allocated)) == allocator.BLOCKS_PER_CALL and len(log.allocated) == 50 * allocator.BLOCKS_PER_CALL
     log.allocated.clear()
-    bench.serve(pool, num_running=4, num_steps=500, in_turn=False)
+    allocator.serve(pool, num_running=4, num_steps=500, in_turn=False)
     assert len(log.allocated) > 100 and len(set(log.allocated)) <= 4 * 15  # as many as 4 requests hold at most
 
 
@@ -124,8 +125,8 @@ class Recorder:
         self.calls: list[tuple[str, int, int, bool]] = []
         self.pools: dict[int, set[int]] = {}
         self.orders: list[bool] = []
-        monkeypatch.setattr(bench, "operate", self.operate)
-        monkeypatch.setattr(bench, "serve", self.serve)
+        monkeypatch.setattr(allocator, "operate", self.operate)
+        monkeypatch.setattr(allocator, "serve", self.serve)
 
     def note(self, name: str, pool: BlockPool, count: int, in_turn: bool) -> None:
         assert not gc.isenabled() and pool.num_used_blocks == 0 and pool.block_size == 16
@@ -147,7 +148,7 @@ class Recorder:
 def test_sizes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a size that always comes first, one left out, unequal work, and a queue shuffled too early or never."""
     recorder = Recorder(monkeypatch)
-    bench.allocator([100, 200, 300], num_running=3, num_steps=7, num_calls=5, repetitions=4)
+    allocator.measure([100, 200, 300], num_running=3, num_steps=7, num_calls=5, repetitions=4)
     expected = [
         (name, size, count, in_turn)
         for in_turn in (False, True)
@@ -162,9 +163,9 @@ def test_sizes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults_are_the_sizes_promised() -> None:
     """Catches a benchmark that quietly measures smaller pools, or one repetition."""
-    defaults = bench.allocator.__kwdefaults__
-    assert bench.SIZES == (1_000, 30_000, 1_000_000) and bench.allocator.__defaults__ == (bench.SIZES,)
-    assert defaults["num_running"] == 64 and defaults["repetitions"] >= 5 and bench.BLOCK_SIZE == 16
+    defaults = allocator.measure.__kwdefaults__
+    assert allocator.SIZES == (1_000, 30_000, 1_000_000) and allocator.measure.__defaults__ == (allocator.SIZES,)
+    assert defaults["num_running"] == 64 and defaults["repetitions"] >= 5 and allocator.BLOCK_SIZE == 16
 
 
 def test_summary_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +181,8 @@ def test_summary_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
     def scripted(work: Any, pool: BlockPool, *arguments: Any) -> float:
         return times[pool.num_blocks, arguments[-1], work.__name__].pop(0)
 
-    monkeypatch.setattr(bench, "_nanoseconds", scripted)
-    report = bench.allocator([100, 200], num_running=1, repetitions=3)
+    monkeypatch.setattr(allocator, "nanoseconds", scripted)
+    report = allocator.measure([100, 200], num_running=1, repetitions=3)
     first, second = report["pools"]
     assert first["same_load"] == {
         "block_operations_per_second": 5e6,
@@ -204,14 +205,15 @@ def test_summary_of_known_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nanoseconds_are_cpu_time_per_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a clock that counts other processes' turns, and a time that is not divided by the work."""
+    assert timing.clock is time.process_time_ns
     ticks = iter([1_000, 3_000])
-    monkeypatch.setattr(bench.time, "process_time_ns", lambda: next(ticks))
-    assert bench._nanoseconds(lambda number: number, 8) == 250
+    monkeypatch.setattr(timing, "clock", lambda: next(ticks))
+    assert timing.nanoseconds(lambda number: number, 8) == 250
 
 
 def test_report_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches fields that are missing, values that JSON cannot take, and lines too wide for a terminal."""
-    report = bench.allocator([1_000, 1_200], num_steps=20, num_calls=10, repetitions=2)
+    report = allocator.measure([1_000, 1_200], num_steps=20, num_calls=10, repetitions=2)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert [pool["num_blocks"] for pool in report["pools"]] == [1_000, 1_200]
     settings = ("block_size", "blocks_per_call", "num_running", "num_steps", "num_calls", "repetitions")
@@ -224,7 +226,7 @@ def test_report_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
                 assert 0 < low <= row[name] <= high
     medians = [pool["same_load"]["append_ns"] for pool in report["pools"]]
     assert report["flat"] == max(medians) / min(medians) and report["append_us"] == max(medians) / 1000
-    text = bench.describe(report)
+    text = allocator.describe(report)
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("     1,000  ") == text.count("     1,200  ") == 2
     for row in (pool[way] for pool in report["pools"] for way in WAYS):
@@ -239,14 +241,14 @@ def test_garbage_collection_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*_: Any) -> int:
         raise RuntimeError("stop")
 
-    monkeypatch.setattr(bench, "serve", fail)
+    monkeypatch.setattr(allocator, "serve", fail)
     with pytest.raises(RuntimeError, match="stop"):
-        bench.allocator([100], num_running=1, repetitions=2)
+        allocator.measure([100], num_running=1, repetitions=2)
     assert gc.isenabled()
     gc.disable()
     try:
         with pytest.raises(RuntimeError, match="stop"):
-            bench.allocator([100], num_running=1, repetitions=2)
+            allocator.measure([100], num_running=1, repetitions=2)
         assert not gc.isenabled()
     finally:
         gc.enable()
@@ -269,9 +271,9 @@ def test_garbage_collection_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None
 def test_bad_settings_are_refused(sizes: list[int], options: dict[str, int], message: str) -> None:
     """Catches a division by nothing, and a load that the smallest pool would refuse half-way."""
     with pytest.raises(ValueError, match=message):
-        bench.allocator(sizes, **options)
+        allocator.measure(sizes, **options)
 
 
 def test_smallest_pool_allowed_is_enough() -> None:
     """Catches a limit that is off by one."""
-    assert bench.allocator([961], num_steps=300, num_calls=1, repetitions=2)["pools"][0]["num_blocks"] == 961
+    assert allocator.measure([961], num_steps=300, num_calls=1, repetitions=2)["pools"][0]["num_blocks"] == 961

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from pagedattn_lab import bench, cli, waste
+from pagedattn_lab import cli, waste
+from pagedattn_lab.bench import allocator, prefix
 from pagedattn_lab.cli import main
 from pagedattn_lab.kv_shape import KVShape
+from pagedattn_lab.workloads import WORKLOADS, load_trace
 
 SMOLLM2 = KVShape(30, 3, 64, "float32")
 README = Path(__file__).parent.parent / "README.md"
@@ -117,7 +119,7 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
         (["waste", "--workload", "azure-code", "--model-len", "2"], 1, "all 10,000 requests are refused"),
         (["waste", "--rate", "1e-308"], 1, "arrives at inf s"),
         (["waste", "--rate", "3e-304"], 1, "give a higher --rate"),
-        (["bench"], 2, "required: {allocator}"),
+        (["bench"], 2, "required: {allocator,prefix}"),
         (["bench", "engine"], 2, "invalid choice"),
         (["generate", "x", "--model", "/no/such/folder"], 1, "there is no folder '/no/such/folder'"),
         (["generate", "x", "--max-tokens", "9000"], 1, "exceed the model's 8192"),
@@ -289,7 +291,7 @@ def test_waste_serves_a_trace(
     path = tmp_path / name
     path.write_text(text)
     loads = []
-    monkeypatch.setattr(cli, "load_trace", lambda path, load=cli.load_trace: loads.append(path) or load(path))
+    monkeypatch.setattr(cli.waste, "load_trace", lambda path, load=load_trace: loads.append(path) or load(path))
     report, said = waste_report(capsys, "--workload", str(path))
     assert loads == [str(path)]
     assert (report["workload"], report["arrivals"], report["rate"]) == (str(path), "trace", None)
@@ -357,13 +359,13 @@ def test_help_is_printed_and_names_every_workload(capsys: pytest.CaptureFixture[
         printed = capsys.readouterr().out
         assert stop.value.code == 0 and printed.startswith("usage: python -m pagedattn_lab " + " ".join(command))
         if command == ["waste"]:
-            assert all(name in printed for name in cli.WORKLOADS)
+            assert all(name in printed for name in WORKLOADS)
 
 
 def test_bench_allocator(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a command that measures something else than the library does, or mixes JSON with other output."""
-    quick = partial(bench.allocator, [1_000, 1_500], num_steps=5, num_calls=5, repetitions=2)
-    monkeypatch.setattr(bench, "allocator", quick)
+    quick = partial(allocator.measure, [1_000, 1_500], num_steps=5, num_calls=5, repetitions=2)
+    monkeypatch.setattr(allocator, "measure", quick)
     assert main(["bench", "allocator", "--json"]) == 0
     report = strictly(capsys.readouterr().out)
     assert [pool["num_blocks"] for pool in report["pools"]] == [1_000, 1_500]

@@ -15,7 +15,8 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "kv_shape", "block_pool", "block_table", "strip", "contiguous", "paged", "workloads", "roofline", "simulate",
-    "waste", "prefix_cache", "radix_tree", "kv_manager", "sharing", "conversations", "hits", "bench", "frame", "trace",
+    "waste", "prefix_cache", "radix_tree", "kv_manager", "sharing", "conversations", "hits", "bench.allocator",
+    "bench.prefix", "frame", "trace",
 )  # fmt: skip
 
 
@@ -39,11 +40,13 @@ def test_import_time() -> None:
 
 ORDER = [
     "kv_shape", "block_pool", "block_table", "strip", "contiguous", "paged", "workloads", "roofline", "simulate",
-    "waste", "prefix_cache", "radix_tree", "kv_manager", "sharing", "conversations", "hits", "bench", "kv_cache",
+    "waste", "prefix_cache", "radix_tree", "kv_manager", "sharing", "conversations", "hits", "bench", "bench.timing",
+    "bench.allocator", "bench.prefix", "kv_cache",
     "attention.launch", "attention.reference", "attention.triton_decode", "attention",
     "models", "model_runner", "decoding", "frame", "trace", "viz", "viz.sentence", "viz.figures", "viz.shares",
     "viz.board", "viz.strips",
-    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli", "__main__",
+    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
 ]  # fmt: skip
 
 

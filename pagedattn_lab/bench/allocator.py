@@ -1,20 +1,13 @@
-"""What memory management costs: block operations, and tokens appended, in pools of very different size (chapter 03).
-
-Time is the process's CPU time with garbage collection off. On a machine that does other things too, wall-clock time
-would count their turns; and a full collection walks every object there is, so that a pool of a million blocks would be
-charged for Python's habits. A server has the same problem, and answers it with ``gc.freeze`` once its pool stands.
-"""
+"""What memory management costs: block operations, and tokens appended, in pools of very different size (chapter 03)."""
 
 from __future__ import annotations
 
-import gc
 import random
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
-from statistics import median, quantiles
 from typing import Any
 
+from pagedattn_lab.bench.timing import CLOCK, check_rising, nanoseconds, no_collection, summary, turns
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
 
@@ -44,7 +37,7 @@ def operate(pool: BlockPool, num_calls: int, in_turn: bool) -> int:
     Args:
         pool: where they come from.
         num_calls: how often.
-        in_turn: blocks return to the tail of the free queue, not to its head; see :func:`allocator`.
+        in_turn: blocks return to the tail of the free queue, not to its head; see :func:`measure`.
 
     Returns:
         How many blocks were handed out and how many taken back, both together.
@@ -121,7 +114,7 @@ def _shuffle(pool: BlockPool) -> None:
     pool.free_blocks(blocks)
 
 
-def allocator(
+def measure(
     sizes: Sequence[int] = SIZES,
     *,
     num_running: int = 64,
@@ -160,24 +153,21 @@ def allocator(
             another number below 1.
 
     Example:
-        >>> report = allocator([1_000, 2_000], num_steps=5, num_calls=5, repetitions=2)
+        >>> report = measure([1_000, 2_000], num_steps=5, num_calls=5, repetitions=2)
         >>> [pool["num_blocks"] for pool in report["pools"]], report["append_us"] > 0
         ([1000, 2000], True)
     """
     from tqdm import tqdm
 
-    if min(num_running, num_steps, num_calls) < 1 or repetitions < 2:
-        raise ValueError("give at least 1 request, step and call, and at least 2 repetitions")
-    if not sizes or list(sizes) != sorted(set(sizes)):
-        raise ValueError(f"sizes {list(sizes)}: give at least one, in ascending order")
+    if min(num_running, num_steps, num_calls) < 1:
+        raise ValueError("give at least 1 request, step and call")
+    check_rising("sizes", sizes, repetitions)
     most = max(BLOCKS_PER_CALL, num_running * -(-(LONGEST_PROMPT + LONGEST_OUTPUT) // BLOCK_SIZE))
     if sizes[0] <= most:
         raise ValueError(f"a pool of {sizes[0]} blocks may be too small for {num_running} requests: give {most + 1}")
 
     measured: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with no_collection():
         pools = {size: BlockPool(size, BLOCK_SIZE) for size in sizes}
         num_runs, disable = 2 * repetitions * len(sizes), None if progress is None else not progress
         with tqdm(total=num_runs, unit=" runs", delay=2, leave=False, disable=disable) as bar:
@@ -187,16 +177,12 @@ def allocator(
                 for size in sizes if in_turn else ():
                     _shuffle(pools[size])
                 for repetition in range(repetitions):
-                    first = repetition % len(sizes)
-                    for size in (*sizes[first:], *sizes[:first]):
+                    for size in turns(sizes, repetition):
                         pool = pools[size]
-                        operation = _nanoseconds(operate, pool, num_calls, in_turn)
-                        append = _nanoseconds(serve, pool, num_running, num_steps, in_turn)
+                        operation = nanoseconds(operate, pool, num_calls, in_turn)
+                        append = nanoseconds(serve, pool, num_running, num_steps, in_turn)
                         results[size].append((operation, append))
                         bar.update()
-    finally:
-        if collecting:
-            gc.enable()
 
     report: dict[str, Any] = {
         "block_size": BLOCK_SIZE,
@@ -205,7 +191,7 @@ def allocator(
         "num_steps": num_steps,
         "num_calls": num_calls,
         "repetitions": repetitions,
-        "clock": "CPU time of the process, garbage collection off",
+        "clock": CLOCK,
         "pools": [
             {"num_blocks": size, **{way: _summary(of[size], of[sizes[0]]) for way, of in measured.items()}}
             for size in sizes
@@ -218,35 +204,27 @@ def allocator(
     return report
 
 
-def _nanoseconds(work: Callable[..., int], *arguments: Any) -> float:
-    """CPU time per unit of what ``work`` says that it did."""
-    start = time.process_time_ns()
-    done = work(*arguments)
-    return (time.process_time_ns() - start) / done
-
-
 def _summary(runs: list[tuple[float, float]], smallest: list[tuple[float, float]]) -> dict[str, Any]:
     """Medians and quartiles of one size's repetitions, and of their ratios to the smallest size's."""
     operations, appends = zip(*runs, strict=True)
     first_operations, first_appends = zip(*smallest, strict=True)
-    summary: dict[str, Any] = {}
-    for name, values in {
-        "block_operations_per_second": [1e9 / nanoseconds for nanoseconds in operations],
-        "block_operation_time_ratio": [mine / first for mine, first in zip(operations, first_operations, strict=True)],
-        "append_ns": list(appends),
-        "append_time_ratio": [mine / first for mine, first in zip(appends, first_appends, strict=True)],
-    }.items():
-        low, _, high = quantiles(values, n=4, method="inclusive")
-        summary[name] = median(values)
-        summary[f"{name}_quartiles"] = [low, high]
-    return summary
+    return summary(
+        {
+            "block_operations_per_second": [1e9 / duration for duration in operations],
+            "block_operation_time_ratio": [
+                mine / first for mine, first in zip(operations, first_operations, strict=True)
+            ],
+            "append_ns": appends,
+            "append_time_ratio": [mine / first for mine, first in zip(appends, first_appends, strict=True)],
+        }
+    )
 
 
 def describe(report: Mapping[str, Any]) -> str:
-    """Write down what :func:`allocator` measured.
+    """Write down what :func:`measure` measured.
 
     Example:
-        >>> report = allocator([1_000], num_steps=5, num_calls=5, repetitions=2)
+        >>> report = measure([1_000], num_steps=5, num_calls=5, repetitions=2)
         >>> print(describe(report).splitlines()[0])
         Blocks of 16 tokens, 64 running requests. CPU time of the process, garbage collection off.
     """

@@ -1,0 +1,55 @@
+"""The command line: ``python -m pagedattn_lab {doctor, generate, waste, hits, bench}``, a module for each command.
+
+Results go to standard output, messages to standard error. Exit status: 0, 1 (it could not), 2 (wrong usage).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pagedattn_lab.cli import bench, doctor, generate, hits, waste
+
+COMMANDS = {"doctor": doctor, "generate": generate, "waste": waste, "hits": hits, "bench": bench}
+"""Each module adds its command to a parser with ``add``."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and leave with status 2."""
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit status."""
+    arguments = _parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal without UTF-8 gets escapes rather than an error half-way
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of a pipe has seen enough; nothing more can be written to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:  # a command line answers with a sentence; a traceback is for the library's callers
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"pagedattn_lab {arguments.command}: {message}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m pagedattn_lab", description="Paged attention on this machine.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
+    for command in COMMANDS.values():
+        command.add(commands)
+    return parser

@@ -1,0 +1,123 @@
+"""What an argument may be: each function reads one, or says in a sentence what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+UNITS = {"": 2**30, "gib": 2**30, "mib": 2**20, "gb": 10**9, "mb": 10**6}
+"""Bytes per unit of a :func:`size`."""
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Let a command answer in JSON: every one does."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def text(argument: str) -> str:
+    """Any text that is not empty."""
+    if not argument.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("it is not valid UTF-8") from None
+    return argument
+
+
+def text_of_file(argument: str) -> str:
+    """The name of a file; gives the text in it."""
+    try:
+        content = Path(argument).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{argument!r} cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not a file of valid UTF-8") from None
+    if not content.strip():
+        raise argparse.ArgumentTypeError(f"{argument!r} is empty")
+    return content
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Whole numbers from ``least`` on."""
+
+    def whole_number(argument: str) -> int:
+        try:
+            number = int(argument)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{argument!r} is not a whole number of at least {least}")
+        return number
+
+    return whole_number
+
+
+positive = at_least(1)
+"""Whole numbers from 1 on."""
+
+
+def blocks(argument: str) -> int | None:
+    """A number of blocks; ``unlimited`` gives ``None``."""
+    if argument == "unlimited":
+        return None
+    try:
+        return positive(argument)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor unlimited") from None
+
+
+def finite(argument: str) -> float:
+    """A number that is neither infinite nor none."""
+    try:
+        number = float(argument)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{argument!r} is not a finite number")
+    return number
+
+
+def temperature(argument: str) -> float:
+    """A finite number of at least 0."""
+    number = finite(argument)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{argument!r} is below 0")
+    return number
+
+
+def size(argument: str) -> int:
+    """A number of bytes with its unit; without one it means GiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) ?([a-z]*)", argument.strip().lower(), flags=re.ASCII)
+    num_bytes = int(Fraction(match[1]) * UNITS[match[2]]) if match and match[2] in UNITS else 0
+    if not num_bytes:
+        raise argparse.ArgumentTypeError(
+            f"{argument!r} is not a size above 0: write 12GiB, 500MiB, 12GB or 500MB; a plain number means GiB"
+        )
+    return num_bytes
+
+
+def rate(argument: str) -> float:
+    """A number above 0, or infinity."""
+    try:
+        number = float(argument)
+    except ValueError:
+        number = math.nan
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{argument!r} is neither a number above 0 nor inf")
+    return number
+
+
+def name_or_file(names: Iterable[str]) -> Callable[[str], str]:
+    """One of ``names``, or else the name of a file that exists."""
+
+    def known(argument: str) -> str:
+        if argument not in names and not Path(argument).is_file():
+            raise argparse.ArgumentTypeError(f"{argument!r} is neither a file nor one of {', '.join(names)}")
+        return argument
+
+    return known

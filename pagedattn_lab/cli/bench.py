@@ -1,0 +1,43 @@
+"""``bench``: what memory management costs on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from pagedattn_lab.bench import allocator, prefix
+from pagedattn_lab.cli.arguments import add_json
+
+
+def add(commands: Any) -> None:
+    """Add the command, with a command of its own for each benchmark."""
+    benchmarks = commands.add_parser("bench", help="measure this machine").add_subparsers(
+        dest="benchmark", required=True, metavar="{allocator,prefix}"
+    )
+    for name, benchmark, help_, description in (
+        (
+            "allocator",
+            allocator,
+            "what memory management costs",
+            "Measure what a block operation and an appended token cost in pools of 1,000, 30,000 and 1,000,000 "
+            "blocks. It takes some 10 seconds.",
+        ),
+        (
+            "prefix",
+            prefix,
+            "what a prefix cache costs",
+            "Measure what it costs to look a prompt up and to find blocks for it, for prompts of 1,024 to 131,072 "
+            "tokens, cached and not, by hash and with a radix tree. It takes some 15 seconds.",
+        ),
+    ):
+        parser = benchmarks.add_parser(name, help=help_, description=description)
+        add_json(parser)
+        parser.set_defaults(run=run, module=benchmark)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, and print what was measured."""
+    report = arguments.module.measure()
+    print(json.dumps(report, indent=1) if arguments.json else arguments.module.describe(report))
+    return 0

@@ -1,0 +1,267 @@
+"""``generate``: one answer to a prompt, or several that share their blocks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pagedattn_lab.cli.arguments import add_json, at_least, finite, positive, temperature, text, text_of_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pagedattn_lab.block_table import BlockTable
+    from pagedattn_lab.decoding import Decoded
+    from pagedattn_lab.model_runner import ModelRunner
+
+EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
+"""``early_stopping`` of :func:`pagedattn_lab.decoding.beam_search` by what the command line calls it."""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "generate",
+        help="answer a prompt through the paged cache",
+        description="Answer a prompt through the paged cache. By default the most likely token is taken at every step. "
+        "With options for several outputs, page tables share blocks, and the command says how many: most that were "
+        "shared at once, all that were copied before a write, and most that were saved at once, since every output "
+        "(and the request that computed a shared prefix) would have needed its own.",
+    )
+    parser.add_argument("prompt", type=text)
+    parser.add_argument("--model", type=text, help="a Hugging Face id or a folder (default: the book's model)")
+    parser.add_argument("--max-tokens", type=positive, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument("--attention", choices=("auto", "reference", "triton"), default="auto")
+    parser.add_argument(
+        "--block-size", type=positive, default=16, metavar="N", help="tokens per block (default: %(default)s)"
+    )
+    sharing = parser.add_argument_group("several outputs")
+    sharing.add_argument(
+        "--n",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="draw N outputs by chance; with --beams, print the best N (default: %(default)s)",
+    )
+    sharing.add_argument(
+        "--temperature",
+        type=temperature,
+        metavar="T",
+        help="below 1, likely tokens become likelier; 0 always takes the likeliest (default: 1; of a single output, 0)",
+    )
+    sharing.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="of outputs drawn by chance (default: %(default)s)"
+    )
+    sharing.add_argument("--beams", type=positive, metavar="K", help="beam search: keep the K most likely outputs")
+    sharing.add_argument(
+        "--length-penalty",
+        type=finite,
+        metavar="P",
+        help="of beams: scores are divided by length to the power of P (default: 1)",
+    )
+    sharing.add_argument(
+        "--early-stopping",
+        choices=tuple(EARLY_STOPPING),
+        help="of beams: end with the K-th finished output (yes), or go on while a running one could still be better, "
+        "judged at its present length (no, the default) or at its best one (never)",
+    )
+    sharing.add_argument(
+        "--shared-prefix",
+        type=text_of_file,
+        metavar="FILE",
+        help="a text that another request has computed before: the prompt finds its full blocks in the cache. It is "
+        "the chat template's system message, or stands in front if the model has no template",
+    )
+    add_json(parser)
+    parser.set_defaults(run=run, refuse=parser.error)
+
+
+@dataclass
+class _Usage:
+    """Blocks when most of them were in use: how many, and their slots that held no token."""
+
+    blocks_used: int
+    empty_slots: int
+
+    def observe(self, tables: Sequence[BlockTable], *_: Any) -> None:
+        num_blocks = len({block for table in tables for block in table.blocks})
+        if num_blocks >= self.blocks_used:
+            self.blocks_used = num_blocks
+            self.empty_slots = sum({table.blocks[-1]: table.num_empty_slots for table in tables}.values())
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generate, and print outputs and what they did with their blocks."""
+    _refuse_contradictions(arguments)
+    from pagedattn_lab import models
+    from pagedattn_lab.model_runner import ModelRunner
+
+    name, system, block_size = arguments.model or models.DEFAULT, arguments.shared_prefix, arguments.block_size
+    model, tokenizer = models.load(name)
+    prompt = models.encode_prompt(tokenizer, arguments.prompt, system)
+    prefix = [] if system is None else models.encode_prefix(tokenizer, system)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest and len(prompt) + arguments.max_tokens > longest:
+        raise ValueError(
+            f"{len(prompt)} prompt tokens and {arguments.max_tokens} more exceed the model's {longest}: "
+            f"shorten the prompt{' or the shared prefix' if prefix else ''} or lower --max-tokens"
+        )
+    num_blocks = _num_blocks(len(prefix), len(prompt), arguments.max_tokens, arguments.beams or arguments.n, block_size)
+    runner = ModelRunner(model, num_blocks, block_size, arguments.attention)
+    stop_token_ids = models.stop_token_ids(model, tokenizer)
+    usage = _Usage(-(-len(prompt) // block_size), -len(prompt) % block_size)
+
+    is_plain = arguments.n == 1 and system is None and arguments.beams is None and arguments.temperature is None
+    if is_plain and not arguments.json:
+        num_new = _stream(runner, tokenizer, prompt, arguments.max_tokens, stop_token_ids, usage)
+        print(f"\n{_account(len(prompt), f'{num_new} new', usage, runner)}")
+        return 0
+
+    table = _begin(runner, prefix, prompt)
+    hit_blocks, hit_tokens = len(table.blocks), table.num_tokens
+    decoded = _decode(arguments, runner, table, prompt, stop_token_ids, usage)
+    outputs = [
+        {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens, "score": score}
+        for tokens, score in zip(decoded.sequences[: arguments.n], decoded.scores, strict=False)
+    ]
+    num_slots = usage.blocks_used * block_size
+    report = {
+        "text": outputs[0]["text"],
+        "model": name,
+        "prompt_tokens": len(prompt),
+        "output_tokens": sum(len(output["tokens"]) for output in outputs),
+        "block_size": block_size,
+        "blocks_used": usage.blocks_used,
+        "cached_tokens": num_slots - usage.empty_slots,
+        "empty_slots": usage.empty_slots,
+        "bytes": usage.blocks_used * runner.cache.shape.bytes_per_block(block_size),
+        "waste": usage.empty_slots / num_slots,
+        # The request that computed the prefix is one of those who share its blocks, though it has ended.
+        "blocks_shared": max(decoded.sharing.most_shared, hit_blocks),
+        "blocks_copied": decoded.sharing.copied,
+        "blocks_saved": decoded.sharing.most_saved + hit_blocks,
+        "prefix_hit_tokens": hit_tokens,
+        "outputs": outputs,
+    }
+    if arguments.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+        return 0
+    for number, output in enumerate(outputs, 1):
+        if len(outputs) > 1:
+            print(("\n" if number > 1 else "") + f"[{number}] score {output['score']:.2f}")
+        print(output["text"])
+    new = f"{report['output_tokens']} new" + (f" in {len(outputs)} outputs" if len(outputs) > 1 else "")
+    print(f"\n{_account(len(prompt), new, usage, runner)}")
+    if system is not None:
+        print(f"{hit_tokens} prompt tokens found in the cache, in full blocks of a shared prefix of {len(prefix)}")
+    print("{blocks_shared} blocks shared, {blocks_copied} copied, {blocks_saved} saved".format_map(report))
+    return 0
+
+
+def _refuse_contradictions(arguments: argparse.Namespace) -> None:
+    if arguments.beams is None:
+        for option in ("length_penalty", "early_stopping"):
+            if getattr(arguments, option) is not None:
+                arguments.refuse(f"--{option.replace('_', '-')} is for beam search: give --beams too")
+    elif arguments.temperature is not None:
+        arguments.refuse("--beams leaves nothing to chance, so --temperature means nothing: give one of the two")
+    elif arguments.n > arguments.beams:
+        arguments.refuse(f"--n {arguments.n} exceeds --beams {arguments.beams}: raise --beams or lower --n")
+
+
+def _num_blocks(prefix_len: int, prompt_len: int, max_tokens: int, width: int, block_size: int) -> int:
+    """Blocks that are enough: the null block, the prompt's full ones, and for each output all others, copies too.
+
+    The last token of an output needs no slot. The prefix is computed before, and gives its blocks back.
+    """
+    full = prompt_len // block_size
+    others = -(-(prompt_len + max_tokens - 1) // block_size) - full
+    return 1 + max(-(-prefix_len // block_size), full + width * others)
+
+
+def _stream(
+    runner: ModelRunner,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    max_tokens: int,
+    stop_token_ids: Collection[int],
+    usage: _Usage,
+) -> int:
+    """Print the likeliest tokens as they come; give their number."""
+    from pagedattn_lab.model_runner import generate_greedily
+
+    output: list[int] = []
+    printed = ""
+
+    def on_token(_: int, token: int, table: BlockTable) -> None:
+        nonlocal printed
+        output.append(token)
+        usage.observe([table])
+        text = tokenizer.decode(output, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # half a character: wait for the rest
+            print(text[len(printed) :], end="", flush=True)
+            printed = text
+
+    generate_greedily(runner, runner.new_pool(), [prompt], max_tokens, stop_token_ids, on_token)
+    print(tokenizer.decode(output, skip_special_tokens=True)[len(printed) :])
+    return len(output)
+
+
+def _begin(runner: ModelRunner, prefix: Sequence[int], prompt: Sequence[int]) -> BlockTable:
+    """Let one request compute the prefix, if there is one, and another find in the cache what is the prompt's too."""
+    from pagedattn_lab.block_table import BlockTable
+    from pagedattn_lab.decoding import generate_cached
+    from pagedattn_lab.kv_manager import KVCacheManager
+    from pagedattn_lab.prefix_cache import Request
+
+    manager = KVCacheManager(runner.cache.num_blocks, runner.cache.block_size)
+    if prefix:
+        generate_cached(runner, manager, [Request("prefix", prefix)], max_tokens=1)
+    table = BlockTable(manager.block_pool)
+    table.adopt(manager.get_computed_blocks(Request("prompt", prompt))[0])
+    return table
+
+
+def _decode(
+    arguments: argparse.Namespace,
+    runner: ModelRunner,
+    table: BlockTable,
+    prompt: Sequence[int],
+    stop_token_ids: Collection[int],
+    usage: _Usage,
+) -> Decoded:
+    """Search with beams, or draw outputs by chance; a single one is the likeliest unless a temperature was given."""
+    from pagedattn_lab.decoding import beam_search, sample
+
+    common = {"stop_token_ids": stop_token_ids, "on_step": usage.observe}
+    if arguments.beams is not None:
+        return beam_search(
+            runner,
+            table,
+            prompt,
+            arguments.beams,
+            arguments.max_tokens,
+            length_penalty=1.0 if arguments.length_penalty is None else arguments.length_penalty,
+            early_stopping=EARLY_STOPPING[arguments.early_stopping or "no"],
+            **common,
+        )
+    degrees = arguments.temperature
+    if degrees is None:
+        degrees = 0.0 if arguments.n == 1 else 1.0
+    return sample(
+        runner, table, prompt, arguments.n, arguments.max_tokens, temperature=degrees, seed=arguments.seed, **common
+    )
+
+
+def _account(num_prompt_tokens: int, new: str, usage: _Usage, runner: ModelRunner) -> str:
+    """One line on the tokens and the memory that holds them."""
+    block_size = runner.cache.block_size
+    num_slots = usage.blocks_used * block_size
+    return (
+        f"{num_prompt_tokens} prompt tokens, {new}; {num_slots - usage.empty_slots} cached in {usage.blocks_used} "
+        f"blocks of {block_size}: {usage.blocks_used * runner.cache.shape.bytes_per_block(block_size):,} bytes, "
+        f"{usage.empty_slots / num_slots:.1%} of them empty slots"
+    )
