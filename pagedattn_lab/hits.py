@@ -180,7 +180,8 @@ def measure(
         seed: of ``"random"``.
 
     Raises:
-        ValueError: a request without one id for each of its blocks, counted from 1, or what :class:`BlockCache` refuses.
+        ValueError: a request without one id for each of its blocks, or what :class:`BlockCache` refuses. Requests count
+            from 1.
 
     Example:
         >>> from itertools import islice

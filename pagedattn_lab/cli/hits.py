@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
         _print(report)
     if hits.refused:
         print(
-            f"pagedattn_lab hits: refused {hits.refused:,} of {_count(hits.num_requests, 'request')}, with prompts of more "
-            f"than {_count(hits.num_blocks, 'block')}: raise --blocks to serve them",
+            f"pagedattn_lab hits: refused {hits.refused:,} of {_count(hits.num_requests, 'request')}, with prompts of "
+            f"more than {_count(hits.num_blocks, 'block')}: raise --blocks to serve them",
             file=sys.stderr,
         )
     return 0
@@ -113,16 +113,15 @@ def _print(report: Mapping[str, Any]) -> None:
         "trace": f"{Path(report['trace']).name}, {_count(report['num_requests'], 'request')}",
         "cache": "unlimited" if num_blocks is None else _count(num_blocks, "block"),
         "block size": _count(report["block_size"], "token"),
-        "prompt tokens": f"{report['prompt_tokens']:>15,}",
-        "found": f"{report['hit_tokens']:>15,}",
-        "hit rate": f"{report['hit_rate']:>15.1%}",
-        "most cached": f"{report['most_cached']:>15,} blocks",
-        "evicted": f"{report['evictions']:>15,} blocks",
+        **({} if num_blocks is None else {"policy": f"{policy}: {POLICIES[policy]}"}),
+        "tokens in prompts": f"{report['prompt_tokens']:>13,}",
+        "tokens found": f"{report['hit_tokens']:>13,}",
+        "hit rate": f"{report['hit_rate']:>13.1%}",
+        "most blocks cached": f"{report['most_cached']:>13,}",
+        "blocks evicted": f"{report['evictions']:>13,}",
     }
-    if num_blocks is not None:
-        rows["cache"] += f", evicted {POLICIES[policy]} ({policy})"
     for key, value in rows.items():
-        print(f"{key:<15}{value}")
+        print(f"{key:<20}{value}")
 
 
 def _count(number: int, what: str) -> str:
