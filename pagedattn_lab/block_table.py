@@ -138,6 +138,9 @@ class BlockTable:
     def fork(self, name: str | None = None) -> BlockTable:
         """Make a second table of the same tokens: it shares every block, and no block is copied.
 
+        Neither table may grow before the keys and values of their common tokens have been written: a step carries out
+        its copies first, and would copy a block without them.
+
         Raises:
             ValueError: this table waits for a copy; take it with :func:`take_copies` and carry it out first, since
                 its last block does not hold its tokens yet.
@@ -164,7 +167,7 @@ class BlockTable:
         child = BlockTable(self.pool, name)
         self.pool.touch(self.blocks)
         child.blocks, child.num_tokens = list(self.blocks), self.num_tokens
-        if self.pool.observer is not None:
+        if self.pool.observer is not None and child.blocks:
             self.pool.observer("fork", child.blocks, child)
         return child
 

@@ -6,6 +6,7 @@ Source: Kwon et al. 2023, section 4.4. Beam search chooses as transformers' ``ge
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -73,7 +74,8 @@ def sample(
 
     Raises:
         NoFreeBlocksError: the pool is short.
-        ValueError: no prompt, numbers below 1, a negative temperature, or a table that does not fit.
+        ValueError: no prompt, numbers below 1, a temperature that is negative or not finite, or a table that does not
+            fit.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -86,16 +88,16 @@ def sample(
         ([4, 4, 4], 2, 0)
     """
     _check(runner, table, prompt, max_tokens)
-    if n < 1 or temperature < 0:
+    if n < 1 or not 0 <= temperature < math.inf:
         raise ValueError(
-            f"n is {n} and temperature {temperature}: give at least 1 output and a temperature of 0 or more"
+            f"n is {n} and temperature {temperature}: give at least 1 output and a finite temperature of 0 or more"
         )
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(n)]
     outputs = [_Output([], 0.0)] * n
     sharing = Sharing()
     tables = [table]
     try:
-        logits = _prefill(runner, table, prompt).expand(n, -1)
+        logits = _prefill(runner, table, prompt, sharing).expand(n, -1)
         running, parents = list(range(n)), [0] * n
         while True:
             log_probs = logits.float().log_softmax(-1).cpu()
@@ -115,7 +117,7 @@ def sample(
             logits = _step(runner, tables, [outputs[index].tokens[-1] for index in running], sharing, on_step, parents)
             parents = list(range(len(running)))
     finally:
-        for each in (table, *tables):
+        for each in tables:
             each.release()
     return Decoded([output.tokens for output in outputs], [output.score for output in outputs], sharing)
 
@@ -170,14 +172,14 @@ def beam_search(
     _check(runner, table, prompt, max_tokens)
     if num_beams < 1:
         raise ValueError(f"num_beams is {num_beams}: keep at least 1 sequence")
-    if early_stopping not in (True, False, "never"):
+    if not isinstance(early_stopping, bool) and early_stopping != "never":
         raise ValueError(f"early_stopping is {early_stopping!r}: use True, False or 'never'")
     num_candidates = max(2, 1 + len(stop_token_ids)) * num_beams  # enough to go on if every beam could end
     beams, finished = [_Output([], 0.0)], []
     sharing = Sharing()
     tables = [table]
     try:
-        logits = _prefill(runner, table, prompt)[None]
+        logits = _prefill(runner, table, prompt, sharing)
         for length in range(1, max_tokens + 1):
             scores = torch.tensor([beam.score for beam in beams], device=logits.device)
             totals = (logits.float().log_softmax(-1) + scores[:, None]).flatten()
@@ -201,7 +203,7 @@ def beam_search(
             beams, tables = children, reorder(tables, parents)
             logits = _step(runner, tables, [beam.tokens[-1] for beam in beams], sharing, on_step, parents)
     finally:
-        for each in (table, *tables):
+        for each in tables:
             each.release()
     return Decoded([output.tokens for output in finished], [output.score for output in finished], sharing)
 
@@ -230,7 +232,8 @@ def generate_cached(
 
     Raises:
         NoFreeBlocksError: blocks ran out.
-        ValueError: ``max_tokens`` below 1, or a pool whose blocks are not those of the cache.
+        ValueError: ``max_tokens`` below 1, a pool whose blocks are not those of the cache, one id given to two
+            requests, or a request that holds blocks already.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -246,7 +249,12 @@ def generate_cached(
     runner.check_pool(manager.block_pool)
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}: ask for at least 1")
-    starts = [request.num_tokens for request in requests]
+    starts = {request.request_id: request.num_tokens for request in requests}
+    if len(starts) < len(requests) or not starts.keys().isdisjoint(manager.tables):
+        raise ValueError(
+            f"requests {[request.request_id for request in requests]} and those that hold blocks already, "
+            f"{list(manager.tables)}, share an id: give every request its own"
+        )
     running = list(requests)
     try:
         while running:
@@ -255,22 +263,25 @@ def generate_cached(
             tables = [manager.tables[request.request_id] for request in running]
             query_lens = [request.num_tokens - request.num_computed_tokens for request in running]
             token_ids = [token for request in running for token in request.token_ids[request.num_computed_tokens :]]
+            _copy(runner, tables)
             logits = runner.execute(token_ids, attention_metadata(tables, query_lens, runner.model.device))
             stay = []
             for request, token in zip(running, logits.argmax(-1).tolist(), strict=True):
                 request.num_computed_tokens = request.num_tokens
                 request.append_token(token)
-                start = starts[requests.index(request)]
-                if token in stop_token_ids or request.num_tokens == start + max_tokens:
+                if token in stop_token_ids or request.num_tokens == starts[request.request_id] + max_tokens:
                     manager.free(request)
+                    request.num_computed_tokens = 0
                 else:
                     stay.append(request)
             running = stay
     finally:
-        for request in running:
+        for request in running:  # something failed: what the step was to write is not there
+            first = request.num_computed_tokens // manager.block_pool.block_size
+            manager.evict_blocks(manager.block_ids(request.request_id)[first:])
             manager.free(request)
             request.num_computed_tokens = 0
-    return [request.token_ids[start:] for request, start in zip(requests, starts, strict=True)]
+    return [request.token_ids[starts[request.request_id] :] for request in requests]
 
 
 def _allocate(manager: KVCacheManager, request: Request) -> None:
@@ -297,11 +308,12 @@ def _check(runner: ModelRunner, table: BlockTable, prompt: Sequence[int], max_to
         raise ValueError(f"max_tokens is {max_tokens}: ask for at least 1")
 
 
-def _prefill(runner: ModelRunner, table: BlockTable, prompt: Sequence[int]) -> torch.Tensor:
-    """Compute the tokens of a prompt that the table does not hold yet; give the ``[vocab_size]`` logits after it."""
+def _prefill(runner: ModelRunner, table: BlockTable, prompt: Sequence[int], sharing: Sharing) -> torch.Tensor:
+    """Compute the tokens of a prompt that the table does not hold yet; give the ``[1, vocab_size]`` logits after it."""
     token_ids = prompt[table.num_tokens :]
     table.append_tokens(len(token_ids))
-    return runner.execute(token_ids, attention_metadata([table], [len(token_ids)], runner.model.device))[0]
+    sharing.copied += _copy(runner, [table])
+    return runner.execute(token_ids, attention_metadata([table], [len(token_ids)], runner.model.device))
 
 
 def _step(
@@ -315,16 +327,22 @@ def _step(
     """Compute one token of every sequence: find slots, carry out all copies at once, then write and attend."""
     for table in tables:
         table.append_tokens(1)
-    copies = take_copies(tables)
-    runner.cache.copy_blocks(copies)
-    sharing.copied += len(copies)
+    sharing.copied += _copy(runner, tables)
     sharing.observe(tables)
     if on_step is not None:
         on_step(tables, parents)
     return runner.execute(token_ids, attention_metadata(tables, device=runner.model.device))
 
 
+def _copy(runner: ModelRunner, tables: Sequence[BlockTable]) -> int:
+    """Carry out the copies that tables wait for, once all of a step have grown; tell how many."""
+    copies = take_copies(tables)
+    runner.cache.copy_blocks(copies)
+    return len(copies)
+
+
 def _draw(log_probs: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
     if temperature == 0:
         return int(log_probs.argmax())
+    log_probs = log_probs - log_probs.max()  # so that dividing by a very small temperature leaves a 0
     return int(torch.multinomial((log_probs / temperature).softmax(-1), 1, generator=generator))

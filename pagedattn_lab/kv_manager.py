@@ -7,7 +7,7 @@ group of full-attention layers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
@@ -75,7 +75,7 @@ class KVCacheManager:
         stats: since the last :meth:`reset_prefix_cache`.
 
     Raises:
-        ValueError: impossible sizes, or an index without prefix caching.
+        ValueError: impossible sizes, an index without prefix caching, of another block size, or not empty.
 
     Example:
         >>> manager = KVCacheManager(num_blocks=11, block_size=16)
@@ -104,6 +104,10 @@ class KVCacheManager:
         self.block_pool = BlockPool(num_blocks, block_size)
         if index is not None and not enable_prefix_caching:
             raise ValueError("an index was given, but enable_prefix_caching is False: leave one of the two away")
+        if index is not None and index.block_size != block_size:
+            raise ValueError(f"the index has blocks of {index.block_size} tokens, not of {block_size}: make them equal")
+        if index is not None and len(index):
+            raise ValueError(f"the index knows {len(index)} blocks of another pool already: give an empty one")
         self.prefix_cache: PrefixIndex | None = None
         if enable_prefix_caching:
             self.prefix_cache = HashIndex(block_size) if index is None else index
@@ -149,7 +153,8 @@ class KVCacheManager:
 
         Raises:
             ValueError: ``num_new_tokens`` below 1; hits for a request that holds blocks, or that are no longer those
-                of the request; computed tokens of one that holds none.
+                of the request; computed tokens of one that holds none; a block that a fork shares would be written
+                to once more.
         """
         pool, request_id = self.block_pool, request.request_id
         num_hit_tokens = len(computed_blocks) * pool.block_size
@@ -197,11 +202,31 @@ class KVCacheManager:
                 self._last_use[block.block_id] = self._num_handed_out
         table.release()
 
+    def evict_blocks(self, block_ids: Iterable[int]) -> None:
+        """Forget what blocks hold, whoever holds them: for blocks that were remembered and then not computed.
+
+        A request that is freed before its step has run must have the blocks of that step evicted first, or the next one
+        that begins alike reads what was never written.
+
+        Example:
+            >>> manager = KVCacheManager(num_blocks=4, block_size=4)
+            >>> ada = Request("Ada", range(9))
+            >>> _ = manager.allocate_slots(ada, 9)                    # and now something fails
+            >>> manager.evict_blocks(manager.block_ids("Ada")); manager.free(ada)
+            >>> manager.get_computed_blocks(Request("Bo", range(9)))
+            ([], 0)
+        """
+        for block_id in block_ids:
+            block = self.block_pool.blocks[block_id]
+            if block.block_hash is not None:
+                self.prefix_cache.forget(block)
+                block.block_hash = None
+
     def reset_prefix_cache(self) -> bool:
         """Forget all cached contents, for instance because the model's weights changed.
 
         Returns:
-            Whether it happened: it does not while any request holds blocks.
+            ``True`` if it happened; while any request holds blocks it does not.
         """
         if self.block_pool.num_used_blocks:
             return False
@@ -221,6 +246,13 @@ class KVCacheManager:
         if request.request_id in self.tables:
             if computed_blocks:
                 raise ValueError(f"{name} holds blocks already: hits are for requests without any")
+            table = self.tables[request.request_id]
+            for block in table.blocks[num_computed // self.block_pool.block_size :]:
+                if num_computed < table.num_tokens and block.ref_cnt > 1 and block.block_hash is None:
+                    raise ValueError(
+                        f"{name} would write over tokens {num_computed} to {table.num_tokens - 1} of its table, and "
+                        f"another table shares block {block.block_id}: do not fork a table with tokens that may go"
+                    )
             return
         if num_computed not in (0, len(computed_blocks) * self.block_pool.block_size):
             raise ValueError(

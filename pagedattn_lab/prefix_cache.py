@@ -185,8 +185,8 @@ def _serialise(parent: bytes, tokens: bytes, extra_keys: Sequence[ExtraKey]) -> 
     Lengths come first, so no two different triples give the same bytes; parts that could run into each other would let
     one block pass for another.
     """
-    keys = json.dumps(extra_keys, separators=(",", ":")).encode() if extra_keys else b""
-    return b"%d,%d;%b%b%b" % (len(parent), len(tokens), parent, tokens, keys)
+    keys = json.dumps(extra_keys, ensure_ascii=False, separators=(",", ":")) if extra_keys else ""
+    return b"%d,%d;%b%b%b" % (len(parent), len(tokens), parent, tokens, keys.encode("utf-8", "surrogatepass"))
 
 
 class PrefixIndex(Protocol):
@@ -195,6 +195,8 @@ class PrefixIndex(Protocol):
     :class:`HashIndex` answers by hash, as vLLM does, :class:`pagedattn_lab.radix_tree.RadixTree` by walking a tree of
     tokens, as SGLang does. It marks a block that it knows through ``block_hash``; the pool reads the mark.
     """
+
+    block_size: int
 
     def find(self, request: Request, num_blocks: int) -> list[KVCacheBlock]:
         """Give the blocks that hold the request's first tokens, at most ``num_blocks``, up to the first miss."""

@@ -30,7 +30,7 @@ class _Node:
 
 
 class RadixTree:
-    """Cached blocks by the tokens that lead to them; takes the place of :class:`prefix_cache.HashIndex`.
+    """Cached blocks by the tokens that lead to them; takes the place of :class:`pagedattn_lab.prefix_cache.HashIndex`.
 
     A path exists once: a block that was computed twice is known once, and the second copy is an ordinary block. When a
     block goes, everything behind it goes too, because nothing could reach it.

@@ -6,6 +6,7 @@ number that would be needed without.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,12 +61,11 @@ class Sharing:
 
     def observe(self, tables: Sequence[BlockTable]) -> None:
         """Take one step into account."""
-        entries = sum(len(table.blocks) for table in tables)
-        different = {block for table in tables for block in table.blocks}
-        self.table_entries += entries
-        self.blocks += len(different)
-        self.most_shared = max(self.most_shared, sum(block.ref_cnt > 1 for block in different))
-        self.most_saved = max(self.most_saved, entries - len(different))
+        entries = Counter(block for table in tables for block in table.blocks)
+        self.table_entries += entries.total()
+        self.blocks += len(entries)
+        self.most_shared = max(self.most_shared, sum(times > 1 for times in entries.values()))
+        self.most_saved = max(self.most_saved, entries.total() - len(entries))
 
 
 def reorder(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockTable]:
@@ -78,7 +78,7 @@ def reorder(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockT
         parents: for each table after the step, the index of the one that it continues.
 
     Raises:
-        ValueError: an index without a table; nothing has changed.
+        ValueError: an index without a table, or a table that waits for a copy; nothing has changed.
 
     Example:
         >>> pool = BlockPool(num_blocks=8, block_size=4)
@@ -91,6 +91,8 @@ def reorder(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockT
     for parent in parents:
         if not 0 <= parent < len(tables):
             raise ValueError(f"there is no table {parent} to continue: there are {len(tables)}")
+        if tables[parent].pending_copy is not None:
+            raise ValueError(f"table {parent} waits for a copy: carry out take_copies() before you continue it")
     taken: set[int] = set()
     children = []
     for parent in parents:
@@ -119,11 +121,11 @@ def replay(prompt_len: int, genealogy: Iterable[Sequence[int]], block_size: int)
         >>> replay(prompt_len=6, genealogy=both, block_size=4).copied
         1
     """
-    if prompt_len < 1:
-        raise ValueError(f"prompt_len is {prompt_len}: a prompt has at least 1 token")
+    if prompt_len < 1 or block_size < 1:
+        raise ValueError(f"prompt_len is {prompt_len} and block_size {block_size}: both are at least 1 token")
     steps = list(genealogy)
-    widest = max(map(len, steps), default=0)
-    pool = BlockPool(2 + widest + widest * -(-(prompt_len + len(steps)) // block_size), block_size)
+    widest = max([1, *map(len, steps)])
+    pool = BlockPool(1 + widest * -(-(prompt_len + len(steps)) // block_size), block_size)
     tables, sharing = [BlockTable(pool)], Sharing()
     tables[0].append_tokens(prompt_len)
     for parents in steps:

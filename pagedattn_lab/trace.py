@@ -70,7 +70,10 @@ class Trace:
         self.stop()
 
     def add(self, name: str, table: BlockTable) -> BlockTable:
-        """Give a table a name, and the table back. One without is called by its own name, or "request 1" and so on.
+        """Give a table a name, and the table back.
+
+        One without is called by its own name, or "request 1" and so on; by its own name and a number while another
+        table has that name.
 
         Raises:
             ValueError: a table of another pool, one that has a name, or a name that is empty or another table's. A name
@@ -175,14 +178,16 @@ class Trace:
         return self.frames.pop().changed
 
     def _name(self, table: BlockTable) -> str:
-        """Return a table's name, and draw the table from now on."""
+        """Return a table's name, and draw the table from now on. It must not fail: the event has happened."""
+        own = table.name if isinstance(table.name, str) and table.name.strip() else None
         if id(table) in self._names:
             name = self._names[id(table)][1]
-        elif table.name is not None:
-            name = table.name
+        elif own is not None and own not in {name for other, name in self._names.values() if other.blocks}:
+            name = own
         else:
             taken = {name for _, name in self._names.values()}
-            name = next(f"request {i}" for i in range(1, len(taken) + 2) if f"request {i}" not in taken)
+            numbers = range(1, len(taken) + 2) if own is None else range(2, len(taken) + 3)
+            name = next(name for i in numbers if (name := f"{own or 'request'} {i}") not in taken)
         self.add(name, table)
         return name
 

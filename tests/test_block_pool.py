@@ -12,13 +12,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from pagedattn_lab import block_pool
 from pagedattn_lab.block_pool import BlockPool, FreeBlockQueue, KVCacheBlock, NoFreeBlocksError
-from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.block_table import BlockTable, take_copies
 
 NUM_BLOCKS, BLOCK_SIZE = 12, 4
 
 
 class PoolAndTables(RuleBasedStateMachine):
-    """Random appends, shares, hashes, frees and bad calls; the model is a list of free ids and lists of owned ids."""
+    """Random appends, forks, hits, frees and bad calls; the model is a list of free ids and lists of owned ids."""
 
     tables = Bundle("tables")
     loose = Bundle("loose")  # blocks held directly, not through a table
@@ -58,15 +58,43 @@ class PoolAndTables(RuleBasedStateMachine):
 
     @rule(name=tables, count=st.integers(0, 3 * BLOCK_SIZE))
     def append(self, name: int, count: int) -> None:
+        """A last block that is not full and that anybody else holds, a table or not, is copied before a write."""
         table, block_ids, num_tokens = self.owned[name]
-        needed = -(-(num_tokens + count) // BLOCK_SIZE) - len(block_ids)
+        partial = count > 0 and num_tokens % BLOCK_SIZE > 0
+        source = block_ids[-1] if partial and self.references()[block_ids[-1]] > 1 else None
+        needed = -(-(num_tokens + count) // BLOCK_SIZE) - len(block_ids) + (source is not None)
+        assert table.num_blocks_needed(count) == needed
         if needed > len(self.free):
             with pytest.raises(NoFreeBlocksError, match=f"cannot allocate {needed} blocks: {len(self.free)} of 11"):
                 table.append_tokens(count)
             return
         new = self.take(needed)
         assert [block.block_id for block in table.append_tokens(count)] == new
+        if source is not None:
+            block_ids = block_ids[:-1]
+            assert take_copies([table]) == [(source, new[0])]
+        assert take_copies([table]) == []
         self.owned[name] = (table, block_ids + new, num_tokens + count)
+
+    @rule(target=tables, name=tables)
+    def fork(self, name: int) -> int:
+        table, block_ids, num_tokens = self.owned[name]
+        self.next_name += 1
+        self.owned[self.next_name] = (table.fork(), list(block_ids), num_tokens)
+        return self.next_name
+
+    @rule(name=tables, block_ids=st.lists(st.integers(1, NUM_BLOCKS - 1), max_size=4, unique=True))
+    def adopt(self, name: int, block_ids: list[int]) -> None:
+        """A hit: blocks that are free, held by others, or both."""
+        table, owned_ids, _ = self.owned[name]
+        blocks = [self.pool.blocks[block_id] for block_id in block_ids]
+        if owned_ids:
+            with pytest.raises(ValueError, match="cannot adopt blocks"):
+                table.adopt(blocks)
+            return
+        table.adopt(blocks)
+        self.free = [block_id for block_id in self.free if block_id not in block_ids]
+        self.owned[name] = (table, block_ids, BLOCK_SIZE * len(block_ids))
 
     @rule(name=consumes(tables))
     def release(self, name: int) -> None:

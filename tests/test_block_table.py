@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
-from pagedattn_lab.block_table import BlockTable, attention_metadata
+from pagedattn_lab.block_table import BlockTable, attention_metadata, take_copies
 
 
 def table_of(pool: BlockPool, num_tokens: int) -> BlockTable:
@@ -65,6 +65,82 @@ def test_release_twice_is_harmless() -> None:
     heir = table_of(pool, 12)
     table.release()
     assert heir.num_tokens == 12 and pool.num_free_blocks == 0
+
+
+def test_only_a_shared_and_partly_filled_block_is_copied() -> None:
+    """Catches a copy of a full block, of one that nobody shares any more, or of one that is not written to."""
+    pool = BlockPool(12, 4)
+    parent = table_of(pool, 6)
+    child, full = parent.fork(), table_of(pool, 4)
+    twin = full.fork()
+    assert not child.append_tokens(0) and child.pending_copy is None
+    assert [block.block_id for block in twin.append_tokens(1)] == [4] and twin.pending_copy is None
+    assert parent.must_copy and child.must_copy and not full.must_copy and not BlockTable(pool).must_copy
+    assert [child.num_blocks_needed(n) for n in (0, 1, 2, 3, 6, 7)] == [0, 1, 1, 2, 2, 3]
+    with pytest.raises(ValueError, match="cannot append -1"):
+        child.num_blocks_needed(-1)
+    assert [block.block_id for block in child.append_tokens(7)] == [5, 6, 7]
+    assert (parent.block_ids, child.block_ids, child.num_tokens) == ([1, 2], [1, 5, 6, 7], 13)
+    assert not parent.must_copy and parent.append_tokens(2) == [] and parent.pending_copy is None
+    assert not set(parent.slot_mapping(4)) & set(child.slot_mapping(4))
+    assert take_copies([full, child, parent, twin]) == [(2, 5)] and take_copies([child]) == []
+
+
+def test_the_last_of_many_owners_copies_nothing() -> None:
+    """Catches a block copied for nobody: of n tables that share it, n - 1 must copy and the last keeps it."""
+    pool = BlockPool(20, 4)
+    tables = [table_of(pool, 7)]
+    tables += [tables[0].fork() for _ in range(3)]
+    for table in tables:
+        table.append_tokens(1)
+    assert take_copies(tables) == [(2, 3), (2, 4), (2, 5)]
+    assert [table.block_ids for table in tables] == [[1, 3], [1, 4], [1, 5], [1, 2]]
+    tables[1].release()
+    assert [block.ref_cnt for block in pool.blocks[:6]] == [0, 3, 1, 1, 0, 1]
+    assert tables[0].slot_mapping() == [4, 5, 6, 7, 12, 13, 14, 15]
+
+
+def test_a_copy_needs_a_free_block() -> None:
+    """Catches an append that lets go of a shared block, or counts tokens, before it is sure of its copy."""
+    pool = BlockPool(4, 4)
+    parent = table_of(pool, 6)
+    child = parent.fork()
+    for num_tokens, needed in ((7, 3), (99, 26)):
+        with pytest.raises(NoFreeBlocksError, match=f"cannot allocate {needed} blocks: 1 of 3 are free"):
+            child.append_tokens(num_tokens)
+        assert (child.block_ids, child.num_tokens, child.pending_copy) == ([1, 2], 6, None)
+        assert [block.ref_cnt for block in pool.blocks] == [0, 2, 2, 0]
+
+
+def test_no_fork_before_the_copy() -> None:
+    """Catches a fork of a block that does not hold its tokens yet, and a copy that outlives its table."""
+    pool = BlockPool(8, 4)
+    parent = table_of(pool, 6)
+    child = parent.fork()
+    child.append_tokens(1)
+    with pytest.raises(ValueError, match="block 3 is still to be copied from block 2"):
+        child.fork()
+    assert [block.ref_cnt for block in pool.blocks[:4]] == [0, 2, 1, 1]
+    child.release()
+    assert take_copies([child]) == [] and child.fork("heir").name == "heir"
+    assert pool.num_used_blocks == 2
+
+
+def test_adopted_blocks() -> None:
+    """Catches a hit that takes over the caller's list, is added to tokens, or leaves its blocks in the free queue."""
+    pool = BlockPool(8, 4)
+    first = table_of(pool, 8)
+    blocks = list(first.blocks)
+    first.release()
+    table = BlockTable(pool, "Ada")
+    table.adopt(blocks)
+    assert (table.num_tokens, table.block_ids, pool.num_free_blocks) == (8, [1, 2], 5)
+    assert [block.block_id for block in table.append_tokens(1)] == [3] and len(blocks) == 2
+    with pytest.raises(ValueError, match="a table of 9 tokens cannot adopt blocks"):
+        table.adopt(blocks)
+    with pytest.raises(ValueError, match="another pool"):
+        BlockTable(pool).adopt([*blocks, *BlockPool(4, 4).get_new_blocks(1)])
+    assert [block.ref_cnt for block in pool.blocks[:4]] == [0, 1, 1, 1]
 
 
 def test_metadata_of_a_ragged_step() -> None:

@@ -16,6 +16,7 @@ REPOSITORY_URL = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 CHAPTERS = sorted((REPO / "chapters").glob("*.ipynb"))
 EXPECTED = (
     "00_start_here", "01_the_kv_cache", "02_contiguous_caches", "03_blocks", "04_page_tables",
+    "05_fork_and_copy_on_write", "06_prefix_caching",
     "07_a_kernel_that_walks_the_page_table",
 )  # fmt: skip
 ON_COLAB = "'google.colab' in sys.modules"

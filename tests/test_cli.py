@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pagedattn_lab import cli, waste
-from pagedattn_lab.bench import allocator, prefix
+from pagedattn_lab.bench import allocator
 from pagedattn_lab.cli import main
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.workloads import WORKLOADS, load_trace

@@ -93,9 +93,7 @@ def test_fifo_evicts_what_came_first(prompts: Prompts, block_size: int, capacity
 
 
 @given(prompts_of_few_tokens, block_sizes, capacities, st.sampled_from(list(POLICIES)), st.integers(0, 9))
-def test_what_holds_for_every_policy(
-    prompts: Prompts, block_size: int, capacity: int, policy: str, seed: int
-) -> None:
+def test_what_holds_for_every_policy(prompts: Prompts, block_size: int, capacity: int, policy: str, seed: int) -> None:
     """Catches more blocks than fit, evictions without need or too few, finds of what nobody has sent, and a leak."""
     trace = to_trace(prompts, block_size)
     cache = BlockCache(capacity, block_size, policy, seed)

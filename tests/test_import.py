@@ -58,8 +58,9 @@ def test_imports_point_one_way() -> None:
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pagedattn_lab"):
                 inner = node.module.removeprefix("pagedattn_lab").lstrip(".")
-                targets = [inner] if inner else [alias.name for alias in node.names if alias.name in ORDER]
-                for target in targets:
+                names = [f"{inner}.{alias.name}".lstrip(".") for alias in node.names]
+                modules = [target for target in names if target in ORDER]
+                for target in modules or ([inner] if inner else []):
                     assert ORDER.index(target) < index, f"{name} imports {target}, which stands above it"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
-from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.frame import Frame, snapshot
 from pagedattn_lab.trace import Trace, load
 
@@ -127,6 +127,115 @@ def test_blocks_handed_out_in_advance() -> None:
     assert [trace.frames[-1].tokens_in(trace.frames[-1].tables[0], logical) for logical in range(3)] == [2, 0, 0]
 
 
+def test_forks_and_copies() -> None:
+    """Catches the pool's touch, allocation and free told beside the table's event, and a copy that nobody hears of."""
+    pool = BlockPool(8, 4)
+    ada = BlockTable(pool)
+    trace = Trace(pool, {"Ada": ada})
+    ada.append_tokens(6)
+    bo = ada.fork("Bo")
+    cy = bo.fork()
+    bo.append_tokens(1)
+    cy.append_tokens(7)
+    ada.append_tokens(1)
+    assert [frame.kind for frame in trace.frames[2:]] == [
+        "fork", "fork", "copy-on-write", "append", "copy-on-write", "append", "append"
+    ]  # fmt: skip
+    assert sentences(trace)[2:] == [
+        "Bo is forked off and copies nothing: blocks 1 and 2 have 2 owners.",
+        "request 1 is forked off and copies nothing: blocks 1 and 2 have 3 owners.",
+        "Bo must not write to block 2, which others read too: it copies it to block 3 and lets go; "
+        "block 2 keeps 2 owners.",
+        "Bo appends 1 token: it fits in block 3.",
+        "request 1 must not write to block 2, which others read too: it copies it to block 4 and lets go; "
+        "block 2 keeps 1 owner.",
+        "request 1 appends 7 tokens and takes blocks 5 and 6 from the head of the free queue.",
+        "Ada appends 1 token: it fits in block 2.",
+    ]
+    assert [frame.changed for frame in trace.frames[2:]] == [(1, 2), (1, 2), (2, 3), (3,), (2, 4), (4, 5, 6), (2,)]
+    copied = trace.frames[4]
+    assert {table.name: table.block_ids for table in copied.tables} == {
+        "Ada": (1, 2),
+        "Bo": (1, 3),
+        "request 1": (1, 2),
+    }
+    assert copied.ref_cnt == (0, 3, 2, 1, 0, 0, 0, 0)
+
+
+def test_a_copy_that_evicts() -> None:
+    """Catches an eviction on the way to a private copy that is told apart from it, or not at all."""
+    pool = BlockPool(5, 4)
+    ada = BlockTable(pool)
+    trace = Trace(pool, {"Ada": ada})
+    ada.append_tokens(6)
+    old = BlockTable(pool, "old")
+    old.append_tokens(8)
+    for block in old.blocks:
+        block.block_hash = "cached"
+    old.release()
+    ada.fork("Bo").append_tokens(5)
+    assert [frame.kind for frame in trace.frames[1:]] == ["append", "append", "free", "fork", "copy-on-write", "append"]
+    assert sentences(trace)[5:] == [
+        "Bo must not write to block 2, which others read too: it copies it to block 4, whose old contents the pool "
+        "forgets, and lets go; block 2 keeps 1 owner.",
+        "Bo appends 5 tokens and takes block 3 from the head of the free queue, "
+        "and the pool forgets what block 3 held.",
+    ]
+    assert trace.frames[-1].hashes == {} and trace.frames[-2].hashes == {3: "cached"}
+
+
+def test_hits() -> None:
+    """Catches a hit told as a touch, tokens counted wrongly, and free blocks not told from those in use."""
+    pool = BlockPool(8, 4)
+    ada = BlockTable(pool, "Ada")
+    trace = Trace(pool)
+    ada.append_tokens(12)
+    blocks = list(ada.blocks)
+    for block in blocks:
+        block.block_hash = "cached"
+    short = BlockTable(pool, "Bo")
+    short.adopt(blocks[:1])
+    ada.release()
+    BlockTable(pool, "Cy").adopt(blocks[:2])
+    BlockTable(pool, "Dora").adopt(blocks)
+    BlockTable(pool, "nothing").adopt([])
+    assert [frame.kind for frame in trace.frames[1:]] == ["append", "hit", "free", "hit", "hit"]
+    assert [sentences(trace)[i] for i in (2, 4, 5)] == [
+        "Bo finds 4 tokens in the cache: block 1 has 2 owners.",
+        "Cy finds 8 tokens in the cache: block 2 leaves the free queue; block 1 has 2 owners.",
+        "Dora finds 12 tokens in the cache: block 3 leaves the free queue; block 1 has 3 owners; block 2 has 2 owners.",
+    ]
+    assert trace.frames[-1].changed == (1, 2, 3)
+
+
+def test_a_name_can_be_used_again() -> None:
+    """Catches an observer that raises on two tables of one name: the event has happened, and blocks would be lost."""
+    pool = BlockPool(20, 4)
+    trace = Trace(pool)
+    first, second, third = (BlockTable(pool, "Ada") for _ in range(3))
+    for table in (first, second):
+        table.append_tokens(1)
+    first.fork("Ada").release()
+    assert [table.name for table in trace.frames[-1].tables] == ["Ada", "Ada 2", "Ada 3"]
+    first.release()
+    third.append_tokens(1)
+    assert [table.name for table in trace.frames[-1].tables] == ["Ada 2", "Ada"]
+    assert {table.name: table.block_ids for table in trace.frames[-1].tables} == {"Ada 2": (2,), "Ada": (1,)}
+    first.append_tokens(1)
+    assert [table.name for table in trace.frames[-1].tables] == ["Ada 2", "Ada", "Ada 4"]
+    BlockTable(pool, " ").append_tokens(1)
+    BlockTable(pool, 7).append_tokens(1)
+    assert [table.name for table in trace.frames[-1].tables][3:] == ["request 1", "request 2"]
+
+
+def test_a_fork_of_nothing_is_no_event() -> None:
+    """Catches a sentence about no block at all."""
+    pool = BlockPool(4, 4)
+    trace = Trace(pool)
+    child = BlockTable(pool).fork()
+    assert len(trace.frames) == 1 and child.blocks == []
+
+
 def test_long_lists_are_cut() -> None:
     """Catches a sentence that a screen reader takes minutes to read."""
     pool = BlockPool(200, 1)
@@ -238,12 +347,13 @@ class Traced(RuleBasedStateMachine):
     @rule(name=names, count=st.integers(1, 8))
     def append(self, name: str, count: int) -> None:
         before = len(self.trace.frames)
+        kinds = ["copy-on-write", "append"] if self.tables[name].must_copy else ["append"]
         try:
             self.tables[name].append_tokens(count)
         except NoFreeBlocksError:
             assert len(self.trace.frames) == before
         else:
-            assert len(self.trace.frames) == before + 1
+            assert [frame.kind for frame in self.trace.frames[before:]] == kinds
             assert self.trace.frames[-1].sentence.startswith(f"{name} appends {count} token")
 
     @rule(name=names, hashed=st.booleans())
@@ -251,6 +361,15 @@ class Traced(RuleBasedStateMachine):
         for block in self.tables[name].blocks[: self.tables[name].num_tokens // 3]:
             block.block_hash = hash(name) if hashed else None
         self.tables[name].release()
+
+    @precondition(lambda self: self.tables["Bob"].blocks and not self.tables["Cy"].blocks)
+    @rule()
+    def fork(self) -> None:
+        """Cy becomes a fork of Bob's; whoever of them writes first copies."""
+        take_copies(self.tables.values())
+        before = len(self.trace.frames)
+        self.tables["Cy"] = self.tables["Bob"].fork("Cy")
+        assert [frame.kind for frame in self.trace.frames[before:]] == ["fork"]
 
     @precondition(lambda self: self.tables["Ada"].blocks and not self.tables["Cy"].blocks)
     @rule()
