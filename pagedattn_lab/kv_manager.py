@@ -43,8 +43,9 @@ class PrefixCacheStats:
         """Give the distance that so large a part of all hits did not exceed, or ``None`` without any hit.
 
         The distance of a hit is the number of blocks that the pool handed out between the last use of a block and this
-        one; 0 while somebody holds it. A block that nobody holds is evicted once as many have been handed out as stood
-        before it in the free queue, so the distance tells how large a cache the hit needed.
+        one; 0 while somebody holds it. A block that nobody holds is evicted once all that stood before it in the
+        free queue have left, so the hit needed a cache of more blocks than this: others that were found in between
+        moved behind it and are not counted.
 
         Raises:
             ValueError: ``part`` is not above 0 and at most 1.

@@ -146,7 +146,7 @@ def naive_hits(prompts: Prompts, block_size: int) -> int:
     total = 0
     for prompt in prompts:
         ends = range(block_size, len(prompt) + 1, block_size)
-        known = takewhile(lambda end, prompt=prompt: end < len(prompt) and tuple(prompt[:end]) in seen, ends)
+        known = takewhile(lambda end, prompt=prompt, seen=seen: end < len(prompt) and tuple(prompt[:end]) in seen, ends)
         total += block_size * sum(1 for _ in known)
         seen |= {tuple(prompt[:end]) for end in ends}
     return total

@@ -55,7 +55,7 @@ def serve(manager: KVCacheManager, token_ids: Sequence[int], num_rounds: int) ->
         num_rounds: how often.
 
     Returns:
-        For each of :data:`STATES`, the means of what :func:`admit` gives.
+        For each of ``STATES``, the means of what :func:`admit` gives.
 
     Example:
         >>> manager = KVCacheManager(num_blocks=5, block_size=16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
@@ -208,6 +209,23 @@ _NAMES = [  # two blocks, and what tells them apart
     ((b"A", [1], "x|y"), (b"A|1", [1], "y"), "a salt may hold any character, a separator too"),
     ((b"A|1", [1], "y"), (b"A", [1], "1|y"), "parent, tokens and salt may hold any separator"),
     ((b"A\n1", [2], "x"), (b"A", [1, 2], "x"), "a parent's hash may hold any byte"),
+    *(
+        ((b"", [65, 66], None), ((65).to_bytes(width, order), [66], None), "a parent's hash may look like a token")
+        for width in (2, 4, 8)
+        for order in ("little", "big")
+    ),
+    *(
+        (
+            (b"A", [1], f"x{mark}y"),
+            (b"A" + f"{mark}1{mark}x".encode(), [1], "y"),
+            "parent and salt may hold any character",
+        )
+        for mark in "\0\x1f;:|, "
+    ),
+    *(
+        ((b"A", [1], f"1{mark}y"), (b"A" + f"{mark}1".encode(), [1], "y"), "parent and salt may hold any character")
+        for mark in "\0\x1f;:|, "
+    ),
 ]
 
 
@@ -235,6 +253,12 @@ name = Exercise(
         "no salt reads as the salt None": lambda p, t, s: repr((p, list(t), str(s))).encode(),
         "parts are joined by a character that they may hold": lambda p, t, s: b"|".join(
             [p, ",".join(map(str, t)).encode(), b"-" if s is None else s.encode() + b"+"]
+        ),
+        "parts are joined by a zero byte, which they may hold": lambda p, t, s: b"\0".join(
+            [p, ",".join(map(str, t)).encode(), b"-" if s is None else s.encode() + b"+"]
+        ),
+        "no length tells where the parent ends": lambda p, t, s: (
+            p + struct.pack(f"<{len(t)}q", *t) + (b"" if s is None else b"s" + s.encode())
         ),
         "two bytes for each token": lambda p, t, s: repr((p, [x % 65_536 for x in t], s)).encode(),
         "the order of tokens is lost": lambda p, t, s: repr((p, sorted(t), s)).encode(),
