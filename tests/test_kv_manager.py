@@ -603,6 +603,7 @@ def test_tokens_that_may_be_rejected_are_not_cached() -> None:
     ada.num_computed_tokens = 6
     assert more(manager, ada, 70, 71) == []
     assert found(manager, *range(6), 70, 71) == [1, 2]
+    assert more(manager, ada, *range(6)) == [4], "14 tokens: the two slots of rejected ones are used again"
 
 
 def test_a_fork_must_not_share_tokens_that_may_be_rejected() -> None:
