@@ -117,7 +117,7 @@ class KVCacheManager:
         self.stats = PrefixCacheStats()
         self._num_cached_blocks: dict[str, int] = {}
         self._num_handed_out = 0
-        self._last_use: dict[int, int] = {}  # of cached blocks: how many blocks had been handed out by then
+        self._last_use: dict[int, int] = {}  # of blocks cached when freed: how many had been handed out by then
 
     def get_computed_blocks(self, request: Request) -> tuple[list[KVCacheBlock], int]:
         """Find the full blocks that hold a request's first tokens already. Nothing changes.
@@ -235,7 +235,6 @@ class KVCacheManager:
             self.prefix_cache.clear()
         for block in self.block_pool.blocks:
             block.block_hash = None
-        self._last_use.clear()
         self.stats = PrefixCacheStats()
         return True
 
@@ -277,5 +276,4 @@ class KVCacheManager:
 
     def _evicted(self, block: KVCacheBlock) -> None:
         self.prefix_cache.forget(block)
-        self._last_use.pop(block.block_id, None)
         self.stats.evictions += 1

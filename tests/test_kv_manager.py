@@ -309,7 +309,8 @@ class ManagerAndForks(RuleBasedStateMachine):
         for live in list(self.live):
             self.leave(live)
             self.same_as_lists()
-        assert sorted(self.plain.free) == list(range(1, self.pool.num_blocks)) and not self.manager.tables
+        assert sorted(self.plain.free) == list(range(1, self.pool.num_blocks))
+        assert not self.manager.tables and not self.manager._num_cached_blocks
         assert self.manager.reset_prefix_cache()
         assert all(block.block_hash is None for block in self.pool.blocks)
 
@@ -603,6 +604,7 @@ def test_tokens_that_may_be_rejected_are_not_cached() -> None:
     ada.num_computed_tokens = 6
     assert more(manager, ada, 70, 71) == []
     assert found(manager, *range(6), 70, 71) == [1, 2]
+    assert more(manager, ada, *range(6)) == [4], "14 tokens: the two slots of rejected ones are used again"
 
 
 def test_a_fork_must_not_share_tokens_that_may_be_rejected() -> None:
@@ -671,6 +673,10 @@ def test_statistics() -> None:
     assert stats.hit_rate == 8 / 19
     assert [stats.reuse_distance(part) for part in (0.01, 0.5, 0.51, 1)] == [0, 0, 2, 2]
     assert manager.allocate_slots(Request("Eve", [8] * 99), 99) is None and stats.requests == 4
+    manager.free(cy)
+    manager.free(dora)
+    assert admit(manager, Request("Fay", [1, 2, 3, 4, 5]))[0] == [1, 2]
+    assert stats.reuse_distances == {2: 2, 0: 4}, "used last by Dora, not by Ada"
     for part in (0, 1.1):
         with pytest.raises(ValueError, match=f"part is {part}"):
             stats.reuse_distance(part)
