@@ -53,6 +53,7 @@ myst_heading_anchors = 3
 
 # The library's docstrings
 autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_preserve_defaults = True  # a default stands as it is written, not as what it is
 add_module_names = False
 toc_object_entries = False  # a page's contents list its modules only
 autodoc_member_order = "bysource"

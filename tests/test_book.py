@@ -328,12 +328,13 @@ def test_markdown_outputs_are_rendered(site: Path, parsed: dict[Path, BeautifulS
 
 
 def test_the_library_is_described(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:
-    """Catches a public module that the library's page leaves out."""
+    """Catches a public module that is left out, and a value that shows where or when the book was built."""
     found = pkgutil.walk_packages(pagedattn_lab.__path__, "pagedattn_lab.")
     modules = {"pagedattn_lab", *(info.name for info in found if "._" not in info.name)}
     page = parsed[site / "book" / "api.html"]
     assert modules <= {tag["id"].removeprefix("module-") for tag in page.find_all(id=re.compile("^module-"))}
     assert page.find(id="pagedattn_lab.block_pool.BlockPool.get_new_blocks")
+    assert re.findall(rf" at 0x|{ROOT}", page.get_text()) == []
 
 
 def test_general_index_holds_the_glossary(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PAGE = "book/api"
+LONGEST_VALUE = 80  # in letters
 
 
 def public_modules() -> list[str]:
@@ -47,6 +48,14 @@ def skip_tuple_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, o
     return True if (obj.__doc__ or "").startswith("Alias for field number") else None
 
 
+def drop_unreadable_values(app: Sphinx, doctree: nodes.document) -> None:
+    """Leave out what a name stands for where that is long, or a function or module: it would show an address."""
+    for annotation in list(doctree.findall(addnodes.desc_annotation)):
+        value = annotation.astext()
+        if value.lstrip().startswith("=") and (len(value) > LONGEST_VALUE or "<" in value):
+            annotation.parent.remove(annotation)
+
+
 def keep_annotation(app: Sphinx, env: Any, node: addnodes.pending_xref, text: nodes.Element) -> nodes.Element | None:
     """Show a bare name in a signature as written: autodoc cannot resolve what is imported for annotations only."""
     ancestor = node.parent
@@ -60,6 +69,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", add_modules)
     app.connect("autodoc-process-docstring", keep_first_line, priority=400)  # napoleon's is 500
     app.connect("autodoc-skip-member", skip_tuple_fields)
+    app.connect("doctree-read", drop_unreadable_values)
     app.connect("missing-reference", keep_annotation)
     app.connect("env-get-outdated", always_outdated)
     return {"parallel_read_safe": True}
