@@ -1,7 +1,7 @@
 """Blocks for many requests: a pool, a page table each, and a prefix cache in front (chapter 06).
 
 Source: vLLM's ``vllm/v1/core/kv_cache_manager.py`` and ``single_type_kv_cache_manager.py``, release 0.33.0, for one
-group of full-attention layers.
+group of full-attention layers. ``tests/test_vllm_transcript.py`` replays what that release did, block by block.
 """
 
 from __future__ import annotations

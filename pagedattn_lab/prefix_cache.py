@@ -179,14 +179,19 @@ def _as_bytes(token_ids: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(token_ids)}q", *token_ids)
 
 
+_lengths_as_bytes = struct.Struct("<QQ").pack
+
+
 def _serialise(parent: bytes, tokens: bytes, extra_keys: Sequence[ExtraKey]) -> bytes:
     """Write a block's identity down in one way only, from which all three parts can be read back.
 
-    Lengths come first, so no two different triples give the same bytes; parts that could run into each other would let
-    one block pass for another.
+    The lengths of parent and tokens come first, so no two different triples give the same bytes; parts that could run
+    into each other would let one block pass for another.
     """
-    keys = json.dumps(extra_keys, ensure_ascii=False, separators=(",", ":")) if extra_keys else ""
-    return b"%d,%d;%b%b%b" % (len(parent), len(tokens), parent, tokens, keys.encode("utf-8", "surrogatepass"))
+    keys = b""
+    if extra_keys:
+        keys = json.dumps(extra_keys, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return _lengths_as_bytes(len(parent), len(tokens)) + parent + tokens + keys
 
 
 class PrefixIndex(Protocol):
