@@ -55,7 +55,7 @@ class RadixTree:
         return [block for node, used in self._walk(self._keys(request, num_blocks)) for block in node.blocks[:used]]
 
     def num_matching_tokens(self, request: Request) -> int:
-        """Count the first tokens that lie in cached blocks, those in the first half of a block included.
+        """Count the first tokens that lie in cached blocks, those in the first part of a block included.
 
         A block that agrees only in part can be used if it is copied first, as after a fork.
         """
