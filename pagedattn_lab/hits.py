@@ -10,6 +10,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from pagedattn_lab.kv_shape import at_least_one
@@ -126,9 +127,7 @@ class BlockCache:
         if self.num_blocks is not None:
             if num_blocks > self.num_blocks:
                 return None
-            kept = set(hits)
-            for _ in range(num_blocks - len(hits) - (self.num_blocks - len(self._contents))):
-                self._evict(kept)
+            self._evict(num_blocks - len(hits) - (self.num_blocks - len(self._contents)), kept=set(hits))
         for hash_id in reversed(hash_ids[len(hits) : num_tokens // self.block_size]):
             self._keep(hash_id)
         if self.policy == "lru":
@@ -144,14 +143,19 @@ class BlockCache:
         self._place[block] = len(self._order)
         self._order.append(block)
 
-    def _evict(self, kept: set[int]) -> None:
-        """Forget one block that is not among ``kept``."""
+    def _evict(self, num_blocks: int, kept: set[int]) -> None:
+        """Forget blocks that are not among ``kept``; none if ``num_blocks`` is not above 0."""
         if self.policy == "random":
-            block = self._rng.choice(self._order)
-            while block in kept:
+            for _ in range(num_blocks):
                 block = self._rng.choice(self._order)
-        else:
-            block = next(block for block in self._contents if block not in kept)
+                while block in kept:
+                    block = self._rng.choice(self._order)
+                self._forget(block)
+        else:  # one pass, however many there are to step over
+            for block in list(islice((block for block in self._contents if block not in kept), max(0, num_blocks))):
+                self._forget(block)
+
+    def _forget(self, block: int) -> None:
         hash_id = self._contents.pop(block)
         del self._holders[hash_id][block]
         if not self._holders[hash_id]:

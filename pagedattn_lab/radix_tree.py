@@ -52,15 +52,17 @@ class RadixTree:
 
     def find(self, request: Request, num_blocks: int) -> list[KVCacheBlock]:
         """Walk down as long as whole blocks agree."""
-        return [block for node, used in self._walk(self._keys(request, num_blocks)) for block in node.blocks[:used]]
+        path = self._walk(self._keys(request, 0, num_blocks), self._root)
+        return [block for node, used in path for block in node.blocks[:used]]
 
     def num_matching_tokens(self, request: Request) -> int:
         """Count the first tokens that lie in cached blocks, those in the first part of a block included.
 
-        A block that agrees only in part can be used if it is copied first, as after a fork.
+        A block that agrees only in part can be used if it is copied first, as after a fork. One with other extra keys
+        counts as not agreeing at all, even if the image that makes the difference stands late in it.
         """
-        keys = self._keys(request, request.num_tokens // self.block_size)
-        node, used, depth = self._end(keys)
+        keys = self._keys(request, 0, request.num_tokens // self.block_size)
+        node, used, depth = self._end(keys, self._root)
         rest = request.token_ids[depth * self.block_size :][: self.block_size]
         extra = request.extra_keys(depth * self.block_size, (depth + 1) * self.block_size)
         nexts = [node.keys[used]] if used < len(node.keys) else list(node.children)
@@ -83,20 +85,25 @@ class RadixTree:
         for block in blocks[start:stop]:
             if block.block_hash is not None:
                 raise ValueError(f"block {block.block_id} is cached already: start behind it")
-        keys = self._keys(request, stop)
-        node, used, depth = self._end(keys)
-        if depth < start or depth == stop:
+        parent = self._nodes.get(blocks[start - 1].block_id) if start else None
+        if parent is not None and parent.blocks[-1] is blocks[start - 1]:
+            begin = start  # the blocks before lead here: a request that grows does not walk its whole path again
+        else:
+            begin, parent = 0, self._root
+        keys = self._keys(request, begin, stop)
+        node, used, depth = self._end(keys, parent)
+        if begin + depth < start or begin + depth == stop:
             return
         if used < len(node.keys):
             self._split(node, used)
-        added = list(blocks[depth:stop])
+        new_keys, added = keys[depth:], list(blocks[begin + depth : stop])
         if node.children or node is self._root:
-            child = node.children[keys[depth]] = _Node(keys[depth:], added, node)
+            child = node.children[new_keys[0]] = _Node(new_keys, added, node)
         else:  # nothing else follows: the run grows
             child = node
-            child.keys += keys[depth:]
+            child.keys += new_keys
             child.blocks += added
-        for block, (_, tokens) in zip(added, keys[depth:], strict=True):
+        for block, (_, tokens) in zip(added, new_keys, strict=True):
             block.block_hash = tokens
             self._nodes[block.block_id] = child
 
@@ -105,7 +112,7 @@ class RadixTree:
         node = self._nodes.get(block.block_id)
         if node is None:
             return
-        at = node.blocks.index(block)
+        at = len(node.blocks) - 1 if node.blocks[-1] is block else node.blocks.index(block)  # ends mostly go first
         dropped = self._split(node, at) if at else node
         del dropped.parent.children[dropped.keys[0]]
         nodes = [dropped]
@@ -124,15 +131,15 @@ class RadixTree:
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def _keys(self, request: Request, num_blocks: int) -> list[BlockKey]:
-        """What the first blocks of a request add to the path, one after the other."""
-        starts = range(0, num_blocks * self.block_size, self.block_size)
+    def _keys(self, request: Request, first: int, stop: int) -> list[BlockKey]:
+        """What blocks ``first`` to ``stop - 1`` of a request add to the path, one after the other."""
+        starts = range(first * self.block_size, stop * self.block_size, self.block_size)
         spans = [(start, start + self.block_size) for start in starts]
         return [(request.extra_keys(*span), tuple(request.token_ids[slice(*span)])) for span in spans]
 
-    def _walk(self, keys: Sequence[BlockKey]) -> Iterator[tuple[_Node, int]]:
-        """Go down from the root along ``keys``: each node on the way, with the number of its blocks that agree."""
-        node, depth = self._root, 0
+    def _walk(self, keys: Sequence[BlockKey], node: _Node) -> Iterator[tuple[_Node, int]]:
+        """Go down from a node along ``keys``: each node on the way, with the number of its blocks that agree."""
+        depth = 0
         while depth < len(keys) and (child := node.children.get(keys[depth])) is not None:
             used = _num_common(child.keys, islice(keys, depth, None))
             yield child, used
@@ -141,10 +148,11 @@ class RadixTree:
                 return
             node = child
 
-    def _end(self, keys: Sequence[BlockKey]) -> tuple[_Node, int, int]:
-        """Where the walk ends: the last node, how many of its blocks agree, and how many agree on the whole way."""
-        path = [(self._root, 0), *self._walk(keys)]
-        return *path[-1], sum(used for _, used in path)
+    def _end(self, keys: Sequence[BlockKey], node: _Node) -> tuple[_Node, int, int]:
+        """Where the walk ends: the last node, how many of its blocks agree, and how many of ``keys`` do."""
+        path = list(self._walk(keys, node))
+        last, used = path[-1] if path else (node, len(node.keys))
+        return last, used, sum(used for _, used in path)
 
     def _split(self, node: _Node, at: int) -> _Node:
         """Cut a run in two: the node keeps the first ``at`` blocks, a child takes the rest."""

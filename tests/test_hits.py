@@ -42,6 +42,7 @@ def to_trace(prompts: Prompts, block_size: int) -> list[TraceRequest]:
 
 @given(prompts_of_few_tokens, block_sizes, capacities)
 @example([[0, 0], [0, 0], [0, 0], [1], [0, 0, 1]], 1, 4)  # computed twice: one id, two blocks
+@example([[0, 0, 0], [0, 0, 0, 1], [1, 1], [0, 0, 0]], 1, 4)  # of a prompt that was found, the end goes first
 def test_lru_does_what_the_manager_does(prompts: Prompts, block_size: int, capacity: int) -> None:
     """Catches another order of eviction, a duplicate that is left out, the last token found, a hit evicted."""
     cache, manager = BlockCache(capacity, block_size), KVCacheManager(capacity + 1, block_size)

@@ -53,7 +53,7 @@ class Prefixes:
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["insert", "insert", "forget", "look", "clear"]),
+        st.sampled_from(["insert", "insert", "grow", "grow", "forget", "look", "clear"]),
         st.lists(st.integers(0, 1), min_size=1, max_size=14),
         st.sampled_from([None, "s"]),
         st.integers(0, 30),
@@ -65,17 +65,23 @@ steps = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from([1, 2, 3, 4]), steps)
 def test_any_history(block_size: int, history: list[tuple]) -> None:
-    """Catches a run cut or joined wrongly, an orphan that stays, a duplicate that replaces, a salt that is ignored."""
+    """Catches a run cut or joined wrongly, an orphan that stays, a duplicate that replaces, a salt that is ignored,
+    and a request that goes on in another's place when it grows."""
     tree, plain, blocks = RadixTree(block_size), Prefixes(block_size), [KVCacheBlock(0)]
+    inserted: list[tuple[list[int], str | None, list[KVCacheBlock]]] = []
     for kind, tokens, salt, number in history:
+        start, own = number % (len(tokens) // block_size + 1), []
+        if kind == "grow" and inserted:
+            before, salt, own = inserted[number % len(inserted)]
+            tokens, start = before + tokens, len(own)
         request = Request("Ada", tokens, cache_salt=salt)
         full = len(tokens) // block_size
-        if kind == "insert":
-            start = number % (full + 1)
-            new = [KVCacheBlock(len(blocks) + i) for i in range(full)]
+        if kind in ("insert", "grow"):
+            new = [KVCacheBlock(len(blocks) + i) for i in range(full - len(own))]
             blocks += new
-            tree.insert(request, new, start, full)
-            plain.insert(salt, tokens, [block.block_id for block in new], start)
+            tree.insert(request, own + new, start, full)
+            plain.insert(salt, tokens, [block.block_id for block in own + new], start)
+            inserted.append((tokens, salt, own + new))
         elif kind == "forget":
             tree.forget(blocks[number % len(blocks)])
             plain.forget(number % len(blocks))
@@ -132,6 +138,33 @@ def test_a_parent_takes_its_children_along() -> None:
     assert [block.block_hash is None for block in [*long, *branch, *other]] == [False, *[True] * 5, False]
     tree.insert(Request("Cy", [1, 1, 2, 2, 4, 4]), [long[0], *branch[1:]], 1, 3)
     assert tree.find(Request("Bo", [1, 1, 2, 2, 4, 4]), 3) == [long[0], *branch[1:]]
+
+
+def num_nodes(tree: RadixTree) -> int:
+    return len({id(node) for node in tree._nodes.values()})
+
+
+def test_runs_are_kept_in_one_piece() -> None:
+    """Catches a node for every block, which a look-up would walk one by one, and a request that cannot go on where it
+    stopped."""
+    tree = RadixTree(2)
+    request, blocks = Request("Ada", [1, 1]), [KVCacheBlock(number) for number in range(5)]
+    tree.insert(request, blocks, 0, 1)
+    for stop in range(2, 6):  # a token at a time, as in decoding
+        request.append_token(stop)
+        request.append_token(stop)
+        tree.insert(request, blocks, stop - 1, stop)
+    assert num_nodes(tree) == 1 and tree.find(request, 5) == blocks
+    grown(tree, [1, 1, 2, 2, 9, 9])
+    assert num_nodes(tree) == 3, "what both share, and what each has alone"
+
+
+def test_a_run_cut_above_a_branch() -> None:
+    """Catches a branch that does not know its parent after the run above it was cut: it could not be forgotten."""
+    tree = RadixTree(1)
+    _, [*_, branch], _ = grown(tree, [1, 1, 1], [1, 1, 2], [1, 3])
+    tree.forget(branch)
+    assert len(tree) == 4 and [len(tree.find(Request("Bo", tokens), 3)) for tokens in ([1, 1, 1], [1, 1, 2])] == [3, 2]
 
 
 def test_a_path_that_has_gone_is_not_continued() -> None:
