@@ -20,6 +20,8 @@ from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.prefix_cache import Request
 from pagedattn_lab.sharing import Sharing, reorder
 
+_LARGEST_EXPONENT = 600  # a float holds exp(709): what scores are divided by leaves them room
+
 OnStep = Callable[[Sequence[BlockTable], Sequence[int]], None]
 """Called with the tables of a step and, for each, the index of the one that it continues from the step before."""
 
@@ -68,14 +70,14 @@ def sample(
         n: how many outputs.
         max_tokens: tokens of each at most.
         temperature: below 1, likely tokens become likelier; 0 always takes the likeliest.
-        seed: same seed, same outputs.
+        seed: same seed, same outputs; from 0 to 2^32 - 1.
         stop_token_ids: an output ends with, and includes, the first of these.
         on_step: called at each step, once blocks have been found for its tokens.
 
     Raises:
         NoFreeBlocksError: the pool is short.
-        ValueError: no prompt, numbers below 1, a temperature that is negative or not finite, or a table that does not
-            fit.
+        ValueError: no prompt, numbers below 1, a temperature that is negative or not finite, a seed out of range, or a
+            table that does not fit.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -92,6 +94,8 @@ def sample(
         raise ValueError(
             f"n is {n} and temperature {temperature}: give at least 1 output and a finite temperature of 0 or more"
         )
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: give a number from 0 to {2**32 - 1}")
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(n)]
     outputs = [_Output([], 0.0)] * n
     sharing = Sharing()
@@ -143,9 +147,10 @@ def beam_search(
         runner: the model.
         table: empty, or with the prompt's first tokens in it, computed already. It is empty in the end.
         prompt: token ids.
-        num_beams: sequences kept at each step, and returned.
+        num_beams: sequences kept at each step, and returned; fewer if there are not so many, as with more beams than
+            words and one step (transformers fills up with repetitions).
         max_tokens: tokens of each at most.
-        length_penalty: power of the length that scores are divided by: above 0 favours long outputs.
+        length_penalty: finite power of the length that scores are divided by: above 0 favours long outputs.
         early_stopping: ``True`` ends with the ``num_beams``-th finished sequence; ``False`` goes on while the best
             running one, judged at its present length, could still replace the worst of them; ``"never"`` judges it at
             the best length it could reach.
@@ -157,7 +162,8 @@ def beam_search(
 
     Raises:
         NoFreeBlocksError: the pool is short.
-        ValueError: no prompt, numbers below 1, an unknown ``early_stopping``, or a table that does not fit.
+        ValueError: no prompt, numbers below 1, an unknown ``early_stopping``, a ``length_penalty`` that leaves no
+            finite scores, or a table that does not fit.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -174,6 +180,11 @@ def beam_search(
         raise ValueError(f"num_beams is {num_beams}: keep at least 1 sequence")
     if not isinstance(early_stopping, bool) and early_stopping != "never":
         raise ValueError(f"early_stopping is {early_stopping!r}: use True, False or 'never'")
+    if not math.isfinite(length_penalty) or abs(length_penalty) * math.log(max_tokens) > _LARGEST_EXPONENT:
+        raise ValueError(
+            f"length_penalty is {length_penalty}: scores divided by lengths up to {max_tokens} to that power are no "
+            "finite numbers; choose one nearer to 0"
+        )
     num_candidates = max(2, 1 + len(stop_token_ids)) * num_beams  # enough to go on if every beam could end
     beams, finished = [_Output([], 0.0)], []
     sharing = Sharing()

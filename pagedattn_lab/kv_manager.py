@@ -24,7 +24,7 @@ class PrefixCacheStats:
         queries: their tokens.
         hits: how many of these were found in cached blocks.
         evictions: blocks that lost their contents to make room.
-        reuse_distances: how often a block was found again after how many others had been handed out; see
+        reuse_distances: how often a block was found again after how many had been handed out; see
             :meth:`reuse_distance`.
     """
 
@@ -42,8 +42,8 @@ class PrefixCacheStats:
     def reuse_distance(self, part: float) -> int | None:
         """Give the distance that so large a part of all hits did not exceed, or ``None`` without any hit.
 
-        The distance of a hit is the number of blocks that the pool handed out between the last use of a block and this
-        one; 0 while somebody holds it. A block that nobody holds is evicted once all that stood before it in the
+        The distance of a hit is the number of blocks that the manager handed out since a request last gave the block
+        back; 0 while somebody holds it. A block that nobody holds is evicted once all that stood before it in the
         free queue have left, so the hit needed a cache of more blocks than this: others that were found in between
         moved behind it and are not counted.
 
@@ -155,7 +155,7 @@ class KVCacheManager:
         Raises:
             ValueError: ``num_new_tokens`` below 1; hits for a request that holds blocks, or that are no longer those
                 of the request; computed tokens of one that holds none; a block that a fork shares would be written
-                to once more.
+                to once more; token ids that cannot be hashed. Nothing changed.
         """
         pool, request_id = self.block_pool, request.request_id
         num_hit_tokens = len(computed_blocks) * pool.block_size
@@ -243,6 +243,8 @@ class KVCacheManager:
         name, num_computed = f"request {request.request_id!r}", request.num_computed_tokens
         if num_new_tokens < 1:
             raise ValueError(f"num_new_tokens is {num_new_tokens}: a request computes at least 1 token")
+        if self.prefix_cache is not None:
+            self.prefix_cache.find(request, 0)  # hashes the tokens that are new: what that raises is raised here
         if request.request_id in self.tables:
             if computed_blocks:
                 raise ValueError(f"{name} holds blocks already: hits are for requests without any")

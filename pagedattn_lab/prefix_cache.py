@@ -132,6 +132,9 @@ class Request:
 
         Returns:
             One hash per full block, in order.
+
+        Raises:
+            ValueError: a token id that is no whole number of 64 bits.
         """
         hashes = self._hashes.setdefault((block_size, hash_function, root), [])
         first, last = len(hashes), self.num_tokens // block_size
@@ -176,7 +179,11 @@ def hash_block_tokens(
 
 def _as_bytes(token_ids: Sequence[int]) -> bytes:
     """Token ids as 64-bit numbers, least significant byte first on every machine."""
-    return struct.pack(f"<{len(token_ids)}q", *token_ids)
+    try:
+        return struct.pack(f"<{len(token_ids)}q", *token_ids)
+    except struct.error:
+        wrong = next(token for token in token_ids if not (isinstance(token, int) and -(2**63) <= token < 2**63))
+        raise ValueError(f"token id {wrong!r} cannot be hashed: give whole numbers of 64 bits") from None
 
 
 _lengths_as_bytes = struct.Struct("<QQ").pack

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import random
 from collections.abc import Callable, Collection, Sequence
 
@@ -471,6 +472,8 @@ def test_nothing_leaks_whatever_is_raised(
         (sample, {"n": 2, "temperature": -0.5}, "temperature -0.5"),
         (sample, {"n": 2, "temperature": float("nan")}, "temperature nan"),
         (sample, {"n": 2, "temperature": float("inf")}, "temperature inf"),
+        (sample, {"n": 2, "seed": -1}, "seed is -1"),
+        (sample, {"n": 2, "seed": 2**32}, "seed is 4294967296"),
         (sample, {"n": 2, "max_tokens": 0}, "max_tokens is 0"),
         (sample, {"n": 2, "prompt": []}, "the prompt has 0 tokens"),
         (sample, {"n": 2, "prompt": [1, 2]}, "at least the last token must be left"),
@@ -478,6 +481,10 @@ def test_nothing_leaks_whatever_is_raised(
         (beam_search, {"num_beams": 2, "early_stopping": "sometimes"}, "'sometimes'"),
         (beam_search, {"num_beams": 2, "early_stopping": 1}, "early_stopping is 1"),
         (beam_search, {"num_beams": 2, "max_tokens": -1}, "max_tokens is -1"),
+        (beam_search, {"num_beams": 2, "length_penalty": 1000}, "length_penalty is 1000: .* lengths up to 3"),
+        (beam_search, {"num_beams": 2, "length_penalty": -1000.0}, "length_penalty is -1000.0"),
+        (beam_search, {"num_beams": 2, "length_penalty": math.nan}, "length_penalty is nan"),
+        (beam_search, {"num_beams": 2, "length_penalty": math.inf, "max_tokens": 1}, "length_penalty is inf"),
         (beam_search, {"num_beams": 2, "prompt": [1]}, "at least the last token must be left"),
     ],
 )

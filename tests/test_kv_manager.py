@@ -621,6 +621,28 @@ def test_a_fork_must_not_share_tokens_that_may_be_rejected() -> None:
     assert manager.allocate_slots(ada, 1) == []
 
 
+def test_room_that_was_made_before_may_be_asked_for_again() -> None:
+    """Catches a request that is refused because another shares its full blocks: it writes the same contents there."""
+    manager = KVCacheManager(num_blocks=5, block_size=4)
+    ada, bo = Request("Ada", range(8)), Request("Bo", range(9))
+    admit(manager, ada)
+    assert admit(manager, bo) == ([1, 2], [3]), "Bo shares both before they are computed"
+    ada.num_computed_tokens = 0  # the step failed, and runs again
+    assert manager.allocate_slots(ada, 8) == []
+
+
+def test_a_fork_outlives_its_request() -> None:
+    """Catches a block that a fork kept when its request was freed, and whose last use nobody noted."""
+    manager = KVCacheManager(num_blocks=6, block_size=2)
+    ada = Request("Ada", [1, 2, 3])
+    admit(manager, ada)
+    child = manager.tables["Ada"].fork()
+    manager.free(ada)
+    child.release()
+    assert admit(manager, Request("Bo", [1, 2, 3])) == ([1], [2])
+    assert manager.stats.reuse_distances == {0: 1}
+
+
 def test_a_fork_of_a_request() -> None:
     """Catches a private copy that is not counted before a request is refused, or that is not taken."""
     manager = KVCacheManager(num_blocks=4, block_size=4)
@@ -701,6 +723,8 @@ def test_refusals_change_nothing() -> None:
     with pytest.raises(ValueError, match="'Bo' holds no blocks, yet num_computed_tokens is 3"):
         manager.allocate_slots(bo, 1, blocks)
     bo.num_computed_tokens = 0
+    with pytest.raises(ValueError, match="token id 9223372036854775808 cannot be hashed"):
+        manager.allocate_slots(Request("Eve", [1, 2**63]), 2)
     assert before == (counts(manager), free_ids(manager), repr(manager.stats), list(manager.tables))
     manager.free(ada)
     admit(manager, Request("Dora", range(20, 31)))
