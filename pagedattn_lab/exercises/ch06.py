@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pagedattn_lab.exercises import Exercise
 
 Prompts = Sequence[Sequence[int]]
+Block = tuple[bytes, list[int], str | None]  # parent, tokens, salt
 
 # --- Exercise 1: what will be found? ----------------------------------------------------------------------------------
 
@@ -193,54 +194,139 @@ def block_bytes(parent: bytes, tokens: Sequence[int], salt: str | None) -> bytes
     return repr((parent, list(tokens), salt)).encode()
 
 
-_NAMES = [  # two blocks, and what tells them apart
+_NAMES: list[tuple[Block, Block, str]] = [  # two blocks, and what tells them apart
     ((b"A", [1, 2], None), (b"B", [1, 2], None), "their parents differ"),
     ((b"A", [1, 2], None), (b"A", [2, 1], None), "their tokens stand in another order"),
     ((b"A", [1, 23], None), (b"A", [12, 3], None), "1, 23 is not 12, 3"),
-    ((b"A", [1, 2], None), (b"A", [1, 258], None), "258 does not fit into one byte"),
-    ((b"A", [7, 65_536], None), (b"A", [7, 131_072], None), "a token id can be longer than two bytes"),
+    ((b"A", [0], None), (b"A", [], None), "0 is a token, and a list may be empty"),
+    ((b"A", [*range(32), 1], None), (b"A", [*range(32), 2], None), "a block may hold any number of tokens"),
     ((b"A", [1], "blue"), (b"A", [1], "red"), "their salts differ"),
     ((b"A", [1], "blue"), (b"A", [1], None), "one has a salt"),
+    ((b"A", [1], ""), (b"A", [1], None), "an empty salt is a salt"),
     ((b"A", [1], "None"), (b"A", [1], None), "a salt may read 'None', and that is a salt"),
+    ((b"A", [1], "A"), (b"A", [1], "a"), "capital and small letters differ"),
+    ((b"A", [1], "é"), (b"A", [1], "è"), "a salt may hold any letter"),
+    ((b"A", [1], "\u00e9"), (b"A", [1], "e\u0301"), "é may be one character or two, and the texts differ"),
+    ((b"A", [1], "x"), (b"A", [1], "x "), "a space at the end belongs to the salt"),
+    ((b"A", [1], "x"), (b"A", [1], "x\0"), "a zero character at the end belongs to the salt"),
+    ((b"A", [1], "x" * 40 + "1"), (b"A", [1], "x" * 40 + "2"), "a salt may be long, and all of it counts"),
+    ((b"A", [1], None), (b"a", [1], None), "a parent's bytes are not letters, large or small"),
+    ((b"\xfe", [1], None), (b"\xff", [1], None), "a parent need not be text"),
+    ((b"A" * 31 + b"1", [1], None), (b"A" * 31 + b"2", [1], None), "the last byte of the parent counts"),
+    ((b"1" + b"A" * 31, [1], None), (b"2" + b"A" * 31, [1], None), "the first byte of the parent counts"),
+    ((b"A", [1], None), (b"A\0", [1], None), "a zero byte at the end belongs to the parent"),
+    ((b"A", [1], None), (b"\0A", [1], None), "a zero byte in front belongs to the parent"),
     ((b"A", [1, 2], "3"), (b"A", [1, 2, 3], None), "3 is a salt here and a token there"),
     ((b"A", [1, 2], "3"), (b"A", [1], "23"), "a digit has moved from the tokens to the salt"),
     ((b"A1", [2], None), (b"A", [12], None), "a digit has moved from the parent to the tokens"),
-    ((b"A,1", [2], None), (b"A", [1, 2], None), "the parent holds what separates tokens"),
-    ((b"A", [1], "x|y"), (b"A|1", [1], "y"), "a salt may hold any character, a separator too"),
-    ((b"A|1", [1], "y"), (b"A", [1], "1|y"), "parent, tokens and salt may hold any separator"),
-    ((b"A\n1", [2], "x"), (b"A", [1, 2], "x"), "a parent's hash may hold any byte"),
+    ((b"1", [123456789015], None), (b"12345678901", [5], None), "a length in digits needs an end, too"),
+    *(
+        ((b"A", [1], None), (b"A", [large], None), "a token is never negative, and nothing else limits its size")
+        for large in (*(1 + 2**bits for bits in (8, 16, 17, 18, 20, 24, 32, 40, 48, 63)), 2**61)
+    ),
+    *(
+        ((b"A", two, None), (b"A", [one], None), "these are two tokens and one, whose bytes or digits look alike")
+        for two, one in (
+            *(([1, 2], 18), ([1, 2], 258), ([2, 1], 258), ([0, 1], 1)),
+            *(([base**width, 1], base ** (2 * width) + 1) for base in (10, 16) for width in range(2, 11)),
+        )
+    ),
     *(
         ((b"", [65, 66], None), ((65).to_bytes(width, order), [66], None), "a parent's hash may look like a token")
-        for width in (2, 4, 8)
+        for width in (1, 2, 3, 4, 8)
         for order in ("little", "big")
-    ),
-    *(
-        (
-            (b"A", [1], f"x{mark}y"),
-            (b"A" + f"{mark}1{mark}x".encode(), [1], "y"),
-            "parent and salt may hold any character",
-        )
-        for mark in "\0\x1f;:|, "
-    ),
-    *(
-        ((b"A", [1], f"1{mark}y"), (b"A" + f"{mark}1".encode(), [1], "y"), "parent and salt may hold any character")
-        for mark in "\0\x1f;:|, "
     ),
 ]
 
 
+def _write(answer: Callable[..., bytes], block: Block) -> bytes:
+    """Run the answer on a block. It may refuse a token beyond every vocabulary: an error is no other block's name."""
+    parent, tokens, salt = block
+    try:
+        made, again = answer(parent, list(tokens), salt), answer(parent, list(tokens), salt)
+    except Exception:
+        if max(tokens, default=0) < 2**20:
+            raise
+        return repr(block).encode()
+    assert isinstance(made, bytes), f"for {block} return bytes, not {type(made).__name__}"
+    assert made == again, f"for {block} you gave two different answers: the same block must keep its name"
+    return made
+
+
+def _added(short: bytes, long: bytes) -> set[bytes]:
+    """Find the pieces that leave ``short`` when cut out of ``long``: b"7," for b"|8" and b"|7,8"."""
+    size = len(long) - len(short)
+    return {long[at : at + size] for at in range(len(short) + 1) if size > 0 and long[:at] + long[at + size :] == short}
+
+
+def _between(made: bytes, block: Block) -> set[bytes]:
+    """Find what stands between parent and salt, whichever comes first; nothing where they cannot be seen."""
+    parent, salt = block[0], (block[2] or "").encode()
+    tries = [made.partition(first)[2].partition(last) for first, last in ((parent, salt), (salt, parent))]
+    return {piece for piece, found, _ in tries if found}
+
+
+def _grown(block: Block, pieces: set[bytes]) -> list[Block]:
+    """Put each piece in front of the parent and of the salt, and behind them."""
+    parent, tokens, salt = block
+    grown: list[Block] = []
+    for piece in sorted(pieces):
+        grown += [(parent + piece, tokens, salt), (piece + parent, tokens, salt)]
+        text = piece.decode(errors="ignore")
+        if salt is not None and text.encode() == piece:  # a salt is a text, so it cannot hold every piece
+            grown += [(parent, tokens, salt + text), (parent, tokens, text + salt)]
+    return grown
+
+
+def _suspects(answer: Callable[..., bytes]) -> list[Block]:
+    """List blocks whose parts hold what this very answer writes between parts, for one token more, or for a salt.
+
+    An answer that hashes shows none of this; then, as for every right answer, the list is harmless.
+    """
+    parent, salt = b"QX", "zy"
+    no_salt, salted = _write(answer, (parent, [7], None)), _write(answer, (parent, [7], salt))
+
+    # What one token more adds, and what stands in a salt's place where there is none, move into parent and salt.
+    more = itertools.product(([1, 7], [7, 1]), ((None, no_salt), (salt, salted)))
+    pieces = set().union(*(_added(made, _write(answer, (parent, tokens, s))) for tokens, (s, made) in more))
+    before, _, behind = salted.partition(salt.encode())
+    if no_salt.startswith(before) and no_salt.endswith(behind):
+        pieces.add(no_salt[len(before) : len(no_salt) - len(behind)])
+    suspects: list[Block] = [(parent, t, s) for t in ([7], [1, 7], [7, 1]) for s in (None, "", salt)]
+    suspects += [each for block in suspects for each in _grown(block, pieces)]
+
+    # So does what stands between the two. It may tell a length, so look again where one of them has grown.
+    block: Block = (parent, [7], salt)
+    between = _between(salted, block)
+    between = between.union(*(_between(_write(answer, each), each) for each in _grown(block, between)))
+    suspects += _grown(block, between)
+
+    # What a salt adds may be what a token adds: read it as a number.
+    for length, end in itertools.product(range(9), ("", no_salt[-1:].decode(errors="ignore"))):
+        block = (parent, [7], "q" * length + end)
+        suspects.append(block)
+        for piece in sorted(_added(no_salt, _write(answer, block))):
+            numbers = int.from_bytes(piece, "little"), int.from_bytes(piece, "big")
+            suspects += [(parent, tokens, None) for each in numbers for tokens in ([7, each], [each, 7])]
+    return suspects
+
+
 def _check_name(answer: Callable[..., bytes]) -> None:
     for first, second, about in _NAMES:
-        one, other = answer(*first), answer(*second)
-        assert isinstance(one, bytes), f"return bytes, not {type(one).__name__}"
-        assert one == answer(*first), f"for {first} you gave two different answers: the same block must keep its name"
+        one, other = _write(answer, first), _write(answer, second)
         assert one != other, f"{first} and {second} get the same bytes: {about}"
-    seen: dict[bytes, tuple] = {}
     pieces = (b"", b"1", b"1,", b"|"), ([1], [1, 1], [11], [1, 0]), (None, "", "1", "1|1", "|", ",1")
-    for parent, tokens, salt in itertools.product(*pieces):
-        made = answer(parent, list(tokens), salt)
-        other = seen.setdefault(made, (parent, tokens, salt))
-        assert other == (parent, tokens, salt), f"{(parent, tokens, salt)} and {other} get the same bytes"
+    seen: dict[bytes, Block] = {}
+    for block in [*itertools.product(*pieces), *_suspects(answer)]:
+        other = seen.setdefault(_write(answer, block), block)
+        assert other == block, f"{other} and {block} get the same bytes: a part may hold whatever you write beside it"
+
+
+def _joined(mark: str) -> Callable[..., bytes]:
+    """Join the parts by a mark, with N for no salt and a plus sign behind a salt."""
+    return lambda parent, tokens, salt: mark.encode().join(
+        [parent, ",".join(map(str, tokens)).encode(), b"N" if salt is None else salt.encode() + b"+"]
+    )
 
 
 name = Exercise(
@@ -251,15 +337,16 @@ name = Exercise(
         "the parent is left out": lambda p, t, s: repr((list(t), s)).encode(),
         "the salt is left out": lambda p, t, s: repr((p, list(t))).encode(),
         "no salt reads as the salt None": lambda p, t, s: repr((p, list(t), str(s))).encode(),
-        "parts are joined by a character that they may hold": lambda p, t, s: b"|".join(
-            [p, ",".join(map(str, t)).encode(), b"-" if s is None else s.encode() + b"+"]
-        ),
-        "parts are joined by a zero byte, which they may hold": lambda p, t, s: b"\0".join(
-            [p, ",".join(map(str, t)).encode(), b"-" if s is None else s.encode() + b"+"]
-        ),
+        "parts are joined by a character that they may hold": _joined("|"),
+        "parts are joined by a zero byte, which they may hold": _joined("\0"),
+        "parts are joined by a mark that nobody would think of, which they may hold": _joined("<sep>"),
         "no length tells where the parent ends": lambda p, t, s: (
             p + struct.pack(f"<{len(t)}q", *t) + (b"" if s is None else b"s" + s.encode())
         ),
+        "three bytes for each token, and no length": lambda p, t, s: (
+            p + b"".join(x.to_bytes(3, "big") for x in t) + (b"" if s is None else b"s" + s.encode())
+        ),
+        "the parent is cut short": lambda p, t, s: repr((p[:3], list(t), s)).encode(),
         "two bytes for each token": lambda p, t, s: repr((p, [x % 65_536 for x in t], s)).encode(),
         "the order of tokens is lost": lambda p, t, s: repr((p, sorted(t), s)).encode(),
     },
