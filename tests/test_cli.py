@@ -107,7 +107,9 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
         (["waste", "--model-len", "1"], 2, "'1' is not a whole number of at least 2"),
         (["waste", "--block-size", "0"], 2, "'0' is not a whole number of at least 1"),
         (["waste", "--requests", "0"], 2, "'0' is not a whole number of at least 1"),
-        (["waste", "--seed", "x"], 2, "invalid int value"),
+        (["waste", "--seed", "x"], 2, "'x' is not a whole number from 0 to 4294967295"),
+        *((["waste", "--requests", number], 2, "is not a whole number") for number in ("5_0", "٣", " 5", "5.0", "")),
+        *((["waste", "--rate", number], 2, "above 0 nor inf") for number in ("1_0", "٣")),
         *((["waste", f"--rate={rate}"], 2, "above 0 nor inf") for rate in ("0", "-1", "nan", "-inf", "fast")),
         *(
             (["waste", "--budget", size], 2, "a plain number means GiB")

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive
+from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive, seed
 from pagedattn_lab.conversations import SHARED_WORKLOADS, hashed
 from pagedattn_lab.hits import MOONCAKE_BLOCK_SIZE, POLICIES, measure
 from pagedattn_lab.workloads import TraceRequest, load_trace
@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=seed,
         default=0,
         metavar="N",
         help="of prompts made for the purpose, and of --policy random (default: %(default)s)",
