@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,33 @@ MOONCAKE = """{"timestamp": 0, "input_length": 100, "output_length": 50, "hash_i
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pagedattn_lab", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def strictly(text: str) -> Any:
+    """Read JSON without the numbers that only Python's JSON has."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], status: int, message: str) -> None:
+    """Run a command that must fail with this status, nothing on standard output, and one line that says why."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == status
+    assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
+
+
+def report_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """Run a command in this process; its report, and what it said on standard error."""
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    return strictly(captured.out), captured.err
 
 
 def test_generate_reports_its_blocks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,29 +157,11 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
 )
 def test_errors_are_one_line(arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture) -> None:
     """Catches tracebacks, errors on standard output, and a wrong exit status."""
-    try:
-        code = main(arguments)
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    assert code == status
-    assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
-
-
-def strictly(text: str) -> Any:
-    """Read JSON without the numbers that only Python's JSON has."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
+    assert_one_line(capsys, arguments, status, message)
 
 
 def waste_report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """Run ``waste`` in this process; its report, and what it said on standard error."""
-    assert main(["waste", "--json", *arguments]) == 0
-    captured = capsys.readouterr()
-    return strictly(captured.out), captured.err
+    return report_of(capsys, "waste", *arguments)
 
 
 @pytest.fixture(scope="module")
