@@ -17,6 +17,8 @@ import pytest
 from pagedattn_lab import cli, waste
 from pagedattn_lab.bench import allocator
 from pagedattn_lab.cli import main
+from pagedattn_lab.conversations import SHARED_WORKLOADS
+from pagedattn_lab.hits import POLICIES
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.workloads import WORKLOADS, load_trace
 
@@ -365,13 +367,13 @@ def test_waste_of_too_few_requests(count: str, warns: bool, capsys: pytest.Captu
 
 def test_help_is_printed_and_names_every_workload(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a percent sign that argparse takes for a placeholder, and a load that nobody hears of."""
-    for command in (["waste"], ["bench"], ["bench", "allocator"]):
+    for command in (["waste"], ["hits"], ["generate"], ["bench"], ["bench", "allocator"]):
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
         printed = capsys.readouterr().out
         assert stop.value.code == 0 and printed.startswith("usage: python -m pagedattn_lab " + " ".join(command))
-        if command == ["waste"]:
-            assert all(name in printed for name in WORKLOADS)
+        names = {"waste": WORKLOADS, "hits": (*SHARED_WORKLOADS, *POLICIES)}.get(command[0], ())
+        assert all(name in printed for name in names)
 
 
 def test_bench_allocator(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,9 +134,9 @@ def test_hits_equal_those_of_a_list(trace: str, capsys: Capture) -> None:
 
 
 def test_hits_of_the_first_requests(trace: str, capsys: Capture) -> None:
-    """Catches --requests that is off by one or takes the last ones."""
+    """Catches --requests that is off by one or takes the last ones, and a sign that is refused."""
     for number in (1, 3, len(LOAD), len(LOAD) + 1):
-        report, _ = report_of(capsys, "hits", trace, "--block-size", str(BLOCK), "--requests", str(number))
+        report, _ = report_of(capsys, "hits", trace, "--block-size", str(BLOCK), "--requests", f"{number:+}")
         assert report == {"trace": trace} | expected_hits(LOAD[:number], BLOCK, "lru", math.inf)
 
 
