@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from pagedattn_lab import cli, waste
 from pagedattn_lab.bench import allocator
 from pagedattn_lab.cli import main
+from pagedattn_lab.conversations import SHARED_WORKLOADS
+from pagedattn_lab.hits import POLICIES
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.workloads import WORKLOADS, load_trace
 
@@ -39,6 +42,33 @@ MOONCAKE = """{"timestamp": 0, "input_length": 100, "output_length": 50, "hash_i
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pagedattn_lab", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def strictly(text: str) -> Any:
+    """Read JSON without the numbers that only Python's JSON has."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], status: int, message: str) -> None:
+    """Run a command that must fail with this status, nothing on standard output, and one line that says why."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == status
+    assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
+
+
+def report_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """Run a command in this process; its report, and what it said on standard error."""
+    assert main([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    return strictly(captured.out), captured.err
 
 
 def test_generate_reports_its_blocks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +137,9 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
         (["waste", "--model-len", "1"], 2, "'1' is not a whole number of at least 2"),
         (["waste", "--block-size", "0"], 2, "'0' is not a whole number of at least 1"),
         (["waste", "--requests", "0"], 2, "'0' is not a whole number of at least 1"),
-        (["waste", "--seed", "x"], 2, "invalid int value"),
+        (["waste", "--seed", "x"], 2, "'x' is not a whole number from 0 to 4294967295"),
+        *((["waste", "--requests", number], 2, "is not a whole number") for number in ("5_0", "٣", " 5", "5.0", "")),
+        *((["waste", "--rate", number], 2, "above 0 nor inf") for number in ("1_0", "٣")),
         *((["waste", f"--rate={rate}"], 2, "above 0 nor inf") for rate in ("0", "-1", "nan", "-inf", "fast")),
         *(
             (["waste", "--budget", size], 2, "a plain number means GiB")
@@ -127,29 +159,11 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
 )
 def test_errors_are_one_line(arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture) -> None:
     """Catches tracebacks, errors on standard output, and a wrong exit status."""
-    try:
-        code = main(arguments)
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    assert code == status
-    assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
-
-
-def strictly(text: str) -> Any:
-    """Read JSON without the numbers that only Python's JSON has."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
+    assert_one_line(capsys, arguments, status, message)
 
 
 def waste_report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """Run ``waste`` in this process; its report, and what it said on standard error."""
-    assert main(["waste", "--json", *arguments]) == 0
-    captured = capsys.readouterr()
-    return strictly(captured.out), captured.err
+    return report_of(capsys, "waste", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -353,13 +367,13 @@ def test_waste_of_too_few_requests(count: str, warns: bool, capsys: pytest.Captu
 
 def test_help_is_printed_and_names_every_workload(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a percent sign that argparse takes for a placeholder, and a load that nobody hears of."""
-    for command in (["waste"], ["bench"], ["bench", "allocator"]):
+    for command in (["waste"], ["hits"], ["generate"], ["bench"], ["bench", "allocator"]):
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
         printed = capsys.readouterr().out
         assert stop.value.code == 0 and printed.startswith("usage: python -m pagedattn_lab " + " ".join(command))
-        if command == ["waste"]:
-            assert all(name in printed for name in WORKLOADS)
+        names = {"waste": WORKLOADS, "hits": (*SHARED_WORKLOADS, *POLICIES)}.get(command[0], ())
+        assert all(name in printed for name in names)
 
 
 def test_bench_allocator(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

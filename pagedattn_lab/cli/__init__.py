@@ -28,6 +28,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
+    for stream in ("stdout", "stderr"):  # Python has none where the caller closed it, and print(file=None) means stdout
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     arguments = _parser().parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal without UTF-8 gets escapes rather than an error half-way
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -42,16 +42,14 @@ def text_of_file(argument: str) -> str:
     return content
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Whole numbers from ``least`` on."""
+def at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Whole numbers from ``least`` to ``most``: digits, perhaps a sign, and nothing else that ``int`` reads."""
+    wanted = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
 
     def whole_number(argument: str) -> int:
-        try:
-            number = int(argument)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{argument!r} is not a whole number of at least {least}")
+        number = int(argument) if re.fullmatch(r"[+-]?[0-9]+", argument) else least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{argument!r} is not a whole number {wanted}")
         return number
 
     return whole_number
@@ -59,6 +57,9 @@ def at_least(least: int) -> Callable[[str], int]:
 
 positive = at_least(1)
 """Whole numbers from 1 on."""
+
+seed = at_least(0, 2**32 - 1)
+"""Of chance, and so small that what ``generate`` makes of it for each output is a seed for torch too."""
 
 
 def blocks(argument: str) -> int | None:
@@ -73,10 +74,7 @@ def blocks(argument: str) -> int | None:
 
 def finite(argument: str) -> float:
     """A number that is neither infinite nor none."""
-    try:
-        number = float(argument)
-    except ValueError:
-        number = math.nan
+    number = _number(argument)
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{argument!r} is not a finite number")
     return number
@@ -103,10 +101,7 @@ def size(argument: str) -> int:
 
 def rate(argument: str) -> float:
     """A number above 0, or infinity."""
-    try:
-        number = float(argument)
-    except ValueError:
-        number = math.nan
+    number = _number(argument)
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{argument!r} is neither a number above 0 nor inf")
     return number
@@ -121,3 +116,11 @@ def name_or_file(names: Iterable[str]) -> Callable[[str], str]:
         return argument
 
     return known
+
+
+def _number(argument: str) -> float:
+    """Read a number; any other text is none, and so are underscores and other scripts' digits, which Python reads."""
+    try:
+        return float(argument) if argument.isascii() and "_" not in argument else math.nan
+    except ValueError:
+        return math.nan

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pagedattn_lab.cli.arguments import add_json, at_least, finite, positive, temperature, text, text_of_file
+from pagedattn_lab.cli.arguments import add_json, finite, positive, seed, temperature, text, text_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
         help="below 1, likely tokens become likelier; 0 always takes the likeliest (default: 1; of a single output, 0)",
     )
     sharing.add_argument(
-        "--seed", type=at_least(0), default=0, metavar="N", help="of outputs drawn by chance (default: %(default)s)"
+        "--seed", type=seed, default=0, metavar="N", help="of outputs drawn by chance (default: %(default)s)"
     )
     sharing.add_argument("--beams", type=positive, metavar="K", help="beam search: keep the K most likely outputs")
     sharing.add_argument(

@@ -10,13 +10,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive
+from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive, seed
 from pagedattn_lab.conversations import SHARED_WORKLOADS, hashed
 from pagedattn_lab.hits import MOONCAKE_BLOCK_SIZE, POLICIES, measure
-from pagedattn_lab.workloads import TraceRequest, load_trace
+from pagedattn_lab.workloads import MalformedTraceError, TraceRequest, load_mooncake_jsonl
 
 SYNTHETIC_BLOCK_SIZE = 16
 """Tokens per block of a synthetic workload, unless another number is given."""
+
+FORMAT = "a JSON object per line with timestamp, input_length, output_length and hash_ids, as in Mooncake's traces"
+"""What a file must be."""
 
 
 def add(commands: Any) -> None:
@@ -33,8 +36,7 @@ def add(commands: Any) -> None:
         "trace",
         type=name_or_file(SHARED_WORKLOADS),
         metavar="TRACE",
-        help=f"a file in the format of Mooncake's traces (JSONL with hash_ids), or {' or '.join(SHARED_WORKLOADS)}: "
-        "prompts made for the purpose",
+        help=f"a file with {FORMAT}, or {' or '.join(SHARED_WORKLOADS)}: prompts made for the purpose",
     )
     parser.add_argument(
         "--blocks", type=blocks, metavar="N|unlimited", help="blocks that the cache has room for (default: unlimited)"
@@ -56,7 +58,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=seed,
         default=0,
         metavar="N",
         help="of prompts made for the purpose, and of --policy random (default: %(default)s)",
@@ -98,10 +100,13 @@ def _requests(arguments: argparse.Namespace) -> tuple[Iterable[TraceRequest], in
     if name in SHARED_WORKLOADS:
         block_size = block_size or SYNTHETIC_BLOCK_SIZE
         return hashed(islice(SHARED_WORKLOADS[name](arguments.seed), num_requests or 10_000), block_size), block_size
-    trace = load_trace(name)
+    try:
+        trace = load_mooncake_jsonl(name)
+    except MalformedTraceError as error:
+        raise ValueError(f"{error}; hits reads {FORMAT}") from None
     if not any(request.hash_ids for request in trace):
         raise ValueError(
-            f"{name} has no hash_ids, which tell prompts that begin alike: give a trace in Mooncake's format, or "
+            f"{name} has no hash_ids, which tell prompts that begin alike: give {FORMAT}, or "
             f"{' or '.join(SHARED_WORKLOADS)}"
         )
     return trace[:num_requests], block_size or MOONCAKE_BLOCK_SIZE

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedattn_lab import waste
-from pagedattn_lab.cli.arguments import add_json, at_least, name_or_file, positive, rate, size
+from pagedattn_lab.cli.arguments import add_json, at_least, name_or_file, positive, rate, seed, size
 from pagedattn_lab.roofline import OPT_13B
 from pagedattn_lab.workloads import WORKLOADS, Fit, TraceRequest, arrive, load_trace
 
@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
         "--requests", type=positive, metavar="N", help="the first N requests (default: 10000; of a trace, all)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of lengths and arrivals (default: %(default)s)"
+        "--seed", type=seed, default=0, metavar="N", help="of lengths and arrivals (default: %(default)s)"
     )
     add_json(parser)
     parser.set_defaults(run=run)
