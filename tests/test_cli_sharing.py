@@ -710,7 +710,7 @@ def test_too_long_for_the_model(
 def test_a_penalty_past_all_scores(penalty: str, small: Small, capsys: Capture) -> None:
     """Catches a traceback, or half a report, for a power that no score can be divided by."""
     run = Run(4, ("--beams", "2", f"--length-penalty={penalty}"))
-    assert_one_line(capsys, run.arguments(small), 1, "pagedattn_lab generate: ")
+    assert_one_line(capsys, run.arguments(small), 1, f"pagedattn_lab generate: length_penalty is {float(penalty)}: ")
 
 
 def test_a_refusal_by_the_library_is_passed_on(small: Small, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
