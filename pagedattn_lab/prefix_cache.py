@@ -226,6 +226,23 @@ class PrefixIndex(Protocol):
         """Count the blocks that are known."""
 
 
+def check_cacheable(request: Request, blocks: Sequence[KVCacheBlock], start: int, stop: int, block_size: int) -> None:
+    """Refuse what no index may take in.
+
+    Raises:
+        ValueError: one of blocks ``start`` to ``stop - 1`` is cached already, or is not full.
+    """
+    num_full_blocks = request.num_tokens // block_size
+    if not 0 <= start <= stop <= min(len(blocks), num_full_blocks):
+        raise ValueError(
+            f"blocks {start} to {stop} of request {request.request_id!r} cannot be cached: it has {len(blocks)} "
+            f"blocks, {num_full_blocks} of them full"
+        )
+    for block in blocks[start:stop]:
+        if block.block_hash is not None:
+            raise ValueError(f"block {block.block_id} is cached already: start behind it")
+
+
 class HashIndex:
     """Cached blocks by hash. One hash may name several: page tables only ever grow, so a block that was computed twice
     stays twice.
@@ -269,14 +286,7 @@ class HashIndex:
             ValueError: a block has a hash already, or is not full; none of them is changed.
         """
         hashes = self.hashes(request)
-        if not 0 <= start <= stop <= min(len(blocks), len(hashes)):
-            raise ValueError(
-                f"blocks {start} to {stop} of request {request.request_id!r} cannot be cached: it has {len(blocks)} "
-                f"blocks, {len(hashes)} of them full"
-            )
-        for block in blocks[start:stop]:
-            if block.block_hash is not None:
-                raise ValueError(f"block {block.block_id} is cached already: start behind it")
+        check_cacheable(request, blocks, start, stop, self.block_size)
         for block, block_hash in zip(blocks[start:stop], hashes[start:stop], strict=True):
             block.block_hash = block_hash
             self._blocks.setdefault(block_hash, {})[block.block_id] = block

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 
 from pagedattn_lab.block_pool import KVCacheBlock
-from pagedattn_lab.prefix_cache import ExtraKey, Request
+from pagedattn_lab.prefix_cache import ExtraKey, Request, check_cacheable
 
 BlockKey = tuple[tuple[ExtraKey, ...], tuple[int, ...]]
 """What a block adds to the path: its extra keys and its tokens."""
@@ -77,14 +77,7 @@ class RadixTree:
         Raises:
             ValueError: a block is in the tree already, or is not full; nothing is changed.
         """
-        if not 0 <= start <= stop <= min(len(blocks), request.num_tokens // self.block_size):
-            raise ValueError(
-                f"blocks {start} to {stop} of request {request.request_id!r} cannot be cached: it has {len(blocks)} "
-                f"blocks, {request.num_tokens // self.block_size} of them full"
-            )
-        for block in blocks[start:stop]:
-            if block.block_hash is not None:
-                raise ValueError(f"block {block.block_id} is cached already: start behind it")
+        check_cacheable(request, blocks, start, stop, self.block_size)
         parent = self._nodes.get(blocks[start - 1].block_id) if start else None
         if parent is not None and parent.blocks[-1] is blocks[start - 1]:
             begin = start  # the blocks before lead here: a request that grows does not walk its whole path again
