@@ -125,9 +125,8 @@ class Recorder:
                 self.free()
             else:
                 self.reset()
-        for name in list(self.requests):
-            self.manager.free(self.requests.pop(name))
-            self.write("free", name)
+        while self.requests:
+            self.free()
         self.reset()
         return {
             "num_blocks": self.num_blocks,

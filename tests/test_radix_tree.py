@@ -150,7 +150,7 @@ def test_runs_are_kept_in_one_piece() -> None:
     tree = RadixTree(2)
     request, blocks = Request("Ada", [1, 1]), [KVCacheBlock(number) for number in range(5)]
     tree.insert(request, blocks, 0, 1)
-    for stop in range(2, 6):  # a token at a time, as in decoding
+    for stop in range(2, 6):  # a block at a time, as in decoding
         request.append_token(stop)
         request.append_token(stop)
         tree.insert(request, blocks, stop - 1, stop)
