@@ -22,7 +22,7 @@ class Observer(Protocol):
     ``"touch"`` and ``"free"``; a table reports ``"append"``, ``"copy-on-write"`` (the shared block, then its private
     copy), ``"fork"``, ``"hit"`` and ``"free"``, once its own entries have changed too.
     An observer must neither change what it watches nor raise: what it is told of has happened and is not undone.
-    :class:`pagedattn_lab.trace.Trace` is one.
+    :class:`pagedattn_lab.recorder.Recorder` is one.
     """
 
     def __call__(self, kind: str, blocks: Sequence[KVCacheBlock], table: Any = None, num_tokens: int = 0) -> None:

@@ -20,19 +20,17 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from pagedattn_lab.attention import BACKENDS, paged_attention
+from pagedattn_lab.attention.metadata import AttentionMetadata, attention_metadata
 from pagedattn_lab.block_pool import BlockPool
-from pagedattn_lab.block_table import AttentionMetadata, BlockTable, attention_metadata
+from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KVShape
+from pagedattn_lab.models.support import UnsupportedModelError, refuse_unsupported, rotary_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION_NAME = "pagedattn_lab"
-
-
-class UnsupportedModelError(ValueError):
-    """The model does something that the paged cache of this book cannot express yet; the message says what."""
 
 
 @dataclass
@@ -79,14 +77,14 @@ class ModelRunner:
     def __init__(self, model: PreTrainedModel, num_blocks: int, block_size: int = 16, attention: str = "auto") -> None:
         if attention not in BACKENDS:
             raise ValueError(f"attention {attention!r} is unknown: use one of {', '.join(BACKENDS)}")
-        _refuse_unsupported(model)
+        refuse_unsupported(model)
         try:
             shape = KVShape.from_config(model.config, model.dtype)
         except ValueError as error:
             raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
         self.model, self.attention = model, attention
         self.cache = PagedKVCache(shape, num_blocks, block_size, model.device)
-        self._rotary_limit = _rotary_limit(model)
+        self._rotary_limit = rotary_limit(model)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def new_pool(self) -> BlockPool:
@@ -263,40 +261,6 @@ def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) 
 
 AttentionInterface.register(ATTENTION_NAME, _attention_through_page_table)
 AttentionMaskInterface.register(ATTENTION_NAME, _window_in_place_of_mask)
-
-
-def _refuse_unsupported(model: PreTrainedModel) -> None:
-    """Raise for what the model says of itself, beyond its KV shape, so that nothing runs and then fails."""
-    config, name = model.config.get_text_config(), type(model).__name__
-    if model.config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{name} is an encoder-decoder: choose a decoder-only model")
-    if not model._can_set_attn_implementation():
-        raise UnsupportedModelError(f"{name} does not compute attention through transformers' interface")
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise UnsupportedModelError(f"{name} takes no position_ids, which a flattened ragged batch needs")
-    if getattr(config, "is_causal", True) is False:
-        raise UnsupportedModelError(
-            f"{name} is configured to let tokens see later ones: a cache needs causal attention"
-        )
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        raise UnsupportedModelError(f"{name} has layers of kind {', '.join(sorted(kinds))}, not supported yet")
-    chunk_size = getattr(config, "attention_chunk_size", None)
-    if chunk_size:
-        raise UnsupportedModelError(f"{name} sets attention_chunk_size = {chunk_size}, not supported yet")
-
-
-def _rotary_limit(model: PreTrainedModel) -> int | None:
-    """Give the length up to which rotary angles do not depend on what else is in the batch, if there is one."""
-    limits = []
-    for module in model.modules():
-        kinds = getattr(module, "rope_type", None) or {}
-        for layer_type, kind in ({None: kinds} if isinstance(kinds, str) else kinds).items():
-            if kind == "longrope" or "dynamic" in kind:
-                every = module.config.rope_parameters
-                parameters = every if layer_type is None else every[layer_type]
-                limits.append(parameters.get("original_max_position_embeddings") or module.original_max_seq_len)
-    return min(limits, default=None)
 
 
 @contextmanager

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import assert_matches, dense_attention, ragged_batch
 
 from pagedattn_lab.attention import paged_attention
+from tests.helpers.oracle import assert_matches, dense_attention, ragged_batch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 
+from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
-from pagedattn_lab.block_table import BlockTable, attention_metadata, take_copies
+from pagedattn_lab.block_table import BlockTable, take_copies
 
 
 def table_of(pool: BlockPool, num_tokens: int) -> BlockTable:

@@ -12,8 +12,8 @@ import pytest
 from bs4 import BeautifulSoup, Tag
 
 import pagedattn_lab
-from tests.built import build_book
-from tests.test_chapters import CHAPTERS, REPOSITORY_URL
+from tests.helpers.built import build_book
+from tests.helpers.chapters import CHAPTERS, REPOSITORY_URL
 from tools import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,17 +3,14 @@
 import ast
 import re
 import statistics
-import tomllib
 from pathlib import Path
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
+from tests.helpers.chapters import CHAPTERS, REPOSITORY_URL
 from tools import notebooks
 
-REPO = Path(__file__).resolve().parent.parent
-REPOSITORY_URL = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
-CHAPTERS = sorted((REPO / "chapters").glob("*.ipynb"))
 EXPECTED = (
     "00_start_here", "01_the_kv_cache", "02_contiguous_caches", "03_blocks", "04_page_tables",
     "05_fork_and_copy_on_write", "06_prefix_caching",

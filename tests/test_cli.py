@@ -7,68 +7,30 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pagedattn_lab import cli, waste
+from pagedattn_lab import cli
 from pagedattn_lab.bench import allocator
 from pagedattn_lab.cli import main
-from pagedattn_lab.conversations import SHARED_WORKLOADS
-from pagedattn_lab.hits import POLICIES
 from pagedattn_lab.kv_shape import KVShape
+from pagedattn_lab.studies import memory_shares as waste
+from pagedattn_lab.studies.hit_rates import POLICIES
 from pagedattn_lab.workloads import WORKLOADS, load_trace
+from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS
+from tests.helpers.cli import AZURE, MOONCAKE, assert_one_line, report_of, strictly
 
 SMOLLM2 = KVShape(30, 3, 64, "float32")
 README = Path(__file__).parent.parent / "README.md"
 SHARES = ("token_states", "reservation", "internal", "external", "free")
 
-AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
-2023-11-16 18:00:00.0000000,100,50
-2023-11-16 18:10:00.0000000,3000,10
-2023-11-16 18:20:00.0000000,2000,400
-2023-11-16 18:30:00.0000000,10,20
-"""
-MOONCAKE = """{"timestamp": 0, "input_length": 100, "output_length": 50, "hash_ids": [0]}
-{"timestamp": 600000, "input_length": 3000, "output_length": 10, "hash_ids": [1, 2, 3, 4, 5, 6]}
-{"timestamp": 1200000, "input_length": 2000, "output_length": 400, "hash_ids": [1, 7, 8, 9]}
-{"timestamp": 1800000, "input_length": 10, "output_length": 20, "hash_ids": []}
-"""
-
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pagedattn_lab", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-
-
-def strictly(text: str) -> Any:
-    """Read JSON without the numbers that only Python's JSON has."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def assert_one_line(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], status: int, message: str) -> None:
-    """Run a command that must fail with this status, nothing on standard output, and one line that says why."""
-    try:
-        code = main(arguments)
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    assert code == status
-    assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
-
-
-def report_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """Run a command in this process; its report, and what it said on standard error."""
-    assert main([*arguments, "--json"]) == 0
-    captured = capsys.readouterr()
-    return strictly(captured.out), captured.err
 
 
 def test_generate_reports_its_blocks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,20 +29,20 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pagedattn_lab import decoding, models
+from pagedattn_lab import models
 from pagedattn_lab.block_pool import BlockPool
-from pagedattn_lab.block_table import BlockTable, take_copies
+from pagedattn_lab.block_table import BlockTable, reorder, take_copies
 from pagedattn_lab.cli import generate, main
-from pagedattn_lab.conversations import SHARED_WORKLOADS, hashed
-from pagedattn_lab.hits import POLICIES, measure
+from pagedattn_lab.engine import beam_search as decoding
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.model_runner import ModelRunner
-from pagedattn_lab.sharing import reorder
+from pagedattn_lab.studies.hit_rates import POLICIES, measure
 from pagedattn_lab.workloads import load_mooncake_jsonl
-from tests.test_cli import AZURE, assert_one_line, report_of, strictly
-from tests.test_decoding import assert_scores_close, greedy, log_probs_of, transformers_beams
-from tests.test_hits import ListCache
-from tests.test_sharing import count
+from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS, hashed
+from tests.helpers.cli import AZURE, assert_one_line, report_of, strictly
+from tests.helpers.genealogy import count
+from tests.helpers.list_cache import ListCache
+from tests.helpers.models import assert_scores_close, greedy, log_probs_of, transformers_beams
 
 Capture = pytest.CaptureFixture[str]
 

@@ -8,9 +8,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
-from ledger import Ledger
 
-from pagedattn_lab.contiguous import (
+from pagedattn_lab.baselines.contiguous import (
     Account,
     ContiguousAllocator,
     Reservation,
@@ -19,7 +18,8 @@ from pagedattn_lab.contiguous import (
     num_kv_tokens,
     oracle,
 )
-from pagedattn_lab.strip import Buddy, FirstFit, Region
+from pagedattn_lab.baselines.strip import Buddy, FirstFit, Region
+from tests.helpers.ledger import Ledger
 
 MAX_MODEL_LEN = 20
 

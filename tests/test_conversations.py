@@ -9,7 +9,15 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from pagedattn_lab.conversations import SHARED_WORKLOADS, Piece, Prompt, chat, hashed, system_prompts, token_ids
+from pagedattn_lab.workloads.conversations import (
+    SHARED_WORKLOADS,
+    Piece,
+    Prompt,
+    chat,
+    hashed,
+    system_prompts,
+    token_ids,
+)
 
 pieces = st.lists(st.builds(Piece, st.sampled_from("abc"), st.integers(1, 9)), min_size=1, max_size=4).map(tuple)
 

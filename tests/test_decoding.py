@@ -14,22 +14,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.generation import GenerationConfig
 
 from pagedattn_lab import models
+from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
-from pagedattn_lab.block_table import BlockTable, attention_metadata
-from pagedattn_lab.decoding import Decoded, beam_search, generate_cached, sample
+from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.engine.beam_search import Decoded, beam_search, generate_cached, sample
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner, generate_greedily
 from pagedattn_lab.prefix_cache import Request
 from pagedattn_lab.radix_tree import RadixTree
-from pagedattn_lab.sharing import replay
-from tests.test_model_runner import tiny
+from pagedattn_lab.studies.block_savings import replay
+from tests.helpers.models import (
+    assert_scores_close,
+    greedy,
+    log_probs_of,
+    tiny,
+    transformers_beams,
+)
 
 VOCAB, HIDDEN = 12, 32
 PROMPT = [7, 8, 9, 3, 4, 11, 5, 6]
-EPSILON = torch.finfo(torch.float32).eps
 
 SHARERS: dict[str, Callable[..., Decoded]] = {
     "sample": lambda runner, table, prompt, width, max_tokens, **rest: sample(
@@ -73,53 +78,9 @@ def shuffled_pool(runner: ModelRunner, seed: int = 1) -> BlockPool:
     return pool
 
 
-def up_to_stop(tokens: list[int], stop_token_ids: Collection[int]) -> list[int]:
-    ends = [index + 1 for index, token in enumerate(tokens) if token in stop_token_ids]
-    return tokens[: ends[0]] if ends else tokens
-
-
-@torch.inference_mode()
-def log_probs_of(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
-    """Log-probabilities of what follows, from all tokens at once and without any cache."""
-    return model(torch.tensor([list(tokens)]), use_cache=False).logits[0, -1].float().log_softmax(-1)
-
-
-def greedy(model: PreTrainedModel, prompt: Sequence[int], max_tokens: int, stop: Collection[int] = ()) -> list[int]:
-    tokens: list[int] = []
-    while len(tokens) < max_tokens and (not tokens or tokens[-1] not in stop):
-        tokens.append(int(log_probs_of(model, [*prompt, *tokens]).argmax()))
-    return tokens
-
-
 @functools.cache
 def greedy_small(prompt: tuple[int, ...], max_tokens: int, stop: tuple[int, ...] = ()) -> list[int]:
     return greedy(small(), prompt, max_tokens, stop)
-
-
-def assert_scores_close(
-    got: list[float], expected: Sequence[float], lengths: Sequence[int], terms: int, largest: float, power: float = 0.0
-) -> None:
-    """Compare sums of float32 log-probabilities, divided by a power of their lengths.
-
-    A log-probability hangs on dot products of ``terms`` terms, which may be added up in another order: it is off by
-    ``terms`` roundings of a number as large as the ``largest`` logit at most, a sum by as many of these as it has.
-    """
-    assert len(got) == len(expected) == len(lengths)
-    for score, other, length in zip(got, expected, lengths, strict=True):
-        assert abs(score - other) <= EPSILON * terms * largest * length / length**power
-
-
-def transformers_beams(
-    model: PreTrainedModel, prompt: list[int], num_beams: int, max_tokens: int, stop: Collection[int], **rest: object
-) -> tuple[list[list[int]], list[float]]:
-    ids = torch.tensor([prompt])
-    output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), num_beams=num_beams, num_return_sequences=num_beams,
-        max_new_tokens=max_tokens, do_sample=False, output_scores=True, return_dict_in_generate=True,
-        generation_config=GenerationConfig(eos_token_id=sorted(stop) or None, pad_token_id=0), **rest,
-    )  # fmt: skip
-    sequences = [up_to_stop(tokens, stop) for tokens in output.sequences[:, len(prompt) :].tolist()]
-    return sequences, output.sequences_scores.tolist()
 
 
 def assert_beams_equal(

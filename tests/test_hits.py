@@ -9,11 +9,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
-from pagedattn_lab.conversations import chat, hashed, system_prompts
-from pagedattn_lab.hits import POLICIES, BlockCache, HitReport, measure
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.prefix_cache import Request
+from pagedattn_lab.studies.hit_rates import POLICIES, BlockCache, HitReport, measure
 from pagedattn_lab.workloads import TraceRequest
+from pagedattn_lab.workloads.conversations import chat, hashed, system_prompts
+from tests.helpers.list_cache import ListCache
 
 Prompts = Sequence[Sequence[int]]
 
@@ -55,32 +56,6 @@ def test_lru_does_what_the_manager_does(prompts: Prompts, block_size: int, capac
         assert found == (num_hit_tokens if admitted else None)
         assert cache.evictions == manager.stats.evictions
         assert len(cache) == len(manager.prefix_cache)
-
-
-class ListCache:
-    """First in, first out, in one list of (block, id of its contents), oldest first; slow and plain."""
-
-    def __init__(self, capacity: int, block_size: int) -> None:
-        self.capacity, self.block_size = capacity, block_size
-        self.line: list[tuple[int, int]] = []
-        self.made = self.evictions = 0
-
-    def serve(self, num_tokens: int, hash_ids: Sequence[int]) -> int | None:
-        if len(hash_ids) > self.capacity:
-            return None
-        hits = []
-        for hash_id in hash_ids[: (num_tokens - 1) // self.block_size]:
-            holders = [entry for entry in self.line if entry[1] == hash_id]
-            if not holders:
-                break
-            hits.append(min(holders))  # the one that was made first
-        while len(self.line) + len(hash_ids) - len(hits) > self.capacity:
-            self.line.remove(next(entry for entry in self.line if entry not in hits))
-            self.evictions += 1
-        for hash_id in reversed(hash_ids[len(hits) : num_tokens // self.block_size]):
-            self.line.append((self.made, hash_id))
-            self.made += 1
-        return len(hits) * self.block_size
 
 
 @given(prompts_of_few_tokens, block_sizes, capacities)

@@ -14,9 +14,10 @@ import pagedattn_lab
 PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
-    "kv_shape", "block_pool", "block_table", "strip", "contiguous", "paged", "workloads", "roofline", "simulate",
-    "waste", "prefix_cache", "radix_tree", "kv_manager", "sharing", "conversations", "hits", "bench.allocator",
-    "bench.prefix", "frame", "trace",
+    "kv_shape", "block_pool", "block_table", "baselines.strip", "baselines.contiguous", "baselines.paged", "workloads",
+    "hardware", "studies.simulate", "studies.memory_shares", "prefix_cache", "radix_tree", "kv_manager",
+    "studies.block_savings", "workloads.conversations", "studies.hit_rates", "bench.allocator", "bench.prefix",
+    "recorder.frame", "recorder",
 )  # fmt: skip
 
 
@@ -39,12 +40,14 @@ def test_import_time() -> None:
 
 
 ORDER = [
-    "kv_shape", "block_pool", "block_table", "strip", "contiguous", "paged", "workloads", "roofline", "simulate",
-    "waste", "prefix_cache", "radix_tree", "kv_manager", "sharing", "conversations", "hits", "bench", "bench.timing",
-    "bench.allocator", "bench.prefix", "kv_cache",
-    "attention.launch", "attention.reference", "attention.triton_decode", "attention",
-    "models", "model_runner", "decoding", "frame", "trace", "viz", "viz.sentence", "viz.figures", "viz.shares",
-    "viz.board", "viz.strips",
+    "kv_shape", "block_pool", "block_table", "prefix_cache", "radix_tree", "kv_manager", "kv_cache", "hardware",
+    "attention.metadata", "attention.launch", "attention.reference", "attention.triton_decode", "attention",
+    "models.quiet", "models.default", "models.prompts", "models.support", "models", "models.__main__", "model_runner",
+    "baselines", "baselines.strip", "baselines.contiguous", "baselines.paged", "workloads", "workloads.conversations",
+    "studies", "studies.simulate", "studies.memory_shares", "studies.block_savings", "studies.hit_rates",
+    "engine", "engine.beam_search",
+    "bench", "bench.timing", "bench.allocator", "bench.prefix",
+    "recorder.frame", "recorder", "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips",
     "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
 ]  # fmt: skip

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from oracle import Batch, assert_matches, dense_attention, ragged_batch
 
 from pagedattn_lab.attention import triton_decode
+from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch
 
 SOURCE = Path(triton_decode.__file__).read_text()
 

@@ -9,14 +9,14 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from oracle_blocks import Contents, Extra, PlainBlocks, PlainTable
 
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
-from pagedattn_lab.decoding import generate_cached
+from pagedattn_lab.engine.beam_search import generate_cached
 from pagedattn_lab.kv_manager import KVCacheManager, PrefixCacheStats
 from pagedattn_lab.prefix_cache import HashIndex, Image, Request
 from pagedattn_lab.radix_tree import RadixTree
+from tests.helpers.oracle_blocks import Contents, Extra, PlainBlocks, PlainTable
 
 STEMS = ([0] * 60, [0, 1] * 30, [0] * 21 + [1] * 39)
 EXTRAS: tuple[Extra, ...] = ((None, None), ("a", None), (None, "a"))

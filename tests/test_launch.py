@@ -10,12 +10,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from oracle import ragged_batch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pagedattn_lab.attention import paged_attention, triton_decode
 from pagedattn_lab.attention.launch import launch
+from tests.helpers.oracle import ragged_batch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

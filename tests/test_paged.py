@@ -8,10 +8,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
-from ledger import Ledger
 
-from pagedattn_lab.contiguous import Account
-from pagedattn_lab.paged import PagedAllocator, Pages
+from pagedattn_lab.baselines.contiguous import Account
+from pagedattn_lab.baselines.paged import PagedAllocator, Pages
+from tests.helpers.ledger import Ledger
 
 
 class PagedLedger(Ledger):

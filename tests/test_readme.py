@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.trace import load
+from pagedattn_lab.recorder import load
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.memory import show_memory
 

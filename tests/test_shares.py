@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from pagedattn_lab.studies.memory_shares import FIG_2
 from pagedattn_lab.viz.shares import KINDS, show_shares
-from pagedattn_lab.waste import FIG_2
 
 
 def bars(svg: str) -> list[tuple[float, float]]:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 
 from pagedattn_lab.block_pool import BlockPool
-from pagedattn_lab.block_table import BlockTable, take_copies
-from pagedattn_lab.sharing import FIG_15, Sharing, reorder, replay
+from pagedattn_lab.block_table import BlockTable, reorder, take_copies
+from pagedattn_lab.studies.block_savings import FIG_15, Sharing, replay
+from tests.helpers.genealogy import count
 
 
 @st.composite
@@ -24,33 +25,6 @@ def genealogies(draw: st.DrawFn) -> list[list[int]]:
         steps.append(draw(st.lists(st.integers(0, width - 1), max_size=5)))
         width = len(steps[-1])
     return steps
-
-
-def count(prompt_len: int, genealogy: list[list[int]], block_size: int) -> Sharing:
-    """Count with sequences written out, and no table: a sequence is the tuple of its tokens, each a name of its own.
-
-    Two sequences can share a block if all tokens up to the end of what they hold of it are the same. They stop sharing
-    it when they write different tokens to it; then the last of them to write may keep it, and each of the others
-    copies, unless the block was full or nothing was in it yet.
-    """
-    sequences = [tuple(range(-prompt_len, 0))]
-    sharing, fresh = Sharing(), 0
-    for parents in genealogy:
-        for times in Counter(parents).values():
-            if prompt_len % block_size:
-                sharing.copied += times - 1
-        sequences = [(*sequences[parent], (fresh := fresh + 1)) for parent in parents]
-        prompt_len += 1
-        held = Counter(
-            (index, sequence[: (index + 1) * block_size])
-            for sequence in sequences
-            for index in range(math.ceil(len(sequence) / block_size))
-        )
-        sharing.table_entries += held.total()
-        sharing.blocks += len(held)
-        sharing.most_shared = max(sharing.most_shared, sum(times > 1 for times in held.values()))
-        sharing.most_saved = max(sharing.most_saved, held.total() - len(held))
-    return sharing
 
 
 @given(st.integers(1, 12), genealogies(), st.integers(1, 5))

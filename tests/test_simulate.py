@@ -14,16 +14,16 @@ import hypothesis.strategies as st
 import pytest
 import tqdm
 from hypothesis import assume, example, given, settings
-from oracle_simulate import Blocks, Result, Strip, serve
 
-from pagedattn_lab import simulate as simulate_module
 from pagedattn_lab import workloads
-from pagedattn_lab.contiguous import Account, max_length, next_power_of_two, oracle
-from pagedattn_lab.paged import PagedAllocator
-from pagedattn_lab.roofline import A100_OPT_13B, StepTime
-from pagedattn_lab.simulate import MOST_SAMPLES, Allocator, Report, simulate
-from pagedattn_lab.strip import FirstFit
+from pagedattn_lab.baselines.contiguous import Account, max_length, next_power_of_two, oracle
+from pagedattn_lab.baselines.paged import PagedAllocator
+from pagedattn_lab.baselines.strip import FirstFit
+from pagedattn_lab.hardware import A100_OPT_13B, StepTime
+from pagedattn_lab.studies import simulate as simulate_module
+from pagedattn_lab.studies.simulate import MOST_SAMPLES, Allocator, Report, simulate
 from pagedattn_lab.workloads import TraceRequest
+from tests.helpers.oracle_simulate import Blocks, Result, Strip, serve
 
 SCHEMES = ("max", "pow2", "oracle", "oracle, first fit", "paged")
 STEP_TIMES = [(1.0, 0.0, 0.0), (2**-3, 2**-9, 2**-16), (2**-6, 2**-4, 2**-10)]

@@ -19,14 +19,14 @@ import ipywidgets as widgets
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.trace import Trace
+from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.viz.lesson import Lesson
 
 
 def draw(block_size):
     pool = BlockPool(8, block_size)
     table = BlockTable(pool)
-    trace = Trace(pool, {"Ada": table})
+    trace = Recorder(pool, {"Ada": table})
     table.append_tokens(5)
     table.append_tokens(1)
     return trace

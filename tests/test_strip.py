@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pagedattn_lab.strip import Buddy, FirstFit, Region
+from pagedattn_lab.baselines.strip import Buddy, FirstFit, Region
 
 FREE = 0
 NO_SIZES = (0, -1, True, False, 2.0, "4", None)

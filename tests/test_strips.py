@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedattn_lab import contiguous
-from pagedattn_lab.contiguous import ContiguousAllocator, Reservation
-from pagedattn_lab.strip import FirstFit
+from pagedattn_lab.baselines import contiguous
+from pagedattn_lab.baselines.contiguous import ContiguousAllocator, Reservation
+from pagedattn_lab.baselines.strip import FirstFit
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.board import COLOURS
 from pagedattn_lab.viz.strips import COLUMNS, MOST_SLOTS, show_strip

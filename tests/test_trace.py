@@ -12,11 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
-from pagedattn_lab.frame import Frame, snapshot
-from pagedattn_lab.trace import Trace, load
+from pagedattn_lab.recorder import Recorder, load
+from pagedattn_lab.recorder.frame import Frame, snapshot
 
 
-def sentences(trace: Trace) -> list[str]:
+def sentences(trace: Recorder) -> list[str]:
     return [frame.sentence for frame in trace.frames]
 
 
@@ -24,7 +24,7 @@ def test_one_frame_per_table_operation() -> None:
     """Catches the pool's share of an operation told twice, and a frame taken before the table has its new entries."""
     pool = BlockPool(8, 4)
     ada = BlockTable(pool)
-    trace = Trace(pool, {"Ada": ada})
+    trace = Recorder(pool, {"Ada": ada})
     ada.append_tokens(5)
     ada.append_tokens(2)
     ada.append_tokens(0)
@@ -43,7 +43,7 @@ def test_one_frame_per_table_operation() -> None:
 def test_direct_use_of_the_pool() -> None:
     """Catches pool events that are lost when no table asks for them, or swallowed by the next table's."""
     pool = BlockPool(8, 4)
-    trace = Trace(pool)
+    trace = Recorder(pool)
     by_hand = pool.get_new_blocks(2)
     BlockTable(pool).append_tokens(3)
     pool.touch(by_hand[:1])
@@ -63,7 +63,7 @@ def test_cached_blocks() -> None:
     """Catches an eviction that no sentence mentions, and a hit that looks like an allocation."""
     pool = BlockPool(3, 4)
     ada, bob = BlockTable(pool), BlockTable(pool)
-    trace = Trace(pool, {"Ada": ada, "Bob": bob})
+    trace = Recorder(pool, {"Ada": ada, "Bob": bob})
     ada.append_tokens(8)
     ada.blocks[0].block_hash = b"\xca\xfe\xba\xbe\x00"
     ada.release()
@@ -85,7 +85,7 @@ def test_shared_blocks() -> None:
     """Catches an owner's end taken for a part of the next owner's, and a fill that is only the last table's."""
     pool = BlockPool(6, 4)
     ada, bob = BlockTable(pool), BlockTable(pool)
-    trace = Trace(pool, {"Ada": ada, "Bob": bob})
+    trace = Recorder(pool, {"Ada": ada, "Bob": bob})
     ada.append_tokens(7)
     bob.blocks, bob.num_tokens = list(ada.blocks), 5
     pool.touch(bob.blocks)
@@ -103,7 +103,7 @@ def test_use_by_hand_is_not_taken_for_a_tables() -> None:
     """Catches a real event that disappears into the next table's because it names some of its blocks."""
     pool = BlockPool(6, 4)
     ada = BlockTable(pool)
-    trace = Trace(pool, {"Ada": ada})
+    trace = Recorder(pool, {"Ada": ada})
     ada.append_tokens(6)
     pool.touch(ada.blocks[:1])
     pool.free_blocks(ada.blocks[:1])
@@ -118,7 +118,7 @@ def test_blocks_handed_out_in_advance() -> None:
     """Catches tokens told to be in the last block of a table instead of the one that they went to."""
     pool = BlockPool(6, 4)
     ada = BlockTable(pool)
-    trace = Trace(pool, {"Ada": ada})
+    trace = Recorder(pool, {"Ada": ada})
     ada.blocks = pool.get_new_blocks(3)
     ada.append_tokens(2)
     assert trace.frames[-1].sentence == "Ada appends 2 tokens: they fit in block 1."
@@ -131,7 +131,7 @@ def test_forks_and_copies() -> None:
     """Catches the pool's touch, allocation and free told beside the table's event, and a copy that nobody hears of."""
     pool = BlockPool(8, 4)
     ada = BlockTable(pool)
-    trace = Trace(pool, {"Ada": ada})
+    trace = Recorder(pool, {"Ada": ada})
     ada.append_tokens(6)
     bo = ada.fork("Bo")
     cy = bo.fork()
@@ -166,7 +166,7 @@ def test_a_copy_that_evicts() -> None:
     """Catches an eviction on the way to a private copy that is told apart from it, or not at all."""
     pool = BlockPool(5, 4)
     ada = BlockTable(pool)
-    trace = Trace(pool, {"Ada": ada})
+    trace = Recorder(pool, {"Ada": ada})
     ada.append_tokens(6)
     old = BlockTable(pool, "old")
     old.append_tokens(8)
@@ -188,7 +188,7 @@ def test_hits() -> None:
     """Catches a hit told as a touch, tokens counted wrongly, and free blocks not told from those in use."""
     pool = BlockPool(8, 4)
     ada = BlockTable(pool, "Ada")
-    trace = Trace(pool)
+    trace = Recorder(pool)
     ada.append_tokens(12)
     blocks = list(ada.blocks)
     for block in blocks:
@@ -211,7 +211,7 @@ def test_hits() -> None:
 def test_a_name_can_be_used_again() -> None:
     """Catches an observer that raises on two tables of one name: the event has happened, and blocks would be lost."""
     pool = BlockPool(20, 4)
-    trace = Trace(pool)
+    trace = Recorder(pool)
     first, second, third = (BlockTable(pool, "Ada") for _ in range(3))
     for table in (first, second):
         table.append_tokens(1)
@@ -231,7 +231,7 @@ def test_a_name_can_be_used_again() -> None:
 def test_a_fork_of_nothing_is_no_event() -> None:
     """Catches a sentence about no block at all."""
     pool = BlockPool(4, 4)
-    trace = Trace(pool)
+    trace = Recorder(pool)
     child = BlockTable(pool).fork()
     assert len(trace.frames) == 1 and child.blocks == []
 
@@ -240,7 +240,7 @@ def test_long_lists_are_cut() -> None:
     """Catches a sentence that a screen reader takes minutes to read."""
     pool = BlockPool(200, 1)
     first, second = BlockTable(pool), BlockTable(pool)
-    trace = Trace(pool, {"first": first, "second": second})
+    trace = Recorder(pool, {"first": first, "second": second})
     first.append_tokens(150)
     pool.touch(first.blocks)
     second.blocks, second.num_tokens = list(first.blocks), 150
@@ -252,11 +252,11 @@ def test_long_lists_are_cut() -> None:
 def test_a_trace_can_be_limited_to_a_block_of_code() -> None:
     """Catches a pool that stays observed because something raised in between."""
     pool = BlockPool(4, 4)
-    with pytest.raises(NoFreeBlocksError), Trace(pool) as trace:
+    with pytest.raises(NoFreeBlocksError), Recorder(pool) as trace:
         BlockTable(pool).append_tokens(99)
     BlockTable(pool).append_tokens(1)
     assert pool.observer is None and len(trace.frames) == 1
-    other = Trace(pool)
+    other = Recorder(pool)
     trace.stop()
     assert pool.observer is other, "only a trace itself may take itself off"
 
@@ -265,7 +265,7 @@ def test_a_refused_request_leaves_no_frame() -> None:
     """Catches an event reported before it was certain to happen."""
     pool = BlockPool(3, 4)
     table = BlockTable(pool)
-    trace = Trace(pool, {"Ada": table})
+    trace = Recorder(pool, {"Ada": table})
     with pytest.raises(NoFreeBlocksError):
         table.append_tokens(9)
     assert len(trace.frames) == 1
@@ -277,7 +277,7 @@ def test_names_and_colours() -> None:
     """Catches two requests drawn alike, a finished one that stays, and two tables under one name."""
     pool = BlockPool(20, 4)
     tables = [BlockTable(pool) for _ in range(4)]
-    trace = Trace(pool, {"request 2": tables[0]})
+    trace = Recorder(pool, {"request 2": tables[0]})
     for table in tables:
         table.append_tokens(1)
     assert [table.name for table in trace.frames[-1].tables] == ["request 2", "request 1", "request 3", "request 4"]
@@ -305,11 +305,11 @@ def test_names_and_colours() -> None:
 def test_one_observer_at_a_time() -> None:
     """Catches a second trace that silently takes the events of the first, and one that goes on after stop()."""
     pool = BlockPool(4, 4)
-    first = Trace(pool)
+    first = Recorder(pool)
     with pytest.raises(ValueError, match="already observed"):
-        Trace(pool)
+        Recorder(pool)
     first.stop()
-    Trace(pool).stop()
+    Recorder(pool).stop()
     BlockTable(pool).append_tokens(1)
     assert len(first.frames) == 1
 
@@ -318,7 +318,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     """Catches state that JSON loses, and a foreign file that is taken for a trace."""
     pool = BlockPool(6, 2)
     ada = BlockTable(pool)
-    trace = Trace(pool, {"Ada": ada})
+    trace = Recorder(pool, {"Ada": ada})
     ada.append_tokens(3)
     ada.blocks[0].block_hash = "a long hash"
     ada.release()
@@ -326,7 +326,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     trace.save(path)
     data = load(path)
     assert [Frame.from_dict(frame, data["block_size"]) for frame in data["frames"]] == trace.frames
-    for text, message in ((b"[1]", "not 'pagedattn_lab.trace/1'"), (b"{", "is not JSON"), (b"\xff", "is not JSON")):
+    for text, message in ((b"[1]", "not 'pagedattn_lab.recorder/1'"), (b"{", "is not JSON"), (b"\xff", "is not JSON")):
         path.write_bytes(text)
         with pytest.raises(ValueError, match=message):
             load(path)
@@ -339,7 +339,7 @@ class Traced(RuleBasedStateMachine):
         super().__init__()
         self.pool = BlockPool(12, 3)
         self.tables = {name: BlockTable(self.pool) for name in ("Ada", "Bob", "Cy")}
-        self.trace = Trace(self.pool, self.tables)
+        self.trace = Recorder(self.pool, self.tables)
         self.seen = 1
 
     names = st.sampled_from(("Ada", "Bob", "Cy"))

@@ -14,8 +14,8 @@ import traitlets
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.frame import Frame, TableState, snapshot
-from pagedattn_lab.trace import Trace
+from pagedattn_lab.recorder import Recorder
+from pagedattn_lab.recorder.frame import Frame, TableState, snapshot
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.board import COLOURS, describe, draw, show_frame
 from pagedattn_lab.viz.book import PlayerRenderer, book_script
@@ -188,7 +188,7 @@ def test_any_token_can_be_drawn() -> None:
     assert [drawn_slots(picture)[slot] for slot in tables["Ada"].slot_mapping(0, 6)] == [
         f"Ada, token {position} “{word}”" for position, word in enumerate(expected)
     ]
-    made = recording(Trace(pool, tables), tokens={"Ada": words})
+    made = recording(Recorder(pool, tables), tokens={"Ada": words})
     assert made["words"]["Ada"] == [*expected, ""]
 
 
@@ -251,11 +251,11 @@ def test_long_titles_wrap() -> None:
     assert max(widths) - min(widths) < 5 and max(widths) < 5.2 * 72
 
 
-def grown(block_size: int, num_blocks: int = 20) -> Trace:
+def grown(block_size: int, num_blocks: int = 20) -> Recorder:
     """A request that grows token by token."""
     pool = BlockPool(num_blocks, block_size)
     table = BlockTable(pool)
-    trace = Trace(pool, {"Ada": table})
+    trace = Recorder(pool, {"Ada": table})
     for _ in range(6):
         table.append_tokens(1)
     return trace

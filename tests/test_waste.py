@@ -7,10 +7,20 @@ from itertools import islice
 import pytest
 
 from pagedattn_lab import workloads
+from pagedattn_lab.hardware import A100_OPT_13B, OPT_13B, StepTime
 from pagedattn_lab.kv_shape import KVShape
-from pagedattn_lab.roofline import A100_OPT_13B, OPT_13B, StepTime
-from pagedattn_lab.simulate import Report
-from pagedattn_lab.waste import FIG_2, FIG_13, FIG_13_RATES, GIB, NAMES, PAPER_BUDGET, TABLE_1, allocators, compare
+from pagedattn_lab.studies.memory_shares import (
+    FIG_2,
+    FIG_13,
+    FIG_13_RATES,
+    GIB,
+    NAMES,
+    PAPER_BUDGET,
+    TABLE_1,
+    allocators,
+    compare,
+)
+from pagedattn_lab.studies.simulate import Report
 
 NUM_SLOTS = PAPER_BUDGET // OPT_13B.bytes_per_token
 

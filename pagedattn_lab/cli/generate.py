@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pagedattn_lab.block_table import BlockTable
-    from pagedattn_lab.decoding import Decoded
+    from pagedattn_lab.engine.beam_search import Decoded
     from pagedattn_lab.model_runner import ModelRunner
 
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
-"""``early_stopping`` of :func:`pagedattn_lab.decoding.beam_search` by what the command line calls it."""
+"""``early_stopping`` of :func:`pagedattn_lab.engine.beam_search.beam_search` by what the command line calls it."""
 
 
 def add(commands: Any) -> None:
@@ -213,7 +213,7 @@ def _stream(
 def _begin(runner: ModelRunner, prefix: Sequence[int], prompt: Sequence[int]) -> BlockTable:
     """Let one request compute the prefix, if there is one, and another find in the cache what is the prompt's too."""
     from pagedattn_lab.block_table import BlockTable
-    from pagedattn_lab.decoding import generate_cached
+    from pagedattn_lab.engine.beam_search import generate_cached
     from pagedattn_lab.kv_manager import KVCacheManager
     from pagedattn_lab.prefix_cache import Request
 
@@ -234,7 +234,7 @@ def _decode(
     usage: _Usage,
 ) -> Decoded:
     """Search with beams, or draw outputs by chance; a single one is the likeliest unless a temperature was given."""
-    from pagedattn_lab.decoding import beam_search, sample
+    from pagedattn_lab.engine.beam_search import beam_search, sample
 
     common = {"stop_token_ids": stop_token_ids, "on_step": usage.observe}
     if arguments.beams is not None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive, seed
-from pagedattn_lab.conversations import SHARED_WORKLOADS, hashed
-from pagedattn_lab.hits import MOONCAKE_BLOCK_SIZE, POLICIES, measure
+from pagedattn_lab.studies.hit_rates import MOONCAKE_BLOCK_SIZE, POLICIES, measure
 from pagedattn_lab.workloads import MalformedTraceError, TraceRequest, load_mooncake_jsonl
+from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS, hashed
 
 SYNTHETIC_BLOCK_SIZE = 16
 """Tokens per block of a synthetic workload, unless another number is given."""

@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pagedattn_lab import waste
 from pagedattn_lab.cli.arguments import add_json, at_least, name_or_file, positive, rate, seed, size
-from pagedattn_lab.roofline import OPT_13B
+from pagedattn_lab.hardware import OPT_13B
+from pagedattn_lab.studies import memory_shares as waste
 from pagedattn_lab.workloads import WORKLOADS, Fit, TraceRequest, arrive, load_trace
 
 MOST_BLOCKS = 10_000_000

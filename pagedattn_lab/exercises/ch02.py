@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from pagedattn_lab import contiguous
+from pagedattn_lab.baselines import contiguous
+from pagedattn_lab.baselines.strip import Buddy, FirstFit
 from pagedattn_lab.exercises import Exercise
-from pagedattn_lab.strip import Buddy, FirstFit
 
 Region = tuple[int, int]
 

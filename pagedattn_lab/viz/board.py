@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from pagedattn_lab.frame import BlockState, Frame, TableState, count
+from pagedattn_lab.recorder.frame import BlockState, Frame, TableState, count
 from pagedattn_lab.viz import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Picture
 
 WIDTH = 760
@@ -57,7 +57,7 @@ def draw(frame: Frame, words: Words | None = None, width: int = WIDTH) -> str:
 
     Example:
         >>> from pagedattn_lab.block_pool import BlockPool
-        >>> from pagedattn_lab.frame import snapshot
+        >>> from pagedattn_lab.recorder.frame import snapshot
         >>> draw(snapshot(BlockPool(4, 4), {})).count("<title>slot")
         16
     """
@@ -104,7 +104,7 @@ def describe(frame: Frame) -> str:
 
     Example:
         >>> from pagedattn_lab.block_pool import BlockPool
-        >>> from pagedattn_lab.frame import snapshot
+        >>> from pagedattn_lab.recorder.frame import snapshot
         >>> describe(snapshot(BlockPool(4, 4), {}))
         '3 usable blocks of 4 tokens. Free queue: 1, 2, 3.'
     """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.frame import snapshot
+from pagedattn_lab.recorder.frame import snapshot
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.board import Words, show_frame, visible
 

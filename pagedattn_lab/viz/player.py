@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import traitlets
 
-from pagedattn_lab.frame import Frame
-from pagedattn_lab.trace import Trace
+from pagedattn_lab.recorder import Recorder
+from pagedattn_lab.recorder.frame import Frame
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.board import describe, show_frame, visible
 
@@ -24,7 +24,7 @@ MIME = "application/vnd.pagedattn-lab.player+json"
 HERE = Path(__file__).parent
 SCRIPT = "".join((HERE / name).read_text(encoding="utf-8") for name in ("board.js", "player.js"))
 
-Source = Trace | Mapping[str, Any] | Picture | Sequence[Picture]
+Source = Recorder | Mapping[str, Any] | Picture | Sequence[Picture]
 Tokens = Mapping[str, Sequence[int | str]]
 
 
@@ -34,7 +34,7 @@ def recording(
     """Turn something into what a player plays: JSON values with a list of frames.
 
     Args:
-        source: a trace, a saved one (:func:`pagedattn_lab.trace.load`), another recording, or one or more pictures.
+        source: a trace, a saved one (:func:`pagedattn_lab.recorder.load`), another recording, or one or more pictures.
         tokens: each request's tokens, to stand in the cells of the drawing: texts, or ids for ``tokenizer``.
         tokenizer: turns ids into texts.
 
@@ -46,7 +46,7 @@ def recording(
         >>> recording(pictures)["frames"][1]["sentence"]
         'second'
     """
-    if isinstance(source, Trace):
+    if isinstance(source, Recorder):
         source = source.to_dict()
     if isinstance(source, Mapping):
         made = {name: value for name, value in source.items() if name != "format"}
@@ -93,7 +93,7 @@ class Player(anywidget.AnyWidget):
         >>> from pagedattn_lab.block_pool import BlockPool
         >>> from pagedattn_lab.block_table import BlockTable
         >>> pool = BlockPool(num_blocks=4, block_size=4)
-        >>> trace = Trace(pool)
+        >>> trace = Recorder(pool)
         >>> _ = trace.add("Ada", BlockTable(pool)).append_tokens(5)
         >>> player = Player(trace, "One request", step=0)
         >>> player.step = 1

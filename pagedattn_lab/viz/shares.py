@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pagedattn_lab import waste
+from pagedattn_lab.studies import memory_shares as waste
 from pagedattn_lab.viz import BLUE, ORANGE, Picture
 from pagedattn_lab.viz.figures import show, subplots
 

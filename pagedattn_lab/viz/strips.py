@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import NamedTuple
 
-from pagedattn_lab.contiguous import ContiguousAllocator, Reservation
-from pagedattn_lab.frame import count, mark_for
+from pagedattn_lab.baselines.contiguous import ContiguousAllocator, Reservation
+from pagedattn_lab.recorder.frame import count, mark_for
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.board import COLOURS, shorten
 
@@ -69,7 +69,7 @@ def show_strip(allocator: ContiguousAllocator, running: Running, waiting: int = 
             a request ever has.
 
     Example:
-        >>> from pagedattn_lab import contiguous
+        >>> from pagedattn_lab.baselines import contiguous
         >>> allocator = contiguous.max_length(num_slots=24, max_model_len=16)
         >>> running = {"A": (allocator.allocate(prompt_len=4, output_len=5), 6)}
         >>> show_strip(allocator, running, waiting=16)
@@ -133,7 +133,7 @@ def read_slots(allocator: ContiguousAllocator, running: Running, waiting: int = 
     """Say of every slot whose it is and what it holds; arguments and errors as for :func:`show_strip`.
 
     Example:
-        >>> from pagedattn_lab import contiguous
+        >>> from pagedattn_lab.baselines import contiguous
         >>> allocator = contiguous.oracle(num_slots=8)
         >>> running = {"A": (allocator.allocate(prompt_len=1, output_len=3), 2)}
         >>> [(slot.owner, slot.kind and slot.kind.letter) for slot in read_slots(allocator, running)][1:5]

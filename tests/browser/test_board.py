@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 from watch import Watch
 
-from pagedattn_lab.frame import Frame, TableState
+from pagedattn_lab.recorder.frame import Frame, TableState
 from pagedattn_lab.viz.board import draw
 from pagedattn_lab.viz.player import SCRIPT
 

@@ -13,7 +13,7 @@ from accessibility import violations
 from playwright.sync_api import Browser, Locator, Page, expect
 from watch import Watch, until
 
-from tests.built import build_book
+from tests.helpers.built import build_book
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))

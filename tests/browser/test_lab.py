@@ -24,7 +24,7 @@ import ipywidgets as widgets
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.trace import Trace
+from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.lesson import Lesson
 from pagedattn_lab.viz.player import Player
@@ -32,7 +32,7 @@ from pagedattn_lab.viz.player import Player
 
 def draw(tokens, block_size, order):
     pool = BlockPool(num_blocks=12, block_size=block_size)
-    trace = Trace(pool)
+    trace = Recorder(pool)
     tables = {name: trace.add(name, BlockTable(pool)) for name in order.split(", ")}
     for table in tables.values():
         table.append_tokens(tokens)

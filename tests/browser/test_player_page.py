@@ -17,7 +17,7 @@ from watch import Watch, until
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.trace import Trace
+from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.viz.book import PlayerRenderer, book_script
 from pagedattn_lab.viz.player import HERE, MIME, Player
 
@@ -39,7 +39,7 @@ SIDEWAYS = "() => document.documentElement.scrollWidth - window.innerWidth"
 def recorded(num_blocks: int, requests: int, rounds: int) -> Player:
     """Let requests of different lengths arrive, grow in turn, and every other one leave."""
     pool = BlockPool(num_blocks=num_blocks, block_size=16)
-    trace = Trace(pool)
+    trace = Recorder(pool)
     tables = [trace.add(f"request {number}", BlockTable(pool)) for number in range(1, requests + 1)]
     for number, table in enumerate(tables):
         table.append_tokens(40 + 37 * number % 150)
@@ -148,7 +148,7 @@ def grown() -> Player:
     """A request that grows by a block, beside one that leaves: the board changes its height, and pieces go."""
     pool = BlockPool(num_blocks=12, block_size=4)
     ada, bob = BlockTable(pool), BlockTable(pool)
-    trace = Trace(pool, {"Ada": ada, "Bob": bob})
+    trace = Recorder(pool, {"Ada": ada, "Bob": bob})
     for _ in range(8):
         ada.append_tokens(4)
     bob.append_tokens(8)

@@ -1,6 +1,6 @@
 """What happened to a pool, event by event, as frames that can be stepped through, drawn and saved (chapter 03).
 
-Pool and tables report to an optional observer (:class:`pagedattn_lab.block_pool.Observer`). A :class:`Trace` is one
+Pool and tables report to an optional observer (:class:`pagedattn_lab.block_pool.Observer`). A :class:`Recorder` is one
 that keeps, for each event, the state of every block and table after it and a sentence that says what happened.
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.frame import Frame, Shown, count, show, take
+from pagedattn_lab.recorder.frame import Frame, Shown, count, show, take
 
-FORMAT = "pagedattn_lab.trace/1"
+FORMAT = "pagedattn_lab.recorder/1"
 MOST_NAMED = 8
 
 
-class Trace:
+class Recorder:
     """Records what happens to a pool and to the tables on it, from now on.
 
     Every event makes one frame; what the pool does on behalf of a table belongs to the table's event. Each frame holds
@@ -40,7 +40,7 @@ class Trace:
     Example:
         >>> pool = BlockPool(num_blocks=4, block_size=4)
         >>> ada = BlockTable(pool)
-        >>> trace = Trace(pool, {"Ada": ada})
+        >>> trace = Recorder(pool, {"Ada": ada})
         >>> _ = ada.append_tokens(5)
         >>> ada.release()
         >>> for frame in trace.frames:
@@ -63,7 +63,7 @@ class Trace:
         self._unclaimed: list[str] = []  # kinds of the last frames that may turn out to be part of a table's event
         pool.observer = self
 
-    def __enter__(self) -> Trace:
+    def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -193,14 +193,14 @@ class Trace:
 
 
 def load(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read a saved trace; the player shows it as it shows a :class:`Trace`.
+    """Read a saved trace; the player shows it as it shows a :class:`Recorder`.
 
     Raises:
         ValueError: the file holds no trace in this format.
 
     Example:
         >>> import tempfile, os
-        >>> trace = Trace(BlockPool(num_blocks=3, block_size=4))
+        >>> trace = Recorder(BlockPool(num_blocks=3, block_size=4))
         >>> path = os.path.join(tempfile.mkdtemp(), "trace.json")
         >>> trace.save(path)
         >>> load(path) == trace.to_dict()
@@ -209,10 +209,10 @@ def load(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): save a trace with Trace.save") from error
+        raise ValueError(f"{path} is not JSON ({error}): save a trace with Recorder.save") from error
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{path} holds {found!r}, not {FORMAT!r}: save it with this version's Trace.save")
+        raise ValueError(f"{path} holds {found!r}, not {FORMAT!r}: save it with this version's Recorder.save")
     return data
 
 

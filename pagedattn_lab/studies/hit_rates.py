@@ -189,7 +189,7 @@ def measure(
 
     Example:
         >>> from itertools import islice
-        >>> from pagedattn_lab.conversations import chat, hashed
+        >>> from pagedattn_lab.workloads.conversations import chat, hashed
         >>> report = measure(hashed(islice(chat(), 500), 16), num_blocks=None, block_size=16)
         >>> round(report.hit_rate, 2)
         0.7

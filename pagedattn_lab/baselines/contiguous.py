@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pagedattn_lab.baselines.strip import Buddy, FirstFit, Region
 from pagedattn_lab.kv_shape import at_least_one
-from pagedattn_lab.strip import Buddy, FirstFit, Region
 
 
 class Account(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pagedattn_lab.block_pool import BlockPool
-from pagedattn_lab.block_table import BlockTable, take_copies
+from pagedattn_lab.block_table import BlockTable, reorder, take_copies
 
 FIG_15 = {
     "parallel sampling": {
@@ -66,42 +66,6 @@ class Sharing:
         self.blocks += len(entries)
         self.most_shared = max(self.most_shared, sum(times > 1 for times in entries.values()))
         self.most_saved = max(self.most_saved, entries.total() - len(entries))
-
-
-def reorder(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockTable]:
-    """Continue some tables, some of them several times, and let the others go.
-
-    The first child of a table takes it over; further ones fork it. Nothing is copied: that waits until they write.
-
-    Args:
-        tables: before the step; none of them may be used after it, except through the result.
-        parents: for each table after the step, the index of the one that it continues.
-
-    Raises:
-        ValueError: an index without a table, or a table that waits for a copy; nothing has changed.
-
-    Example:
-        >>> pool = BlockPool(num_blocks=8, block_size=4)
-        >>> tables = [BlockTable(pool), BlockTable(pool)]
-        >>> for table in tables:
-        ...     _ = table.append_tokens(3)
-        >>> [table.block_ids for table in reorder(tables, [1, 1])], pool.num_used_blocks
-        ([[2], [2]], 1)
-    """
-    for parent in parents:
-        if not 0 <= parent < len(tables):
-            raise ValueError(f"there is no table {parent} to continue: there are {len(tables)}")
-        if tables[parent].pending_copy is not None:
-            raise ValueError(f"table {parent} waits for a copy: carry out take_copies() before you continue it")
-    taken: set[int] = set()
-    children = []
-    for parent in parents:
-        children.append(tables[parent].fork() if parent in taken else tables[parent])
-        taken.add(parent)
-    for index, table in enumerate(tables):
-        if index not in taken:
-            table.release()
-    return children
 
 
 def replay(prompt_len: int, genealogy: Iterable[Sequence[int]], block_size: int) -> Sharing:

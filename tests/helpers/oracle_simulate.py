@@ -1,6 +1,6 @@
 """A server that is slow and plain: one step and one token at a time, in exact fractions, with no code of the library's.
 
-It follows the rules that ``pagedattn_lab.simulate`` states, and keeps its memory as lists of what lies where.
+It follows the rules that ``pagedattn_lab.studies.simulate`` states, and keeps its memory as lists of what lies where.
 """
 
 from __future__ import annotations

@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import NoFreeBlocksError
-from pagedattn_lab.block_table import BlockTable, attention_metadata, take_copies
+from pagedattn_lab.block_table import BlockTable, reorder, take_copies
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.prefix_cache import Request
-from pagedattn_lab.sharing import Sharing, reorder
+from pagedattn_lab.studies.block_savings import Sharing
 
 _LARGEST_EXPONENT = 600  # a float holds exp(709): what scores are divided by leaves them room
 

@@ -1,6 +1,6 @@
 """A frame: the state of every block, every page table and the free queue at one moment (chapter 03).
 
-:mod:`pagedattn_lab.trace` records them, :mod:`pagedattn_lab.viz.board` draws them.
+:mod:`pagedattn_lab.recorder` records them, :mod:`pagedattn_lab.viz.board` draws them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ request that was admitted last loses all of it, goes to the head of the queue, a
 step that preempts admits nobody. A gap counts as external waste in a step if it is too short for the request that
 waited at the head of the queue when the step began.
 
-How long a step takes is a roofline (:class:`pagedattn_lab.roofline.StepTime`): what a machine could do at best.
+How long a step takes is a roofline (:class:`pagedattn_lab.hardware.StepTime`): what a machine could do at best.
 There is no limit on the tokens of a step, nor, unless given, on its requests.
 
 Source: Yu et al. 2022, "Orca"; Kwon et al. 2023, sections 4.5 and 6; ``vllm/v1/core/sched/scheduler.py``.
@@ -23,9 +23,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from pagedattn_lab.contiguous import Account, num_kv_tokens
+from pagedattn_lab.baselines.contiguous import Account, num_kv_tokens
+from pagedattn_lab.hardware import A100_OPT_13B, StepTime
 from pagedattn_lab.kv_shape import at_least_one
-from pagedattn_lab.roofline import A100_OPT_13B, StepTime
 from pagedattn_lab.workloads import TraceRequest
 
 MOST_SAMPLES = 1024
@@ -43,7 +43,7 @@ class Holding(Protocol):
 
 
 class Allocator(Protocol):
-    """What :func:`simulate` asks of memory; :class:`pagedattn_lab.contiguous.ContiguousAllocator` is one."""
+    """What :func:`simulate` asks of memory; :class:`pagedattn_lab.baselines.contiguous.ContiguousAllocator` is one."""
 
     @property
     def num_slots(self) -> int:
@@ -62,7 +62,7 @@ class Allocator(Protocol):
         """Take everything back."""
 
     def account(self, num_tokens: int, next_size: int = 0) -> Account:
-        """Say where every slot is; see :meth:`pagedattn_lab.contiguous.ContiguousAllocator.account`."""
+        """Say where every slot is; see :meth:`pagedattn_lab.baselines.contiguous.ContiguousAllocator.account`."""
 
 
 class Sample(NamedTuple):
@@ -88,7 +88,7 @@ class Report:
 
     Attributes:
         token_states, reservation, internal, external, free, rounding: shares of memory, see
-            :class:`pagedattn_lab.contiguous.Account`.
+            :class:`pagedattn_lab.baselines.contiguous.Account`.
         mean_running: requests that compute a token in a step.
         requests_per_second: requests finished per second.
         num_finished: requests finished in all.
@@ -385,8 +385,9 @@ def simulate(
         A strip for 4 requests at most, and blocks of 16 in the same memory:
 
         >>> from itertools import islice
-        >>> from pagedattn_lab import contiguous, workloads
-        >>> from pagedattn_lab.paged import PagedAllocator
+        >>> from pagedattn_lab import workloads
+        >>> from pagedattn_lab.baselines import contiguous
+        >>> from pagedattn_lab.baselines.paged import PagedAllocator
         >>> def load():
         ...     return workloads.arrive(islice(workloads.sharegpt(), 200))
         >>> strip = simulate(load(), contiguous.max_length(8192, max_model_len=2048))

@@ -5,9 +5,9 @@ It is :class:`pagedattn_lab.block_pool.BlockPool` and :class:`pagedattn_lab.bloc
 
 from __future__ import annotations
 
+from pagedattn_lab.baselines.contiguous import Account, num_kv_tokens
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.contiguous import Account, num_kv_tokens
 from pagedattn_lab.kv_shape import at_least_one
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from pagedattn_lab.contiguous import max_length, next_power_of_two, oracle
+from pagedattn_lab.baselines.contiguous import max_length, next_power_of_two, oracle
+from pagedattn_lab.baselines.paged import PagedAllocator
+from pagedattn_lab.hardware import A100_OPT_13B, OPT_13B, StepTime
 from pagedattn_lab.kv_shape import KVShape
-from pagedattn_lab.paged import PagedAllocator
-from pagedattn_lab.roofline import A100_OPT_13B, OPT_13B, StepTime
-from pagedattn_lab.simulate import Allocator, Report, simulate
+from pagedattn_lab.studies.simulate import Allocator, Report, simulate
 from pagedattn_lab.workloads import Fit, TraceRequest
 
 GIB = 2**30
@@ -111,7 +111,7 @@ def compare(
         total: how many requests there are, if known, for the progress bar.
 
     Raises:
-        ValueError: as for :func:`allocators` and :func:`pagedattn_lab.simulate.simulate`.
+        ValueError: as for :func:`allocators` and :func:`pagedattn_lab.studies.simulate.simulate`.
 
     Example:
         >>> from itertools import islice

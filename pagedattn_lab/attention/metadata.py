@@ -1,0 +1,95 @@
+"""The page tables of one step of a ragged batch, laid out as tensors (chapter 04).
+
+Source: vLLM's ``vllm/v1/attention/backend.py`` (``CommonAttentionMetadata``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pagedattn_lab.block_table import BlockTable
+
+
+@dataclass(frozen=True)
+class AttentionMetadata:
+    """What attention needs to know about one step of a ragged batch.
+
+    Attributes:
+        block_tables: ``[num_seqs, max_blocks_per_seq]`` int32; unused entries name the null block.
+        seq_lens: ``[num_seqs]`` int32, tokens in the cache, those of this step included.
+        query_start_loc: ``[num_seqs + 1]`` int32; sequence ``i`` owns query tokens ``[i]`` to ``[i + 1] - 1``.
+        slot_mapping: ``[num_tokens]`` int64, where this step's keys and values go.
+        positions: ``[num_tokens]`` int64, each token's place in its own sequence.
+        max_seq_len: the largest of ``seq_lens``, known without asking the device.
+    """
+
+    block_tables: torch.Tensor
+    seq_lens: torch.Tensor
+    query_start_loc: torch.Tensor
+    slot_mapping: torch.Tensor
+    positions: torch.Tensor
+    max_seq_len: int
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence computes exactly one token in this step."""
+        return len(self.slot_mapping) == len(self.seq_lens)
+
+
+def attention_metadata(
+    tables: Sequence[BlockTable], query_lens: Sequence[int] | None = None, device: torch.device | str = "cpu"
+) -> AttentionMetadata:
+    """Lay the page tables of a ragged batch out as tensors.
+
+    Args:
+        tables: one per sequence, with the tokens of this step already appended.
+        query_lens: how many of each sequence's last tokens are computed in this step; by default 1 each (decode).
+        device: where the tensors go.
+
+    Raises:
+        ValueError: no table, lists of different lengths, or a query longer than its sequence.
+
+    Example:
+        >>> from pagedattn_lab.block_pool import BlockPool
+        >>> pool = BlockPool(num_blocks=8, block_size=4)
+        >>> long, short = BlockTable(pool), BlockTable(pool)
+        >>> _ = long.append_tokens(5), short.append_tokens(2)
+        >>> step = attention_metadata([long, short], query_lens=[1, 2])
+        >>> step.block_tables.tolist(), step.seq_lens.tolist()
+        ([[1, 2], [3, 0]], [5, 2])
+        >>> step.query_start_loc.tolist(), step.slot_mapping.tolist()
+        ([0, 1, 3], [8, 12, 13])
+    """
+    query_lens = [1] * len(tables) if query_lens is None else list(query_lens)
+    if not tables:
+        raise ValueError("a step needs at least one sequence")
+    if len(query_lens) != len(tables):
+        raise ValueError(f"{len(tables)} tables but {len(query_lens)} query lengths: give one for each table")
+    for table, query_len in zip(tables, query_lens, strict=True):
+        if not 1 <= query_len <= table.num_tokens:
+            raise ValueError(
+                f"a sequence of {table.num_tokens} tokens cannot compute its last {query_len}: "
+                "append the step's tokens to the table first"
+            )
+    width = max(len(table.blocks) for table in tables)
+    starts = [0]
+    slots: list[int] = []
+    positions: list[int] = []
+    for table, query_len in zip(tables, query_lens, strict=True):
+        first = table.num_tokens - query_len
+        starts.append(starts[-1] + query_len)
+        slots += table.slot_mapping(first, table.num_tokens)
+        positions += range(first, table.num_tokens)
+    return AttentionMetadata(
+        block_tables=torch.tensor(
+            [table.block_ids + [0] * (width - len(table.blocks)) for table in tables], dtype=torch.int32, device=device
+        ),
+        seq_lens=torch.tensor([table.num_tokens for table in tables], dtype=torch.int32, device=device),
+        query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),
+        slot_mapping=torch.tensor(slots, dtype=torch.int64, device=device),
+        positions=torch.tensor(positions, dtype=torch.int64, device=device),
+        max_seq_len=max(table.num_tokens for table in tables),
+    )

@@ -1,0 +1,1 @@
+"""Memory before paging, and paging behind the same interface, to compare them (chapter 02)."""

@@ -1,0 +1,1 @@
+"""From prompts to tokens (chapters 05 and 06)."""

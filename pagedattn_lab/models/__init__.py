@@ -1,0 +1,120 @@
+"""Load a language model: the book's default one, or any other decoder (chapters 00 and 09)."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from typing import TYPE_CHECKING
+
+from pagedattn_lab.models.default import (
+    DEFAULT,
+    ModelLoadError,
+    cache_directory,
+    corrupted_file,
+    ensure_default,
+    is_cached,
+)
+from pagedattn_lab.models.prompts import encode_prefix, encode_prompt
+from pagedattn_lab.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "DEFAULT",
+    "ModelLoadError",
+    "cache_directory",
+    "corrupted_file",
+    "encode_prefix",
+    "encode_prompt",
+    "ensure_default",
+    "is_cached",
+    "load",
+    "stop_token_ids",
+]
+
+
+def load(
+    name: str | os.PathLike[str] = DEFAULT, dtype: torch.dtype | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a decoder and its tokenizer, ready to generate.
+
+    Args:
+        name: :data:`DEFAULT`, a folder with a saved model, or the id of one on the Hugging Face hub. Code that comes
+            with a model is never run.
+        dtype: dtype of the weights; float32 by default, in which results can be compared token by token.
+        device: by default a GPU where there is one, else the CPU.
+
+    Returns:
+        ``(model, tokenizer)``, the model in evaluation mode.
+
+    Raises:
+        ModelLoadError: it cannot be found, fetched, read, or is no decoder; the message says what to do.
+    """
+    name = os.fspath(name)
+    folder = ensure_default() if name == DEFAULT else name
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    part = "weights"
+    try:
+        with quiet_transformers():
+            source = {"trust_remote_code": False, "local_files_only": os.path.isdir(folder) or not _hub_knows(name)}
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype or torch.float32, output_loading_info=True, **source
+            )
+            part = "tokenizer"
+            tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+    except Exception as error:  # whatever a stranger's folder provokes becomes one sentence, with the cause attached
+        raise ModelLoadError(_explain(name, part, error)) from error
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        raise ModelLoadError(
+            f"{name!r} lacks {len(report['missing_keys'])} of its weights, {min(report['missing_keys'])} among them: "
+            "it is incomplete, or no decoder"
+        )
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Give the tokens that end an answer, by the model's generation settings or else its tokenizer."""
+    configured = model.generation_config.eos_token_id
+    if configured is None:
+        configured = tokenizer.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return {token for token in ids if token is not None}
+
+
+def _hub_knows(name: str) -> bool:
+    """Ask the hub for a model once; ``False`` means it gave no answer, so only what was downloaded before can serve."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError:
+        raise
+    except Exception:  # no network, offline mode, a hub that is down: all the same to the caller
+        return False
+    return True
+
+
+def _explain(name: str, part: str, error: Exception) -> str:
+    """Turn what transformers raised over a model's weights or tokenizer into one sentence with the fix."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    reason = textwrap.shorten(text, 200)
+    if "trust_remote_code" in text:
+        return f"{name!r} needs code of its own, which this book never runs: choose a model that transformers includes"
+    if part == "tokenizer":
+        return f"{name!r} has weights and no tokenizer that can be read ({reason}): save its tokenizer beside them"
+    if os.path.isdir(name):
+        return f"the folder {name!r} holds no decoder that transformers can load ({reason})"
+    if os.sep in name and (os.path.isabs(name) or name.startswith(".")):
+        return f"there is no folder {name!r}: check the path"
+    if "Unrecognized configuration class" in text or "Unrecognized model" in text:
+        return f"{name!r} is not a decoder-only language model that transformers includes: choose another"
+    return (
+        f"{name!r} could not be loaded ({reason}): check the id, sign in if the model is gated, and connect to the "
+        "network if it was never downloaded here"
+    )
