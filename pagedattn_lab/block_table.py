@@ -82,7 +82,8 @@ class BlockTable:
         """Make room for more tokens; allocate only for those that the last block cannot hold.
 
         If the first of them goes into a block that another table names too, this table gets a copy of it in its place,
-        and :func:`take_copies` tells which block must be copied where before anything is written.
+        and :attr:`pending_copy` tells which block must be copied where before anything is written. A step that is laid
+        out by :func:`pagedattn_lab.attention.metadata.attention_metadata` carries that out.
 
         Returns:
             The blocks that were taken from the pool, often none; a private copy comes first.
@@ -197,7 +198,8 @@ def take_copies(tables: Iterable[BlockTable]) -> list[tuple[int, int]]:
     """Collect the copies that tables are waiting for, for :meth:`pagedattn_lab.kv_cache.PagedKVCache.copy_blocks`.
 
     They must be carried out, all together, after the tables of a step have grown and before its keys and values are
-    written. Forgetting one leaves a sequence with whatever the block held before.
+    written. Forgetting one leaves a sequence with whatever the block held before; so the metadata of a step takes them
+    along.
 
     Returns:
         ``(source, destination)`` block numbers.

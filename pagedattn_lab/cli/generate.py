@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pagedattn_lab.cli.arguments import add_json, finite, positive, seed, temperature, text, text_of_file
+from pagedattn_lab.studies.block_savings import Sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from pagedattn_lab.block_table import BlockTable
-    from pagedattn_lab.engine.beam_search import Decoded
+    from pagedattn_lab.engine.core import EngineCore
+    from pagedattn_lab.engine.sampling import Decoded
     from pagedattn_lab.model_runner import ModelRunner
+    from pagedattn_lab.request import Request
 
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
 """``early_stopping`` of :func:`pagedattn_lab.engine.beam_search.beam_search` by what the command line calls it."""
@@ -81,12 +84,15 @@ def add(commands: Any) -> None:
 
 @dataclass
 class _Usage:
-    """Blocks when most of them were in use: how many, and their slots that held no token."""
+    """Blocks when most of them were in use: how many, and their slots that held no token; and how outputs shared."""
 
     blocks_used: int
     empty_slots: int
+    sharing: Sharing = field(default_factory=Sharing)
 
-    def observe(self, tables: Sequence[BlockTable], *_: Any) -> None:
+    def on_step(self, tables: Sequence[BlockTable], parents: Sequence[int], num_copied: int) -> None:
+        """Look at the tables of one step: see :data:`pagedattn_lab.engine.core.OnStep`."""
+        self.sharing.observe(tables, num_copied)
         num_blocks = len({block for table in tables for block in table.blocks})
         if num_blocks >= self.blocks_used:
             self.blocks_used = num_blocks
@@ -97,7 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate, and print outputs and what they did with their blocks."""
     _refuse_contradictions(arguments)
     from pagedattn_lab import models
+    from pagedattn_lab.engine.core import EngineCore
+    from pagedattn_lab.engine.sampling import generate_greedily
     from pagedattn_lab.model_runner import ModelRunner
+    from pagedattn_lab.request import Request
 
     name, system, block_size = arguments.model or models.DEFAULT, arguments.shared_prefix, arguments.block_size
     model, tokenizer = models.load(name)
@@ -111,18 +120,22 @@ def run(arguments: argparse.Namespace) -> int:
         )
     num_blocks = _num_blocks(len(prefix), len(prompt), arguments.max_tokens, arguments.beams or arguments.n, block_size)
     runner = ModelRunner(model, num_blocks, block_size, arguments.attention)
+    engine, request = EngineCore(runner), Request("prompt", prompt)
     stop_token_ids = models.stop_token_ids(model, tokenizer)
     usage = _Usage(-(-len(prompt) // block_size), -len(prompt) % block_size)
 
     is_plain = arguments.n == 1 and system is None and arguments.beams is None and arguments.temperature is None
     if is_plain and not arguments.json:
-        num_new = _stream(runner, tokenizer, prompt, arguments.max_tokens, stop_token_ids, usage)
+        num_new = _stream(engine, tokenizer, request, arguments.max_tokens, stop_token_ids, usage)
         print(f"\n{_account(len(prompt), f'{num_new} new', usage, runner)}")
         return 0
 
-    table = _begin(runner, prefix, prompt)
-    hit_blocks, hit_tokens = len(table.blocks), table.num_tokens
-    decoded = _decode(arguments, runner, table, prompt, stop_token_ids, usage)
+    if prefix:  # one request computes it, and the next finds in the cache what is the prompt's too
+        generate_greedily(engine, [Request("prefix", prefix)], max_tokens=1)
+    hits_before = engine.manager.stats.hits
+    decoded = _decode(arguments, engine, request, stop_token_ids, usage)
+    hit_tokens = engine.manager.stats.hits - hits_before
+    hit_blocks = hit_tokens // block_size
     outputs = [
         {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens, "score": score}
         for tokens, score in zip(decoded.sequences[: arguments.n], decoded.scores, strict=False)
@@ -140,9 +153,9 @@ def run(arguments: argparse.Namespace) -> int:
         "bytes": usage.blocks_used * runner.cache.shape.bytes_per_block(block_size),
         "waste": usage.empty_slots / num_slots,
         # The request that computed the prefix is one of those who share its blocks, though it has ended.
-        "blocks_shared": max(decoded.sharing.most_shared, hit_blocks),
-        "blocks_copied": decoded.sharing.copied,
-        "blocks_saved": decoded.sharing.most_saved + hit_blocks,
+        "blocks_shared": max(usage.sharing.most_shared, hit_blocks),
+        "blocks_copied": usage.sharing.copied,
+        "blocks_saved": usage.sharing.most_saved + hit_blocks,
         "prefix_hit_tokens": hit_tokens,
         "outputs": outputs,
     }
@@ -183,65 +196,48 @@ def _num_blocks(prefix_len: int, prompt_len: int, max_tokens: int, width: int, b
 
 
 def _stream(
-    runner: ModelRunner,
+    engine: EngineCore,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Sequence[int],
+    request: Request,
     max_tokens: int,
     stop_token_ids: Collection[int],
     usage: _Usage,
 ) -> int:
     """Print the likeliest tokens as they come; give their number."""
-    from pagedattn_lab.model_runner import generate_greedily
+    from pagedattn_lab.engine.sampling import generate_greedily
 
     output: list[int] = []
     printed = ""
 
-    def on_token(_: int, token: int, table: BlockTable) -> None:
+    def on_token(_: Request, token: int) -> None:
         nonlocal printed
         output.append(token)
-        usage.observe([table])
         text = tokenizer.decode(output, skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # half a character: wait for the rest
             print(text[len(printed) :], end="", flush=True)
             printed = text
 
-    generate_greedily(runner, runner.new_pool(), [prompt], max_tokens, stop_token_ids, on_token)
+    generate_greedily(engine, [request], max_tokens, stop_token_ids, on_token, usage.on_step)
     print(tokenizer.decode(output, skip_special_tokens=True)[len(printed) :])
     return len(output)
 
 
-def _begin(runner: ModelRunner, prefix: Sequence[int], prompt: Sequence[int]) -> BlockTable:
-    """Let one request compute the prefix, if there is one, and another find in the cache what is the prompt's too."""
-    from pagedattn_lab.block_table import BlockTable
-    from pagedattn_lab.engine.beam_search import generate_cached
-    from pagedattn_lab.kv_manager import KVCacheManager
-    from pagedattn_lab.prefix_cache import Request
-
-    manager = KVCacheManager(runner.cache.num_blocks, runner.cache.block_size)
-    if prefix:
-        generate_cached(runner, manager, [Request("prefix", prefix)], max_tokens=1)
-    table = BlockTable(manager.block_pool)
-    table.adopt(manager.get_computed_blocks(Request("prompt", prompt))[0])
-    return table
-
-
 def _decode(
     arguments: argparse.Namespace,
-    runner: ModelRunner,
-    table: BlockTable,
-    prompt: Sequence[int],
+    engine: EngineCore,
+    request: Request,
     stop_token_ids: Collection[int],
     usage: _Usage,
 ) -> Decoded:
     """Search with beams, or draw outputs by chance; a single one is the likeliest unless a temperature was given."""
-    from pagedattn_lab.engine.beam_search import beam_search, sample
+    from pagedattn_lab.engine.beam_search import beam_search
+    from pagedattn_lab.engine.sampling import sample
 
-    common = {"stop_token_ids": stop_token_ids, "on_step": usage.observe}
+    common = {"stop_token_ids": stop_token_ids, "on_step": usage.on_step}
     if arguments.beams is not None:
         return beam_search(
-            runner,
-            table,
-            prompt,
+            engine,
+            request,
             arguments.beams,
             arguments.max_tokens,
             length_penalty=1.0 if arguments.length_penalty is None else arguments.length_penalty,
@@ -252,7 +248,7 @@ def _decode(
     if degrees is None:
         degrees = 0.0 if arguments.n == 1 else 1.0
     return sample(
-        runner, table, prompt, arguments.n, arguments.max_tokens, temperature=degrees, seed=arguments.seed, **common
+        engine, request, arguments.n, arguments.max_tokens, temperature=degrees, seed=arguments.seed, **common
     )
 
 
