@@ -33,9 +33,12 @@ from pagedattn_lab import models
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, reorder, take_copies
 from pagedattn_lab.cli import generate, main
-from pagedattn_lab.engine import beam_search as decoding
+from pagedattn_lab.engine import beam_search as beam_search_module
+from pagedattn_lab.engine.beam_search import beam_search
+from pagedattn_lab.engine.core import EngineCore
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.model_runner import ModelRunner
+from pagedattn_lab.request import Request
 from pagedattn_lab.studies.hit_rates import POLICIES, measure
 from pagedattn_lab.workloads import load_mooncake_jsonl
 from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS, hashed
@@ -402,17 +405,14 @@ SEARCHES = {
 
 def search(small: Small, prompt: Sequence[int], num_beams: int, block_size: int, **rest: Any) -> dict[str, Any]:
     """What a report says of a search: its tables are watched, its sharing is counted from its genealogy alone."""
-    runner = ModelRunner(small.model, 200, block_size)
     genealogy, used = [], [math.ceil(len(prompt) / block_size)]
 
-    def watch(tables: Sequence[BlockTable], parents: Sequence[int]) -> None:
+    def watch(tables: Sequence[BlockTable], parents: Sequence[int], _: int) -> None:
         genealogy.append([*parents])
         used.append(len({block_id for table in tables for block_id in table.block_ids}))
 
-    decoding.beam_search(
-        runner, BlockTable(runner.new_pool()), prompt, num_beams, MAX_TOKENS, stop_token_ids=small.stop, on_step=watch,
-        **rest,
-    )  # fmt: skip
+    engine = EngineCore(ModelRunner(small.model, 200, block_size))
+    beam_search(engine, Request("Ada", prompt), num_beams, MAX_TOKENS, stop_token_ids=small.stop, on_step=watch, **rest)
     sharing = count(len(prompt), genealogy, block_size)
     return {
         "blocks_used": max(used),
@@ -719,6 +719,6 @@ def test_a_refusal_by_the_library_is_passed_on(small: Small, capsys: Capture, mo
     def refuse(*_: Any, **__: Any) -> None:
         raise ValueError("length_penalty is 1000.0:\n  give a smaller one")
 
-    monkeypatch.setattr(decoding, "beam_search", refuse)
+    monkeypatch.setattr(beam_search_module, "beam_search", refuse)
     message = "pagedattn_lab generate: length_penalty is 1000.0: give a smaller one\n"
     assert_one_line(capsys, Run(4, ("--beams", "2")).arguments(small), 1, message)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 
 from pagedattn_lab.kv_manager import KVCacheManager
-from pagedattn_lab.prefix_cache import Request
+from pagedattn_lab.request import Request
 from pagedattn_lab.studies.hit_rates import POLICIES, BlockCache, HitReport, measure
 from pagedattn_lab.workloads import TraceRequest
 from pagedattn_lab.workloads.conversations import chat, hashed, system_prompts
