@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pagedattn_lab import cli
-from pagedattn_lab.bench import allocator
+from pagedattn_lab.bench import allocator, slots
 from pagedattn_lab.cli import main
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.studies import memory_shares as waste
@@ -342,13 +342,16 @@ def test_bench_allocator(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     """Catches a command that measures something else than the library does, or mixes JSON with other output."""
     quick = partial(allocator.measure, [1_000, 1_500], num_steps=5, num_calls=5, repetitions=2)
     monkeypatch.setattr(allocator, "measure", quick)
+    monkeypatch.setattr(slots, "measure", partial(slots.measure, num_running=2, num_requests=5, repetitions=2))
     assert main(["bench", "allocator", "--json"]) == 0
     report = strictly(capsys.readouterr().out)
     assert [pool["num_blocks"] for pool in report["pools"]] == [1_000, 1_500]
     assert report["flat"] >= 1 and report["append_us"] > 0
+    assert report["allocate_slots"]["num_requests"] == 5 and report["allocate_slots"]["cached"]["us"] > 0
     assert main(["bench", "allocator"]) == 0
     captured = capsys.readouterr()
     assert "1,500" in captured.out and "Whole pool" in captured.out and captured.err == ""
+    assert captured.out.splitlines()[-1].startswith("allocate_slots, 2 of 5 requests running: ")
 
 
 def test_light_commands_load_nothing_heavy() -> None:
