@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from datetime import datetime, timedelta
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,12 +16,7 @@ from hypothesis import given, settings
 
 from pagedattn_lab import workloads
 from pagedattn_lab.workloads import (
-    AZURE_QUANTILES,
-    AZURE_SPREAD,
-    MOST_REPORTED,
-    OPT_MAX_LEN,
     PAPER_MEANS,
-    QUANTILE_LEVELS,
     WORKLOADS,
     Fit,
     MalformedTraceError,
@@ -32,6 +28,8 @@ from pagedattn_lab.workloads import (
     load_trace,
     lognormal,
 )
+from pagedattn_lab.workloads.lengths import AZURE_QUANTILES, AZURE_SPREAD, OPT_MAX_LEN, QUANTILE_LEVELS, _draw_lognormal
+from pagedattn_lab.workloads.request_logs import MOST_REPORTED
 
 # Mean prompts and outputs in github.com/Azure/AzurePublicDataset, data/AzureLLMInferenceTrace_{conv,code}.csv, 2023.
 AZURE_MEANS = {"azure-conv": (1154.70, 211.13), "azure-code": (2047.85, 27.88)}
@@ -58,10 +56,8 @@ def test_lengths_have_the_papers_means(name: str) -> None:
 def test_a_fit_that_forgets_the_longest_would_be_seen() -> None:
     """Catches a check of the means that is too kind: medians without the correction miss it by far."""
     mus = [math.log(m) - s * s / 2 for m, s in zip(PAPER_MEANS["sharegpt"], AZURE_SPREAD, strict=True)]
-    rng = workloads.random.Random("lengths 1")
-    pairs = list(
-        islice(workloads._draw_lognormal(rng, mus[0], AZURE_SPREAD[0], mus[1], AZURE_SPREAD[1], 2048), NUM_DRAWN)
-    )
+    rng = random.Random("lengths 1")
+    pairs = list(islice(_draw_lognormal(rng, mus[0], AZURE_SPREAD[0], mus[1], AZURE_SPREAD[1], 2048), NUM_DRAWN))
     errors = [standard_errors(*pair) for pair in zip(zip(*pairs, strict=True), PAPER_MEANS["sharegpt"], strict=True)]
     assert min(errors) > MOST_ERRORS
 
