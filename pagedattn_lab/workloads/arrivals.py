@@ -15,7 +15,8 @@ class TraceRequest(NamedTuple):
         arrival: seconds after the first request of the trace.
         prompt_len: tokens in the prompt.
         output_len: tokens that will be generated.
-        hash_ids: one id per block of the prompt, equal where whole prefixes are; empty if the trace has none.
+        hash_ids: one id per block of the prompt, equal where whole prefixes are; the last block, if it is not full, may
+            have one or none. Empty if the trace has no ids.
     """
 
     arrival: float
