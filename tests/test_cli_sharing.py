@@ -674,7 +674,7 @@ READS = "hits reads JSON objects with timestamp, input_length, output_length and
         (
             ["hits", "prefix.txt"],
             1,
-            f"the first line must name TIMESTAMP, ContextTokens, GeneratedTokens, with commas between; {READS}",
+            f"line of a CSV must name TIMESTAMP, ContextTokens, GeneratedTokens, with commas between; {READS}",
         ),
         (
             ["hits", "mixed.jsonl", "--block-size", "4"],

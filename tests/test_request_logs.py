@@ -325,7 +325,10 @@ def tarred(content: bytes) -> bytes:
 
 
 GOOD = AZURE.encode()
-EMPTY, COLUMNS = "the file is empty", f"the first line must name {HEADER.replace(',', ', ')}, with commas between"
+EMPTY, COLUMNS = (
+    "the file is empty",
+    f"the first line of a CSV must name {HEADER.replace(',', ', ')}, with commas between",
+)
 WEB = "this is a web page or XML: download the file itself"
 BINARY = "this is binary, or UTF-16 without a byte order mark: save it as text in UTF-8"
 NO_TEXT = "this is no text in UTF-8 or UTF-16: save it as text in UTF-8"

@@ -165,8 +165,8 @@ def _read_csv(path: Any, number: int, first: str, rest: Iterator[str]) -> list[T
         raise MalformedTraceError(f"{path}: this is no text in UTF-8 or UTF-16: save it as text in UTF-8")
     if missing:
         raise MalformedTraceError(
-            f"{path}: line {number}: no column {missing[0]} in {reprlib.repr(header)}: the first line must name "
-            f"{', '.join(AZURE_COLUMNS)}, with commas between"
+            f"{path}: line {number}: no column {missing[0]} in {reprlib.repr(header)}: the first line of a CSV "
+            f"must name {', '.join(AZURE_COLUMNS)}, with commas between"
         )
     places = [header.index(name) for name in AZURE_COLUMNS]
 
