@@ -65,7 +65,10 @@ napoleon_numpy_docstring = False
 nitpicky = True
 # Other projects' names have no page here, and asking their sites for addresses needs a network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(anywidget|argparse|collections|enum|ipywidgets|matplotlib|os|pathlib|t|torch|traitlets|transformers)\..*"),
+    (
+        r"py:.*",
+        r"(anywidget|argparse|collections|enum|ipywidgets|matplotlib|os|pathlib|t|torch|traitlets|transformers)\..*",
+    ),
 ]
 
 bibtex_bibfiles = ["references.bib"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -259,13 +260,25 @@ def test_waste_options_reach_the_simulation(capsys: pytest.CaptureFixture[str]) 
     assert code["allocators"]["oracle"]["reservation"] < 0.1 < base["allocators"]["oracle"]["reservation"]
 
 
-@pytest.mark.parametrize(("name", "text"), [("trace.csv", AZURE), ("trace.jsonl", MOONCAKE)])
+QUOTED = re.sub(r"[^,\n]+", r'"\g<0>"', AZURE).replace("\n", "\r\n")
+ARRAY = f"[{','.join(MOONCAKE.splitlines())}]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trace.csv", AZURE.encode()),
+        ("trace.jsonl", MOONCAKE.encode()),
+        ("trace.csv.gz", gzip.compress(QUOTED.encode())),
+        ("trace.json", ARRAY.encode("utf-16")),
+    ],
+)
 def test_waste_serves_a_trace(
-    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a trace whose arrivals are ignored, that is read more than once, and requests dropped in silence."""
     path = tmp_path / name
-    path.write_text(text)
+    path.write_bytes(content)
     loads = []
     monkeypatch.setattr(cli.waste, "load_trace", lambda path, load=load_trace: loads.append(path) or load(path))
     report, said = waste_report(capsys, "--workload", str(path))

@@ -54,7 +54,7 @@ SPINE = [
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.strip", "baselines.contiguous", "baselines.paged",
-    "workloads", "workloads.conversations",
+    "workloads.lengths", "workloads.arrivals", "workloads.request_logs", "workloads", "workloads.conversations",
     "studies", "studies.simulate", "studies.memory_shares", "studies.block_savings", "studies.hit_rates",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder", "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips",
