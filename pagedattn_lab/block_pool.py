@@ -11,22 +11,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 
-class NoFreeBlocksError(ValueError):
+class NoFreeBlocksError(RuntimeError):
     """More blocks were asked for than are free. Nothing was allocated."""
-
-
-class Observer(Protocol):
-    """Whoever wants to know what happens to a pool: called after each change, with blocks in their new state.
-
-    The pool reports ``"allocate"``, ``"evict"`` (a block handed out again loses the hash of its old contents),
-    ``"touch"`` and ``"free"``; a table reports ``"append"``, ``"copy-on-write"`` (the shared block, then its private
-    copy), ``"fork"``, ``"hit"`` and ``"free"``, once its own entries have changed too.
-    An observer must neither change what it watches nor raise: what it is told of has happened and is not undone.
-    :class:`pagedattn_lab.recorder.Recorder` is one.
-    """
-
-    def __call__(self, kind: str, blocks: Sequence[KVCacheBlock], table: Any = None, num_tokens: int = 0) -> None:
-        """Take note of one event; ``table`` is the :class:`~pagedattn_lab.block_table.BlockTable` that reports it."""
 
 
 class KVCacheBlock:
@@ -135,7 +121,7 @@ class BlockPool:
         block_size: tokens per block.
 
     Attributes:
-        observer: told of every change, by this pool and by the tables on it; ``None`` if nobody wants to know.
+        observers: whoever is told of every change, by this pool and by the tables on it; see :class:`Observer`.
         on_evict: called with each block that is handed out again while it still has a hash, just before it loses it:
             a prefix cache must forget it. ``None`` if there is none.
 
@@ -165,7 +151,7 @@ class BlockPool:
         self.blocks = [KVCacheBlock(block_id) for block_id in range(num_blocks)]
         self.null_block = self.blocks[0]
         self.free_block_queue = FreeBlockQueue(self.blocks[1:])
-        self.observer: Observer | None = None
+        self.observers: list[Observer] = []
         self.on_evict: Callable[[KVCacheBlock], None] | None = None
 
     @property
@@ -205,17 +191,16 @@ class BlockPool:
         self.check_free(num_blocks)
         queue = self.free_block_queue
         new_blocks = [queue.popleft() for _ in range(num_blocks)]
-        evicted = [] if self.observer is None else [block for block in new_blocks if block.block_hash is not None]
+        evicted = [block for block in new_blocks if block.block_hash is not None] if self.observers else []
         for block in new_blocks:
             block.ref_cnt = 1
             if block.block_hash is not None:
                 if self.on_evict is not None:
                     self.on_evict(block)
                 block.block_hash = None
-        if self.observer is not None and new_blocks:
-            if evicted:
-                self.observer("evict", evicted)
-            self.observer("allocate", new_blocks)
+        if self.observers:
+            self._tell("evict", evicted)
+            self._tell("allocate", new_blocks)
         return new_blocks
 
     def touch(self, blocks: Iterable[KVCacheBlock]) -> None:
@@ -231,8 +216,8 @@ class BlockPool:
             if block.ref_cnt == 0:
                 self.free_block_queue.remove(block)
             block.ref_cnt += 1
-        if self.observer is not None and blocks:
-            self.observer("touch", blocks)
+        if self.observers:
+            self._tell("touch", blocks)
 
     def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
         """Take one owner from each block; those without any left return to the free queue.
@@ -251,18 +236,61 @@ class BlockPool:
                 raise ValueError(
                     f"double free of block {block.block_id}: freed {times} time(s), held by {block.ref_cnt} owner(s)"
                 )
-        reusable, cached = [], []
+        reusable: list[KVCacheBlock] = []
+        cached: list[KVCacheBlock] = []
         for block in ordered_blocks:
             block.ref_cnt -= 1
             if block.ref_cnt == 0:
                 (reusable if block.block_hash is None else cached).append(block)
         self.free_block_queue.prepend_n(reusable)
         self.free_block_queue.append_n(cached)
-        if self.observer is not None and ordered_blocks:
-            self.observer("free", ordered_blocks)
+        if self.observers:
+            self._tell("free", ordered_blocks)
+
+    def _tell(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
+        """Tell every observer of a change; of one that concerns no block there is nothing to tell."""
+        if blocks:
+            for observer in self.observers:
+                observer.pool_event(kind, blocks)
 
     def _check_own(self, block: KVCacheBlock) -> None:
         if block is self.null_block:
             raise ValueError("block 0 is the null block: it has no owners, so it cannot be touched or freed")
         if not 0 < block.block_id < len(self.blocks) or self.blocks[block.block_id] is not block:
             raise ValueError(f"block {block.block_id} belongs to another pool: give it back to the pool it came from")
+
+
+class Observer(Protocol):
+    """Whoever wants to know what happens to a pool and to the tables on it.
+
+    A table brackets what it does. It says :meth:`begin` before it acts on the pool and :meth:`end` once its own entries
+    have changed too, so what the pool reports in between is part of the table's event::
+
+        table.append_tokens(20)      begin(table)
+                                         pool_event("evict", [block 3])
+                                         pool_event("allocate", [block 3, block 7])
+                                     end("append", table, [block 3, block 7], num_tokens=20)
+
+    A table that does not need the pool, as when a token fits into its last block, says :meth:`end` alone. What somebody
+    does to the pool by hand stands outside any bracket.
+
+    An observer is called after each change, with blocks in their new state. It must neither change what it watches nor
+    raise: what it is told of has happened and is not undone. :class:`BlockPool` and
+    :class:`~pagedattn_lab.block_table.BlockTable` report to it; add it to :attr:`BlockPool.observers`.
+    """
+
+    def begin(self, table: Any) -> None:
+        """Take note that what the pool reports from now on is part of the table's next event."""
+
+    def cancel(self, table: Any) -> None:
+        """Take note that the table's action was refused: nothing has changed, and no event follows."""
+
+    def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
+        """Take note of what a pool did: ``"allocate"``, ``"evict"`` (a block that is handed out again loses the hash of
+        its old contents), ``"touch"`` or ``"free"``.
+        """
+
+    def end(self, kind: str, table: Any, blocks: Sequence[KVCacheBlock], num_tokens: int = 0) -> None:
+        """Take note of what a table did: ``"append"``, ``"copy-on-write"`` (the shared block, then its private copy),
+        ``"fork"`` (told of the new table), ``"hit"`` or ``"free"``.
+        """

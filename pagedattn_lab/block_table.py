@@ -11,8 +11,9 @@ Source: Kwon et al. 2023, sections 4.3 and 4.4; slots as in vLLM's ``slot_mappin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 
 
@@ -76,7 +77,7 @@ class BlockTable:
         if num_tokens < 0:
             raise ValueError(f"cannot append {num_tokens} tokens: give 0 or more")
         missing = max(0, num_tokens - self.num_empty_slots)
-        return -(-missing // self.pool.block_size) + (num_tokens > 0 and self.must_copy)
+        return cdiv(missing, self.pool.block_size) + (num_tokens > 0 and self.must_copy)
 
     def append_tokens(self, num_tokens: int) -> list[KVCacheBlock]:
         """Make room for more tokens; allocate only for those that the last block cannot hold.
@@ -94,28 +95,33 @@ class BlockTable:
         """
         pool, blocks = self.pool, self.blocks
         room = len(blocks) * pool.block_size - self.num_tokens
-        copied = added = ()
+        copied: Sequence[KVCacheBlock] = ()
+        added: Sequence[KVCacheBlock] = ()
+        # Three tokens of four fit into the last block, which is the table's own: then there is nothing to ask for.
         if not 0 <= num_tokens <= room or (num_tokens and blocks[-1].ref_cnt > 1):
             num_blocks = self.num_blocks_needed(num_tokens)
-            pool.check_free(num_blocks)
+            pool.check_free(num_blocks)  # nothing can fail from here on
             if self.must_copy:
                 copied = (self._copy_on_write(),)
+            for observer in pool.observers:
+                observer.begin(self)
             added = pool.get_new_blocks(num_blocks - len(copied))
             blocks += added
         self.num_tokens += num_tokens
-        if pool.observer is not None and num_tokens:
-            pool.observer("append", added, self, num_tokens)
+        if pool.observers and num_tokens:
+            self._tell("append", added, num_tokens)
         return [*copied, *added]
 
     def _copy_on_write(self) -> KVCacheBlock:
         """Put a new block in the place of the last one, which other tables name too."""
         source = self.blocks[-1]
+        for observer in self.pool.observers:
+            observer.begin(self)
         [copy] = self.pool.get_new_blocks(1)
         self.blocks[-1] = copy
         self.pool.free_blocks([source])
         self.pending_copy = (source.block_id, copy.block_id)
-        if self.pool.observer is not None:
-            self.pool.observer("copy-on-write", [source, copy], self)
+        self._tell("copy-on-write", [source, copy])
         return copy
 
     def adopt(self, blocks: Sequence[KVCacheBlock]) -> None:
@@ -126,10 +132,9 @@ class BlockTable:
         """
         if self.blocks:
             raise ValueError(f"a table of {self.num_tokens} tokens cannot adopt blocks: only an empty one can")
-        self.pool.touch(blocks)
+        self._act(self.pool.touch, blocks)
         self.blocks, self.num_tokens = list(blocks), len(blocks) * self.pool.block_size
-        if self.pool.observer is not None and self.blocks:
-            self.pool.observer("hit", self.blocks, self, self.num_tokens)
+        self._tell("hit", self.blocks, self.num_tokens)
 
     def fork(self, name: str | None = None) -> BlockTable:
         """Make a second table of the same tokens: it shares every block, and no block is copied.
@@ -161,10 +166,9 @@ class BlockTable:
                 f"block {copy} is still to be copied from block {source}: carry out take_copies() before you fork"
             )
         child = BlockTable(self.pool, name)
-        self.pool.touch(self.blocks)
+        child._act(self.pool.touch, self.blocks)
         child.blocks, child.num_tokens = list(self.blocks), self.num_tokens
-        if self.pool.observer is not None and child.blocks:
-            self.pool.observer("fork", child.blocks, child)
+        child._tell("fork", child.blocks)
         return child
 
     def slot_mapping(self, start: int = 0, stop: int | None = None) -> list[int]:
@@ -185,10 +189,26 @@ class BlockTable:
     def release(self) -> None:
         """Give every block back, last first, and become the empty table. On an empty table it does nothing."""
         freed = self.blocks[::-1]
-        self.pool.free_blocks(freed)
+        self._act(self.pool.free_blocks, freed)
         self.blocks, self.num_tokens, self.pending_copy = [], 0, None
-        if self.pool.observer is not None and freed:
-            self.pool.observer("free", freed, self)
+        self._tell("free", freed)
+
+    def _act(self, operation: Callable[[Sequence[KVCacheBlock]], None], blocks: Sequence[KVCacheBlock]) -> None:
+        """Let the pool act for this table; observers are told whose doing it is, and if it was refused."""
+        observers = self.pool.observers
+        for observer in observers:
+            observer.begin(self)
+        try:
+            operation(blocks)
+        except BaseException:
+            for observer in observers:
+                observer.cancel(self)
+            raise
+
+    def _tell(self, kind: str, blocks: Sequence[KVCacheBlock], num_tokens: int = 0) -> None:
+        """Close the bracket with this table's event, once its own entries have changed."""
+        for observer in self.pool.observers:
+            observer.end(kind, self, blocks, num_tokens)
 
     def __repr__(self) -> str:
         return f"BlockTable(num_tokens={self.num_tokens}, block_ids={self.block_ids})"

@@ -151,7 +151,9 @@ def mark_for(name: str, marks: Collection[str]) -> str:
     return next(m for m in (mark, *(f"{mark[:1]}{i}" for i in range(2, len(marks) + 3))) if m not in marks)
 
 
-def take(pool: BlockPool, shown: Mapping[str, Shown], kind: str, sentence: str, changed: tuple[int, ...] = ()) -> Frame:
+def take_frame(
+    pool: BlockPool, shown: Mapping[str, Shown], kind: str, sentence: str, changed: tuple[int, ...] = ()
+) -> Frame:
     """Take the present state of a pool and of the tables that are shown. O(blocks)."""
     tables = (
         TableState(name, row.colour, row.mark, row.table.num_tokens, tuple(row.table.block_ids))
@@ -182,7 +184,7 @@ def snapshot(pool: BlockPool, tables: Mapping[str, BlockTable], sentence: str = 
     shown: dict[str, Shown] = {}
     for name, table in tables.items():
         show(shown, name, table)
-    return take(pool, shown, "note", sentence)
+    return take_frame(pool, shown, "note", sentence)
 
 
 def count(number: int, thing: str) -> str:

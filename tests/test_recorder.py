@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
+from pagedattn_lab.block_pool import BlockPool, KVCacheBlock, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.recorder import Recorder, load
 from pagedattn_lab.recorder.frame import Frame, snapshot
@@ -255,10 +256,10 @@ def test_a_trace_can_be_limited_to_a_block_of_code() -> None:
     with pytest.raises(NoFreeBlocksError), Recorder(pool) as trace:
         BlockTable(pool).append_tokens(99)
     BlockTable(pool).append_tokens(1)
-    assert pool.observer is None and len(trace.frames) == 1
+    assert pool.observers == [] and len(trace.frames) == 1
     other = Recorder(pool)
     trace.stop()
-    assert pool.observer is other, "only a trace itself may take itself off"
+    assert pool.observers == [other], "stopped twice, it takes nobody else off"
 
 
 def test_a_refused_request_leaves_no_frame() -> None:
@@ -302,16 +303,93 @@ def test_names_and_colours() -> None:
     assert marks == ["2", "3", "4", "l"]
 
 
-def test_one_observer_at_a_time() -> None:
-    """Catches a second trace that silently takes the events of the first, and one that goes on after stop()."""
-    pool = BlockPool(4, 4)
-    first = Recorder(pool)
-    with pytest.raises(ValueError, match="already observed"):
-        Recorder(pool)
-    first.stop()
-    Recorder(pool).stop()
-    BlockTable(pool).append_tokens(1)
-    assert len(first.frames) == 1
+def test_two_observers_see_the_same() -> None:
+    """Catches a second recorder that is left out, takes the first one's place, or takes what the first keeps."""
+    pool = BlockPool(9, 2)
+    first, second = Recorder(pool), Recorder(pool)
+    ada = BlockTable(pool, "Ada")
+    ada.append_tokens(3)
+    with pytest.raises(NoFreeBlocksError):
+        ada.append_tokens(99)
+    third = Recorder(pool)
+    bo = ada.fork("Bo")
+    bo.append_tokens(2)
+    pool.get_new_blocks(1)
+    for table in (ada, bo):
+        table.release()
+    assert first.frames == second.frames and len(first.frames) == 8
+    assert [frame.sentence for frame in third.frames[1:]] == [frame.sentence for frame in first.frames[2:]]
+
+
+def test_a_refused_action_closes_its_bracket() -> None:
+    """Catches a recorder that takes what happens later for part of what was refused, and a refusal that has a frame."""
+    pool, other = BlockPool(9, 2), BlockPool(9, 2)
+    ada, bo, cy = (BlockTable(pool, name) for name in ("Ada", "Bo", "Cy"))
+    ada.append_tokens(3)
+    recorder = Recorder(pool, {"Ada": ada})
+    with pytest.raises(ValueError, match="belongs to another pool"):
+        bo.adopt(other.get_new_blocks(1))
+    assert pool.get_new_blocks(1)[0].block_id == 3
+    assert [frame.kind for frame in recorder.frames] == ["start", "allocate"]
+    pool.free_blocks([ada.blocks[0]])  # somebody breaks the rules
+    with pytest.raises(ValueError, match="double free of block 1"):
+        ada.release()
+    cy.append_tokens(1)
+    assert [frame.kind for frame in recorder.frames[2:]] == ["free", "append"]
+    assert "Cy appends 1 token and takes block 1" in recorder.frames[-1].sentence
+    assert "forgets" not in recorder.frames[-1].sentence
+
+
+class Heard:
+    """An observer that writes down what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begin(self, table: BlockTable) -> None:
+        self.lines.append(f"begin {table.name}")
+
+    def cancel(self, table: BlockTable) -> None:
+        self.lines.append(f"cancel {table.name}")
+
+    def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
+        self.lines.append(f"{kind} {[block.block_id for block in blocks]}")
+
+    def end(self, kind: str, table: BlockTable, blocks: Sequence[KVCacheBlock], num_tokens: int = 0) -> None:
+        self.lines.append(f"end {kind} {table.name} {[block.block_id for block in blocks]} {num_tokens}")
+
+
+def test_what_an_observer_hears() -> None:
+    """Catches an event of the pool outside the bracket of the table that caused it, and a bracket left open or told
+    before the table's own entries have changed.
+    """
+    pool, heard = BlockPool(6, 2), Heard()
+    ada = BlockTable(pool, "Ada")
+    pool.observers.append(heard)
+    ada.append_tokens(3)
+    ada.append_tokens(1)
+    ada.append_tokens(0)
+    bo = ada.fork("Bo")
+    bo.append_tokens(1)
+    cy = bo.fork("Cy")
+    cy.append_tokens(2)
+    cy.blocks[1].block_hash = b"cached"
+    cy.release()
+    pool.get_new_blocks(2)
+    with pytest.raises(ValueError, match="another pool"):
+        BlockTable(pool, "Dora").adopt([KVCacheBlock(1)])
+    assert heard.lines == [
+        "begin Ada", "allocate [1, 2]", "end append Ada [1, 2] 3",
+        "end append Ada [] 1",
+        "begin Bo", "touch [1, 2]", "end fork Bo [1, 2] 0",
+        "begin Bo", "allocate [3]", "end append Bo [3] 1",
+        "begin Cy", "touch [1, 2, 3]", "end fork Cy [1, 2, 3] 0",
+        "begin Cy", "allocate [4]", "free [3]", "end copy-on-write Cy [3, 4] 0",
+        "begin Cy", "allocate [5]", "end append Cy [5] 2",
+        "begin Cy", "free [5, 4, 2, 1]", "end free Cy [5, 4, 2, 1] 0",
+        "allocate [5, 4]",
+        "begin Dora", "cancel Dora",
+    ]  # fmt: skip
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
