@@ -42,7 +42,7 @@ def test_import_time() -> None:
 ORDER = [
     "kv_shape", "block_pool", "block_table", "prefix_cache", "radix_tree", "kv_manager", "kv_cache", "hardware",
     "attention.metadata", "attention.launch", "attention.reference", "attention.triton_decode", "attention",
-    "models.quiet", "models.default", "models.prompts", "models.support", "models.implementation",
+    "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models", "models.__main__", "model_runner",
     "baselines", "baselines.strip", "baselines.contiguous", "baselines.paged", "workloads", "workloads.conversations",
     "studies", "studies.simulate", "studies.memory_shares", "studies.block_savings", "studies.hit_rates",

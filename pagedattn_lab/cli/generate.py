@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     hit_blocks, hit_tokens = len(table.blocks), table.num_tokens
     decoded = _decode(arguments, runner, table, prompt, stop_token_ids, usage)
     outputs = [
-        {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens, "score": score}
+        {"text": models.detokenize(tokenizer, tokens), "tokens": tokens, "score": score}
         for tokens, score in zip(decoded.sequences[: arguments.n], decoded.scores, strict=False)
     ]
     num_slots = usage.blocks_used * block_size
@@ -192,22 +192,20 @@ def _stream(
 ) -> int:
     """Print the likeliest tokens as they come; give their number."""
     from pagedattn_lab.model_runner import generate_greedily
+    from pagedattn_lab.models import IncrementalDetokenizer
 
-    output: list[int] = []
-    printed = ""
+    num_new = 0
+    detokenizer = IncrementalDetokenizer(tokenizer)
 
     def on_token(_: int, token: int, table: BlockTable) -> None:
-        nonlocal printed
-        output.append(token)
+        nonlocal num_new
+        num_new += 1
         usage.observe([table])
-        text = tokenizer.decode(output, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # half a character: wait for the rest
-            print(text[len(printed) :], end="", flush=True)
-            printed = text
+        print(detokenizer.update(token), end="", flush=True)
 
     generate_greedily(runner, runner.new_pool(), [prompt], max_tokens, stop_token_ids, on_token)
-    print(tokenizer.decode(output, skip_special_tokens=True)[len(printed) :])
-    return len(output)
+    print(detokenizer.finish())
+    return num_new
 
 
 def _begin(runner: ModelRunner, prefix: Sequence[int], prompt: Sequence[int]) -> BlockTable:

@@ -15,6 +15,7 @@ from pagedattn_lab.models.default import (
     ensure_default,
     is_cached,
 )
+from pagedattn_lab.models.detokenize import IncrementalDetokenizer, detokenize
 from pagedattn_lab.models.prompts import encode_prefix, encode_prompt
 from pagedattn_lab.models.quiet import quiet_transformers
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT",
+    "IncrementalDetokenizer",
     "ModelLoadError",
     "cache_directory",
     "corrupted_file",
+    "detokenize",
     "encode_prefix",
     "encode_prompt",
     "ensure_default",
