@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from pagedattn_lab.bench import allocator, prefix
 from pagedattn_lab.cli.arguments import add_json
+from pagedattn_lab.cli.output import print_json
 
 
 def add(commands: Any) -> None:
@@ -39,5 +39,8 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print what was measured."""
     report = arguments.module.measure()
-    print(json.dumps(report, indent=1) if arguments.json else arguments.module.describe(report))
+    if arguments.json:
+        print_json(report)
+    else:
+        print(arguments.module.describe(report))
     return 0
