@@ -138,7 +138,7 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does where nobody knows the user
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        models.ModelLoadError, match="no home directory .*: set PAGEDATTN_LAB_CACHE to an absolute path"
+        models.ModelLoadError, match=r"no home directory .*: set PAGEDATTN_LAB_CACHE to an absolute path"
     ):
         models.ensure_default()
     assert not any(tmp_path.iterdir())

@@ -61,13 +61,13 @@ def cache_directory() -> Path:
         return folder
     import platformdirs
 
-    folder = Path(platformdirs.user_cache_dir("pagedattn_lab", appauthor=False))
-    if not folder.is_absolute():  # neither HOME nor an entry in the list of users
+    try:
+        return Path(platformdirs.user_cache_dir("pagedattn_lab", appauthor=False))
+    except RuntimeError as error:  # neither HOME nor an entry in the list of users
         raise ModelLoadError(
             f"there is no home directory to keep {DEFAULT} in: set PAGEDATTN_LAB_CACHE to an absolute path that can be "
             "written"
-        )
-    return folder
+        ) from error
 
 
 def is_cached() -> bool:
