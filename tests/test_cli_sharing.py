@@ -591,7 +591,8 @@ def test_text_says_what_json_says(
         f"blocks of 4: {report['bytes']:,} bytes, {100 * report['waste']:.1f}% of them empty slots"
     )
     found = f"{report['prefix_hit_tokens']} prompt tokens found in the cache, in full blocks of a shared prefix of "
-    shared = f"{counted(report['blocks_shared'], 'block')} shared, {report['blocks_copied']} copied, {report['blocks_saved']} saved"
+    blocks = counted(report["blocks_shared"], "block")
+    shared = f"{blocks} shared, {report['blocks_copied']} copied, {report['blocks_saved']} saved"
     last = [account, *([f"{found}{len(PREFIX)}"] if is_behind_prefix else []), shared]
     assert captured.out.split("\n\n") == [*texts, "\n".join(last) + "\n"] and captured.err == ""
 
