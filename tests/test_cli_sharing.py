@@ -564,7 +564,7 @@ def test_a_shared_prefix_is_the_system_message(small: Small, prefix_file: str, t
 def test_a_prompt_that_ends_with_a_cached_block(small: Small, tmp_path: Path, capsys: Capture) -> None:
     """Catches a prompt found whole, of which nothing is left to compute."""
     path = tmp_path / "prefix.txt"
-    path.write_text("abwxy")
+    path.write_text("abcde")
     report, _ = report_of(capsys, *Run(3, ("--shared-prefix", str(path))).arguments(small, "c"))
     assert_says(report, {"prompt_tokens": 6, "prefix_hit_tokens": 3})
 
