@@ -49,7 +49,8 @@ SPINE = [
     "kv_cache", "hardware",
     "attention.metadata", "attention.tolerance", "attention.checks", "attention.reference", "attention.launch",
     "attention.triton_decode", "attention.backends", "attention",
-    "models.quiet", "models.default", "models.prompts", "models.support", "models", "models.__main__", "model_runner",
+    "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
+    "models", "models.__main__", "model_runner",
     "engine.core", "engine.sampling", "engine.beam_search", "engine",
 ]  # fmt: skip
 APPARATUS = [
@@ -59,7 +60,7 @@ APPARATUS = [
     "studies.reuse_distances", "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips",
-    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments",
+    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments", "cli.output",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS

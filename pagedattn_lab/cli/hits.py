@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive, seed
+from pagedattn_lab.cli.output import count, print_json
 from pagedattn_lab.studies.hit_rates import MOONCAKE_BLOCK_SIZE, POLICIES, measure
 from pagedattn_lab.workloads import MalformedTraceError, TraceRequest, load_trace
 from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS, hashed
@@ -83,13 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed if by_chance else None,
     }
     if arguments.json:
-        print(json.dumps(report, indent=1))
+        print_json(report)
     else:
         _print(report)
     if hits.refused:
         print(
-            f"pagedattn_lab hits: refused {hits.refused:,} of {_count(hits.num_requests, 'request')}, with prompts of "
-            f"more than {_count(hits.num_blocks, 'block')}: raise --blocks to serve them",
+            f"pagedattn_lab hits: refused {hits.refused:,} of {count(hits.num_requests, 'request')}, with prompts of "
+            f"more than {count(hits.num_blocks, 'block')}: raise --blocks to serve them",
             file=sys.stderr,
         )
     return 0
@@ -116,9 +116,9 @@ def _requests(arguments: argparse.Namespace) -> tuple[Iterable[TraceRequest], in
 def _print(report: Mapping[str, Any]) -> None:
     num_blocks, policy = report["num_blocks"], report["policy"]
     rows = {
-        "trace": f"{Path(report['trace']).name}, {_count(report['num_requests'], 'request')}",
-        "cache": "unlimited" if num_blocks is None else _count(num_blocks, "block"),
-        "block size": _count(report["block_size"], "token"),
+        "trace": f"{Path(report['trace']).name}, {count(report['num_requests'], 'request')}",
+        "cache": "unlimited" if num_blocks is None else count(num_blocks, "block"),
+        "block size": count(report["block_size"], "token"),
         **({} if num_blocks is None else {"policy": f"{policy}: {POLICIES[policy]}"}),
         "tokens in prompts": f"{report['prompt_tokens']:>13,}",
         "tokens found": f"{report['hit_tokens']:>13,}",
@@ -128,7 +128,3 @@ def _print(report: Mapping[str, Any]) -> None:
     }
     for key, value in rows.items():
         print(f"{key:<20}{value}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
