@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from pagedattn_lab import cli
-from pagedattn_lab.bench import allocator
+from pagedattn_lab.bench import allocator, slots
 from pagedattn_lab.cli import main
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.studies import memory_shares as waste
@@ -259,13 +260,25 @@ def test_waste_options_reach_the_simulation(capsys: pytest.CaptureFixture[str]) 
     assert code["allocators"]["oracle"]["reservation"] < 0.1 < base["allocators"]["oracle"]["reservation"]
 
 
-@pytest.mark.parametrize(("name", "text"), [("trace.csv", AZURE), ("trace.jsonl", MOONCAKE)])
+QUOTED = re.sub(r"[^,\n]+", r'"\g<0>"', AZURE).replace("\n", "\r\n")
+ARRAY = f"[{','.join(MOONCAKE.splitlines())}]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trace.csv", AZURE.encode()),
+        ("trace.jsonl", MOONCAKE.encode()),
+        ("trace.csv.gz", gzip.compress(QUOTED.encode())),
+        ("trace.json", ARRAY.encode("utf-16")),
+    ],
+)
 def test_waste_serves_a_trace(
-    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a trace whose arrivals are ignored, that is read more than once, and requests dropped in silence."""
     path = tmp_path / name
-    path.write_text(text)
+    path.write_bytes(content)
     loads = []
     monkeypatch.setattr(cli.waste, "load_trace", lambda path, load=load_trace: loads.append(path) or load(path))
     report, said = waste_report(capsys, "--workload", str(path))
@@ -342,13 +355,16 @@ def test_bench_allocator(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     """Catches a command that measures something else than the library does, or mixes JSON with other output."""
     quick = partial(allocator.measure, [1_000, 1_500], num_steps=5, num_calls=5, repetitions=2)
     monkeypatch.setattr(allocator, "measure", quick)
+    monkeypatch.setattr(slots, "measure", partial(slots.measure, num_running=2, num_requests=5, repetitions=2))
     assert main(["bench", "allocator", "--json"]) == 0
     report = strictly(capsys.readouterr().out)
     assert [pool["num_blocks"] for pool in report["pools"]] == [1_000, 1_500]
     assert report["flat"] >= 1 and report["append_us"] > 0
+    assert report["allocate_slots"]["num_requests"] == 5 and report["allocate_slots"]["cached"]["us"] > 0
     assert main(["bench", "allocator"]) == 0
     captured = capsys.readouterr()
     assert "1,500" in captured.out and "Whole pool" in captured.out and captured.err == ""
+    assert captured.out.splitlines()[-1].startswith("allocate_slots, 2 of 5 requests running: ")
 
 
 def test_light_commands_load_nothing_heavy() -> None:

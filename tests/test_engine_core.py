@@ -325,3 +325,15 @@ def test_the_real_model_says_the_same_under_pressure_and_when_forked(real: tuple
         on_step=lambda tables, parents, copied: sharing.observe(tables, copied),
     )  # fmt: skip
     assert decoded.sequences == [expected[0]] * 2 and sharing.copied == 1
+
+
+def test_a_refused_step_leaves_nothing_in_the_cache() -> None:
+    """Catches blocks found later that were remembered for a step which never ran, since another request was refused."""
+    engine = engine_of(2, 6)
+    manager = engine.manager
+    generate_greedily(engine, [Request("Ada", [1, 2, 3])], max_tokens=1)
+    with pytest.raises(NoFreeBlocksError, match="'Cy' needs blocks for 90 more tokens"):
+        generate_greedily(engine, [Request("Bo", [1, 2, 3, 4, 5]), Request("Cy", [1] * 90)], max_tokens=1)
+    blocks, _ = manager.get_computed_blocks(Request("Dora", [1, 2, 3, 4, 5]))
+    assert [block.block_id for block in blocks] == [1], "Ada's was computed, Bo's was not"
+    assert manager.block_pool.num_used_blocks == 0 and len(manager.prefix_cache) == 1

@@ -33,7 +33,8 @@ def add(commands: Any) -> None:
         type=name_or_file(WORKLOADS),
         default="sharegpt",
         metavar="NAME|FILE",
-        help=f"{', '.join(WORKLOADS)}, or a trace: Azure's CSV or Mooncake's JSONL (default: %(default)s)",
+        help=f"{', '.join(WORKLOADS)}, or a trace, gzipped or not: Azure's CSV or Mooncake's JSON (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--model-len",

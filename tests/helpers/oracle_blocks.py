@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-Extra = tuple[str | None, str | None]
+Extra = str | None
 
 
 class Contents(NamedTuple):
-    """What a full block holds: ``extra`` are salt and adapter."""
+    """What a full block holds: ``extra`` is the salt."""
 
     extra: Extra
     tokens: tuple[int, ...]
