@@ -94,24 +94,25 @@ class BlockTable:
         """
         pool, blocks = self.pool, self.blocks
         room = len(blocks) * pool.block_size - self.num_tokens
-        copied = added = ()
-        num_blocks = 0
-        if not 0 <= num_tokens <= room or (num_tokens and blocks[-1].ref_cnt > 1):
-            num_blocks = self.num_blocks_needed(num_tokens)
-            pool.check_free(num_blocks)  # nothing can fail from here on
-            if self.must_copy:
-                copied = (self._copy_on_write(),)
-                num_blocks -= 1
-        watched = pool.observers and num_tokens
-        if watched:
+        fits = 0 <= num_tokens <= room and not (num_tokens and blocks[-1].ref_cnt > 1)
+        if fits and not pool.observers:  # nearly every token goes this way
+            self.num_tokens += num_tokens
+            return []
+
+        num_blocks = self.num_blocks_needed(num_tokens)
+        pool.check_free(num_blocks)
+        if not num_tokens:
+            return []
+        # Nothing can fail from here on. The copy comes first, and is told as an event of its own.
+        copied = [self._copy_on_write()] if self.must_copy else []
+        if pool.observers:
             self._begin()
-        if num_blocks:
-            added = pool.get_new_blocks(num_blocks)
-            blocks += added
+        added = pool.get_new_blocks(num_blocks - len(copied))
+        blocks += added
         self.num_tokens += num_tokens
-        if watched:
+        if pool.observers:
             self._end("append", added, num_tokens)
-        return [*copied, *added]
+        return copied + added
 
     def _copy_on_write(self) -> KVCacheBlock:
         """Put a new block in the place of the last one, which other tables name too."""

@@ -57,9 +57,9 @@ def test_everybody_on_the_pool_counts() -> None:
     fork.append_tokens(2)  # into its own last block, and one more
     other = fork.fork()
     fork.release()
-    admit(manager, "Bo", [1, 2, 3])
+    bo = admit(manager, "Bo", [1, 2, 3])
     assert reuse.distances == {0: 1}, "a fork of the fork holds it"
-    manager.free(Request("Bo", []))
+    manager.free(bo)
     pool.get_new_blocks(1)
     other.release()
     pool.get_new_blocks(1)
