@@ -376,19 +376,22 @@ def test_a_bracket_that_was_broken_off() -> None:
     ada.release()
     BlockTable(pool, "Bo").append_tokens(8)  # blocks 2 and 3: block 1 is next
 
-    def interrupt(block: object) -> None:
-        raise KeyboardInterrupt
+    class Interrupted(Recorder):
+        def pool_event(self, *event: object) -> None:
+            raise KeyboardInterrupt  # once the recorder has heard of the eviction
 
-    pool.on_evict = interrupt
+    interrupted = Interrupted(pool)
     with pytest.raises(KeyboardInterrupt):
         ada.append_tokens(1)
-    pool.on_evict = None
-    BlockTable(pool, "Cy").fork()  # nothing to share, so no event
-    pool.blocks[3].block_hash = None
-    BlockTable(pool, "Dora").adopt(pool.blocks[2:3])
+    interrupted.stop()
+    dora = BlockTable(pool, "Dora")
+    dora.adopt(pool.blocks[2:3])
+    dora.release()
+    pool.free_blocks(pool.blocks[3:])
+    dora.append_tokens(1)
     pool.touch(pool.blocks[3:])
-    assert [frame.kind for frame in recorder.frames[4:]] == ["hit", "touch"]
-    assert recorder.frames[-1].ref_cnt[2:] == (2, 2)
+    assert [frame.kind for frame in recorder.frames[4:]] == ["hit", "free", "free", "append", "touch"]
+    assert recorder.frames[-2].sentence == "Dora appends 1 token and takes block 3 from the head of the free queue."
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
