@@ -11,10 +11,6 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 
-class NoFreeBlocksError(RuntimeError):
-    """More blocks were asked for than are free. Nothing was allocated."""
-
-
 class KVCacheBlock:
     """One physical block: its number, how many tables point at it, and its place in the free queue.
 
@@ -36,6 +32,10 @@ class KVCacheBlock:
 
     def __repr__(self) -> str:
         return f"KVCacheBlock(block_id={self.block_id}, ref_cnt={self.ref_cnt}, block_hash={self.block_hash!r})"
+
+
+class NoFreeBlocksError(RuntimeError):
+    """More blocks were asked for than are free. Nothing was allocated."""
 
 
 class FreeBlockQueue:
@@ -121,7 +121,8 @@ class BlockPool:
         block_size: tokens per block.
 
     Attributes:
-        observers: whoever is told of every change, by this pool and by the tables on it; see :class:`Observer`.
+        observers: told of every change, by this pool and by the tables on it; empty while nobody watches. Each is an
+            :class:`Observer`.
         on_evict: called with each block that is handed out again while it still has a hash, just before it loses it:
             a prefix cache must forget it. ``None`` if there is none.
 
@@ -191,15 +192,17 @@ class BlockPool:
         self.check_free(num_blocks)
         queue = self.free_block_queue
         new_blocks = [queue.popleft() for _ in range(num_blocks)]
-        evicted = [block for block in new_blocks if block.block_hash is not None] if self.observers else []
+        watched = self.observers and new_blocks
+        evicted = [block for block in new_blocks if block.block_hash is not None] if watched else []
         for block in new_blocks:
             block.ref_cnt = 1
             if block.block_hash is not None:
                 if self.on_evict is not None:
                     self.on_evict(block)
                 block.block_hash = None
-        if self.observers:
-            self._tell("evict", evicted)
+        if watched:
+            if evicted:
+                self._tell("evict", evicted)
             self._tell("allocate", new_blocks)
         return new_blocks
 
@@ -210,13 +213,12 @@ class BlockPool:
             ValueError: a block of another pool, or the null block.
         """
         blocks = list(blocks)
-        for block in blocks:
-            self._check_own(block)
+        self.check_own(blocks)
         for block in blocks:
             if block.ref_cnt == 0:
                 self.free_block_queue.remove(block)
             block.ref_cnt += 1
-        if self.observers:
+        if self.observers and blocks:
             self._tell("touch", blocks)
 
     def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
@@ -229,68 +231,77 @@ class BlockPool:
             ValueError: a block freed more often than it is held, a block of another pool, or the null block.
         """
         ordered_blocks = list(ordered_blocks)
-        for block in ordered_blocks:
-            self._check_own(block)
-        for block, times in Counter(ordered_blocks).items():
-            if times > block.ref_cnt:
-                raise ValueError(
-                    f"double free of block {block.block_id}: freed {times} time(s), held by {block.ref_cnt} owner(s)"
-                )
-        reusable: list[KVCacheBlock] = []
-        cached: list[KVCacheBlock] = []
+        self.check_held(ordered_blocks)
+        reusable, cached = [], []
         for block in ordered_blocks:
             block.ref_cnt -= 1
             if block.ref_cnt == 0:
                 (reusable if block.block_hash is None else cached).append(block)
         self.free_block_queue.prepend_n(reusable)
         self.free_block_queue.append_n(cached)
-        if self.observers:
+        if self.observers and ordered_blocks:
             self._tell("free", ordered_blocks)
 
-    def _tell(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
-        """Tell every observer of a change; of one that concerns no block there is nothing to tell."""
-        if blocks:
-            for observer in self.observers:
-                observer.pool_event(kind, blocks)
+    def check_own(self, blocks: Sequence[KVCacheBlock]) -> None:
+        """Raise what :meth:`touch` would raise, and change nothing."""
+        for block in blocks:
+            if block is self.null_block:
+                raise ValueError("block 0 is the null block: it has no owners, so it cannot be touched or freed")
+            if not 0 < block.block_id < len(self.blocks) or self.blocks[block.block_id] is not block:
+                raise ValueError(
+                    f"block {block.block_id} belongs to another pool: give it back to the pool it came from"
+                )
 
-    def _check_own(self, block: KVCacheBlock) -> None:
-        if block is self.null_block:
-            raise ValueError("block 0 is the null block: it has no owners, so it cannot be touched or freed")
-        if not 0 < block.block_id < len(self.blocks) or self.blocks[block.block_id] is not block:
-            raise ValueError(f"block {block.block_id} belongs to another pool: give it back to the pool it came from")
+    def check_held(self, blocks: Sequence[KVCacheBlock]) -> None:
+        """Raise what :meth:`free_blocks` would raise, and change nothing."""
+        self.check_own(blocks)
+        for block, times in Counter(blocks).items():
+            if times > block.ref_cnt:
+                raise ValueError(
+                    f"double free of block {block.block_id}: freed {times} time(s), held by {block.ref_cnt} owner(s)"
+                )
+
+    def _tell(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
+        for observer in tuple(self.observers):  # one that is told may stop watching
+            observer.pool_event(kind, blocks)
 
 
 class Observer(Protocol):
-    """Whoever wants to know what happens to a pool and to the tables on it.
+    """Whoever wants to know what happens to a pool and to the tables on it: one of :attr:`BlockPool.observers`.
 
-    A table brackets what it does. It says :meth:`begin` before it acts on the pool and :meth:`end` once its own entries
-    have changed too, so what the pool reports in between is part of the table's event::
+    A table that takes blocks or lets them go brackets what it does, so that everybody can tell its own event from the
+    steps that the pool takes for it. Forking a table of two blocks, for instance, is told as::
 
-        table.append_tokens(20)      begin(table)
-                                         pool_event("evict", [block 3])
-                                         pool_event("allocate", [block 3, block 7])
-                                     end("append", table, [block 3, block 7], num_tokens=20)
+        begin(child)                            from here on the child acts
+            pool_event("touch", [1, 2])         what the pool does for it
+        end("fork", [1, 2], child, 0)           done: the child's entries have changed too
 
-    A table that does not need the pool, as when a token fits into its last block, says :meth:`end` alone. What somebody
-    does to the pool by hand stands outside any bracket.
+    What the pool reports outside a bracket was asked for by hand. Brackets do not nest: an append that needs a private
+    copy is two of them, one after the other. Whatever a table may be refused is checked before its bracket begins.
 
-    An observer is called after each change, with blocks in their new state. It must neither change what it watches nor
-    raise: what it is told of has happened and is not undone. :class:`BlockPool` and
-    :class:`~pagedattn_lab.block_table.BlockTable` report to it; add it to :attr:`BlockPool.observers`.
+    Blocks are shown in their new state. An observer must neither change what it watches nor raise: what it is told of
+    has happened and is not undone.
     """
 
     def begin(self, table: Any) -> None:
-        """Take note that what the pool reports from now on is part of the table's next event."""
-
-    def cancel(self, table: Any) -> None:
-        """Take note that the table's action was refused: nothing has changed, and no event follows."""
+        """A :class:`~pagedattn_lab.block_table.BlockTable` begins: until it ends, it is the one that uses the pool."""
 
     def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
-        """Take note of what a pool did: ``"allocate"``, ``"evict"`` (a block that is handed out again loses the hash of
-        its old contents), ``"touch"`` or ``"free"``.
+        """The pool has done something.
+
+        Args:
+            kind: ``"allocate"``; ``"evict"``, just before it: these of the blocks lose the hash of their old contents;
+                ``"touch"``; or ``"free"``.
+            blocks: as they are now.
         """
 
-    def end(self, kind: str, table: Any, blocks: Sequence[KVCacheBlock], num_tokens: int = 0) -> None:
-        """Take note of what a table did: ``"append"``, ``"copy-on-write"`` (the shared block, then its private copy),
-        ``"fork"`` (told of the new table), ``"hit"`` or ``"free"``.
+    def end(self, kind: str, blocks: Sequence[KVCacheBlock], table: Any, num_tokens: int) -> None:
+        """The table that began is done.
+
+        Args:
+            kind: ``"append"``, ``"copy-on-write"``, ``"fork"``, ``"hit"`` or ``"free"``.
+            blocks: those taken (append), the shared one and its private copy (copy-on-write), those that are shared
+                now (fork, hit), or those given back (free).
+            table: the same as at the beginning, after its event.
+            num_tokens: how many were appended or found; 0 for the other kinds.
         """

@@ -32,16 +32,13 @@ class Log:
     def begin(self, table: BlockTable) -> None:
         pass
 
-    def cancel(self, table: BlockTable) -> None:
-        raise AssertionError("nothing is refused")
-
     def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
         if kind == "allocate":
             self.allocated += [block.block_id for block in blocks]
         elif kind == "free":
             self.freed += len(blocks)
 
-    def end(self, kind: str, table: BlockTable, blocks: Sequence[KVCacheBlock], num_tokens: int = 0) -> None:
+    def end(self, kind: str, blocks: Sequence[KVCacheBlock], table: BlockTable, num_tokens: int) -> None:
         if kind == "append":
             if id(table) not in self.appends:
                 self.tables.append(table)

@@ -18,7 +18,8 @@ PURE = (
     "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
     "hardware", "baselines.strip", "baselines.contiguous", "baselines.paged", "workloads", "workloads.conversations",
     "studies.simulate", "studies.memory_shares", "studies.block_savings", "studies.hit_rates",
-    "studies.reuse_distances", "bench.allocator", "bench.slots", "bench.prefix", "recorder.frame", "recorder",
+    "studies.reuse_distances", "bench.allocator", "bench.slots", "bench.prefix",
+    "recorder.frame", "recorder.sentences", "recorder",
 )  # fmt: skip
 
 
@@ -59,8 +60,8 @@ APPARATUS = [
     "studies", "studies.simulate", "studies.memory_shares", "studies.block_savings", "studies.hit_rates",
     "studies.reuse_distances", "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder",
-    "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips",
-    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments", "cli.output",
+    "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
+    "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS

@@ -1,18 +1,20 @@
 """What happens to a pool, event by event, as frames that can be stepped through, drawn and saved (chapter 03).
 
-Pool and tables report to observers (:class:`pagedattn_lab.block_pool.Observer`). A :class:`Recorder` is one. From each
-event it makes a frame: the state of every block and table after it, and a sentence that says what happened. What the
-pool does on behalf of a table is told inside the table's bracket, so one event of a table is one frame::
+Pool and tables tell their observers what they do (:class:`pagedattn_lab.block_pool.Observer`). A :class:`Recorder` is
+one. It makes of every event one frame: the state of every block and table after it, and a sentence that says what
+happened. "Ada appends 5 tokens" is one event, though the pool takes two steps for it::
 
-    what runs                         what the recorder hears              what it keeps
+    ada.append_tokens(5)          told to the recorder                  what the recorder does
+    ---------------------         ------------------------------        ------------------------------------
+    the table begins              begin(ada)                            opens a bracket
+      the pool hands out          pool_event("evict", [2])              keeps inside it: block 2 is evicted
+      blocks 1 and 2              pool_event("allocate", [1, 2])        keeps inside it
+    the table has its tokens      end("append", [1, 2], ada, 5)         closes it: one sentence, one frame
 
-    ada.append_tokens(5)              begin(ada)
-      pool.get_new_blocks(2)            pool_event("allocate", [1, 2])
-                                      end("append", ada, [1, 2], 5)        frame "append": Ada appends 5 tokens ...
-    ada.append_tokens(1)              end("append", ada, [], 1)            frame "append": ... it fits in block 2
-    pool.get_new_blocks(1)            pool_event("allocate", [3])          frame "allocate": The pool hands out ...
+    pool.touch([block])           pool_event("touch", [1])              no bracket is open: a frame of its own
 
-:mod:`pagedattn_lab.recorder.frame` says what a frame is, :mod:`pagedattn_lab.recorder.sentences` words it.
+* :mod:`pagedattn_lab.recorder.frame` holds the state at one moment.
+* :mod:`pagedattn_lab.recorder.sentences` says what happened.
 """
 
 from __future__ import annotations
@@ -25,19 +27,18 @@ from typing import Any
 
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.recorder.frame import Frame, Shown, show, take_frame
+from pagedattn_lab.recorder.frame import ShownTable, show_table, take_frame
 from pagedattn_lab.recorder.sentences import (
-    POOL_SENTENCES,
     append_sentence,
-    block_ids,
+    block_numbers,
     copy_sentence,
     fork_sentence,
     hit_sentence,
+    pool_sentence,
     release_sentence,
 )
 
-FORMAT = "pagedattn_lab.recorder/1"
-MOST_NAMED = 8
+FORMAT = "pagedattn_lab.recording/1"
 
 
 class Recorder:
@@ -48,7 +49,7 @@ class Recorder:
     not for servers. As a context manager, a recorder stops at the end of the block.
 
     Args:
-        pool: what to watch.
+        pool: what to watch. Any number of observers can.
         tables: tables on it, by the names of their requests; more can be added later.
 
     Attributes:
@@ -73,13 +74,12 @@ class Recorder:
     def __init__(self, pool: BlockPool, tables: Mapping[str, BlockTable] | None = None) -> None:
         self.pool = pool
         self._names: dict[int, tuple[BlockTable, str]] = {}  # by identity; the table is kept, so that it stays its own
-        self._shown: dict[str, Shown] = {}
-        self._inside: dict[str, tuple[int, ...]] | None = None  # what the pool did since a table began, by kind
-        self.frames: list[Frame] = []
+        self._shown: dict[str, ShownTable] = {}
         for name, table in (tables or {}).items():
             self.add(name, table)
         state = f"At the start, {pool.num_free_blocks} of {pool.num_blocks - 1} usable blocks are free."
-        self._keep("start", state)
+        self.frames = [take_frame(pool, self._shown, "start", state)]
+        self._evicted: list[int] | None = None  # since a table began; None while none is at work
         pool.observers.append(self)
 
     def __enter__(self) -> Recorder:
@@ -113,7 +113,7 @@ class Recorder:
                 self._shown.pop(name, None)
         self._names[id(table)] = (table, name)
         if name not in self._shown:
-            show(self._shown, name, table)
+            show_table(self._shown, name, table)
         return table
 
     def note(self, sentence: str, blocks: Iterable[int] = ()) -> None:
@@ -126,54 +126,46 @@ class Recorder:
         for number in numbers:
             if not 0 <= number < self.pool.num_blocks:
                 raise ValueError(f"there is no block {number} to point at: blocks go up to {self.pool.num_blocks - 1}")
-        self._keep("note", sentence, numbers)
+        self._add_frame("note", sentence, numbers)
 
     def stop(self) -> None:
         """Stop watching; the frames stay."""
         if self in self.pool.observers:
             self.pool.observers.remove(self)
 
-    # The observer's side, called by the pool and its tables: see :class:`pagedattn_lab.block_pool.Observer`.
-
     def begin(self, table: BlockTable) -> None:
-        """Keep what the pool reports from now on for the table's event."""
-        self._inside = {}
-
-    def cancel(self, table: BlockTable) -> None:
-        """Forget the bracket: its table was refused, and nothing has changed."""
-        self._inside = None
+        """Open a bracket. One that is still open was broken off, by a keyboard interrupt for instance: forget it."""
+        self._evicted = []
 
     def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
-        """Take down what a pool did: inside a bracket as part of what is to come, else as a frame of its own."""
-        if self._inside is not None:
-            self._inside[kind] = block_ids(blocks)
-        else:
-            self._keep(kind, POOL_SENTENCES[kind](blocks), block_ids(blocks))
+        """Keep what the pool does for a table until that table ends; what it does by hand is an event of its own."""
+        if self._evicted is None:
+            self._add_frame(kind, pool_sentence(kind, blocks), block_numbers(blocks))
+        elif kind == "evict":  # all else is part of what the table will say
+            self._evicted += block_numbers(blocks)
 
-    def end(self, kind: str, table: BlockTable, blocks: Sequence[KVCacheBlock], num_tokens: int = 0) -> None:
-        """Take a table's event down as one frame, whatever the pool did for it."""
-        inside, self._inside = self._inside or {}, None
-        if not table.blocks and not blocks:
-            return  # an empty table was released, forked or given no hits: nothing happened
-        name, ids, evicted = self._name(table), block_ids(blocks), inside.get("evict", ())
-        changed = ids
+    def end(self, kind: str, blocks: Sequence[KVCacheBlock], table: BlockTable, num_tokens: int) -> None:
+        """Close the bracket: one sentence and one frame for all that happened inside it."""
+        evicted, self._evicted = self._evicted or [], None
+        name, numbers = self._name(table), block_numbers(blocks)
+        changed = numbers
         if kind == "append":
-            first = (table.num_tokens - num_tokens) // self.pool.block_size
-            last = (table.num_tokens - 1) // self.pool.block_size
+            block_size = self.pool.block_size
+            first, last = (table.num_tokens - num_tokens) // block_size, (table.num_tokens - 1) // block_size
             written = table.block_ids[first : last + 1]
-            sentence = append_sentence(name, num_tokens, written, ids, evicted)
-            changed = tuple(dict.fromkeys([*written, *ids]))
+            changed = tuple(dict.fromkeys([*written, *numbers]))
+            sentence = append_sentence(name, num_tokens, written, numbers, evicted)
         elif kind == "copy-on-write":
-            sentence = copy_sentence(name, blocks, evicted)
+            sentence = copy_sentence(name, *blocks, evicted)
         elif kind == "fork":
             sentence = fork_sentence(name, blocks)
         elif kind == "hit":
             sentence = hit_sentence(name, blocks, num_tokens)
         else:
             sentence = release_sentence(name, blocks)
-        self._keep(kind, sentence, changed)
+        self._add_frame(kind, sentence, changed)
         if not table.blocks:
-            del self._shown[name]
+            del self._shown[name]  # its last frame has shown it empty
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recording as JSON values, in the form that :meth:`save` writes."""
@@ -188,8 +180,7 @@ class Recorder:
         """Write the recording as JSON; :func:`load` reads it."""
         Path(path).write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
 
-    def _keep(self, kind: str, sentence: str, changed: tuple[int, ...] = ()) -> None:
-        """Add the present state as a frame."""
+    def _add_frame(self, kind: str, sentence: str, changed: tuple[int, ...]) -> None:
         self.frames.append(take_frame(self.pool, self._shown, kind, sentence, changed))
 
     def _name(self, table: BlockTable) -> str:
@@ -224,7 +215,7 @@ def load(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): save a recording with Recorder.save") from error
+        raise ValueError(f"{path} is not JSON ({error}): save one with Recorder.save") from error
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} holds {found!r}, not {FORMAT!r}: save it with this version's Recorder.save")

@@ -1,4 +1,4 @@
-"""How long blocks lie in the cache before they are found again (chapter 06)."""
+"""How large a cache the hits needed: reuse distances, counted beside a pool that is at work (chapter 06)."""
 
 from __future__ import annotations
 
@@ -10,38 +10,44 @@ from pagedattn_lab.block_table import BlockTable
 
 
 class ReuseDistances:
-    """Watches a pool, and counts how often a cached block was found again after how many others had been handed out.
+    """Watches a pool, and counts for each block found again how many blocks were handed out since its last use.
 
-    The distance of a hit is the number of blocks that the pool handed out since a table last gave the block back; 0
-    while somebody holds it. A block that nobody holds is evicted once all that stood before it in the free queue have
-    left, so the hit needed a cache of more blocks than this: others that were found in between moved behind it and are
-    not counted.
+    The distance of a hit is the number of blocks that the pool handed out, to whomever, since the last owner of the
+    block gave it back; 0 while somebody holds it. A block that nobody holds is evicted once all that stood before it in
+    the free queue have left, so the hit needed a cache of more blocks than this: others that were found in between
+    moved behind it and are not counted. A block given back before the watch began counts from its beginning.
 
     Args:
         pool: what to watch, from now on.
 
     Attributes:
-        distances: how often each distance occurred.
+        distances: how many hits had which distance.
 
     Example:
         >>> from pagedattn_lab.kv_manager import KVCacheManager
         >>> from pagedattn_lab.request import Request
         >>> manager = KVCacheManager(num_blocks=9, block_size=2)
         >>> reuse = ReuseDistances(manager.block_pool)
-        >>> for name, tokens in (("Ada", [1, 2, 3]), ("Bo", [7, 7, 7]), ("Cy", [1, 2, 4])):
-        ...     request = Request(name, tokens)
+        >>> for name, token_ids in (("Ada", [1, 2, 3]), ("Bo", [7, 7, 7, 7, 7]), ("Cy", [1, 2, 3])):
+        ...     request = Request(name, token_ids)
         ...     blocks, num_hit_tokens = manager.get_computed_blocks(request)
-        ...     _ = manager.allocate_slots(request, request.num_tokens - num_hit_tokens, blocks)
+        ...     _ = manager.allocate_slots(request, request.num_tokens - num_hit_tokens, computed_blocks=blocks)
         ...     manager.free(request)
-        >>> reuse.distances, reuse.distance(0.5)
-        (Counter({2: 1}), 2)
+        >>> reuse.distances, reuse.distance(0.9)      # Bo took three between Ada and Cy
+        (Counter({3: 1}), 3)
     """
 
     def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
         self.distances: Counter[int] = Counter()
         self._num_handed_out = 0
-        self._last_use: dict[int, int] = {}  # by block: how many had been handed out when a table last let go of it
+        self._last_use: dict[int, int] = {}  # by block: how many had been handed out when nobody held it any more
         pool.observers.append(self)
+
+    def stop(self) -> None:
+        """Stop watching; the distances stay."""
+        if self in self.pool.observers:
+            self.pool.observers.remove(self)
 
     def distance(self, part: float) -> int | None:
         """Give the distance that so large a part of all hits did not exceed, or ``None`` without any hit.
@@ -58,24 +64,24 @@ class ReuseDistances:
                 return distance
         return None
 
-    # The observer's side: see :class:`pagedattn_lab.block_pool.Observer`.
-
     def begin(self, table: BlockTable) -> None:
-        """Nothing to note: who caused an allocation does not matter."""
-
-    def cancel(self, table: BlockTable) -> None:
-        """Nothing to note either."""
+        """Nothing to note: blocks count whoever takes them."""
 
     def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
-        """Count what is handed out, and note when cached blocks are let go of."""
+        """Count what is handed out, and note when a block loses its last owner."""
         if kind == "allocate":
             self._num_handed_out += len(blocks)
         elif kind == "free":
-            self._last_use |= {block.block_id: self._num_handed_out for block in blocks if block.block_hash is not None}
-
-    def end(self, kind: str, table: BlockTable, blocks: Sequence[KVCacheBlock], num_tokens: int = 0) -> None:
-        """Count hits. A block that had no owner has one now."""
-        if kind == "hit":
             for block in blocks:
-                held = block.ref_cnt > 1
-                self.distances[0 if held else self._num_handed_out - self._last_use.get(block.block_id, 0)] += 1
+                if block.ref_cnt == 0:
+                    self._last_use[block.block_id] = self._num_handed_out
+
+    def end(self, kind: str, blocks: Sequence[KVCacheBlock], table: BlockTable, num_tokens: int) -> None:
+        """Count the distance of each block that a table found in the cache."""
+        if kind != "hit":
+            return
+        times_found = Counter(blocks)  # a weak hash finds one block for two places
+        for block in blocks:
+            held_before = block.ref_cnt > times_found[block]
+            distance = 0 if held_before else self._num_handed_out - self._last_use.get(block.block_id, 0)
+            self.distances[distance] += 1

@@ -39,7 +39,7 @@ class PlainBlocks:
         self.names: list[tuple[Contents, int]] = []  # in the order in which they became known
         self.copies: list[tuple[int, int]] = []
         self.handed_out = 0
-        self.let_go: dict[int, int] = {}
+        self.let_go: dict[int, int] = {}  # by block: how many had been handed out when its last owner went
         self.distances: Counter[int] = Counter()
         self.reset_stats()
 
@@ -79,7 +79,7 @@ class PlainBlocks:
         if count > len(self.free):
             return None
         taken, self.free = self.free[:count], self.free[count:]
-        self.handed_out += len(taken)
+        self.handed_out += count
         for block_id in taken:
             self.evictions += block_id in self.marked()
             self.forget(block_id)
@@ -139,8 +139,13 @@ class PlainBlocks:
         self.tables.remove(table)
         still, marked = self.counts(), self.marked()
         gone = [block_id for block_id in reversed(table.ids) if block_id not in still]
+        self.let_go |= dict.fromkeys(gone, self.handed_out)
         unmarked = [block_id for block_id in gone if block_id not in marked]
         self.free = unmarked + self.free + [block_id for block_id in gone if block_id in marked]
+
+    def end(self, table: PlainTable) -> None:
+        """Release a request's table; its blocks were used last now."""
+        self.release(table)
 
     def reset(self) -> bool:
         if any(table.ids for table in self.tables):
