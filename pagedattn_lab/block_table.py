@@ -11,7 +11,7 @@ Source: Kwon et al. 2023, sections 4.3 and 4.4; slots as in vLLM's ``slot_mappin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock

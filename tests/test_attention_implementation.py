@@ -9,6 +9,7 @@ from transformers.models.gemma3 import Gemma3Config
 from transformers.models.llava import LlavaConfig
 
 from pagedattn_lab.attention.metadata import attention_metadata
+from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.model_runner import ATTENTION_NAME, ModelRunner
 from pagedattn_lab.models.implementation import attention_of
@@ -62,7 +63,7 @@ def test_a_step_leaves_every_part_as_it_was(kind: str, mixture: dict[str, str]) 
     before = parts_of(model)
     assert {part: before[f"config.{part}"] for part in ("text_config", "vision_config")} | {"": before[""]} == mixture
     runner = ModelRunner(model, num_blocks=8, block_size=4)
-    table = BlockTable(runner.new_pool())
+    table = BlockTable(BlockPool(runner.cache.num_blocks, runner.cache.block_size))
     table.append_tokens(3)
     logits = runner.execute([5, 9, 2], attention_metadata([table], [3]))
     assert parts_of(model) == before

@@ -61,7 +61,7 @@ APPARATUS = [
     "studies.reuse_distances", "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
-    "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments",
+    "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments", "cli.output",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS

@@ -52,7 +52,6 @@ class ManagerAndForks(RuleBasedStateMachine):
         self.block_size = block_size
         index = RadixTree(block_size) if kind == "tree" else None
         self.manager = KVCacheManager(num_blocks, block_size, kind != "none", index)
-        self.reuse = ReuseDistances(self.manager.block_pool)
         self.pool = self.manager.block_pool
         self.reuse = ReuseDistances(self.pool)
         self.plain = PlainBlocks(num_blocks, block_size, tree=kind == "tree", caching=kind != "none")
@@ -616,7 +615,6 @@ def test_a_fork_outlives_its_request() -> None:
     """Catches a block that a fork kept when its request was freed, and that the cache lost."""
     manager = KVCacheManager(num_blocks=6, block_size=2)
     ada = Request("Ada", [1, 2, 3])
-    reuse = ReuseDistances(manager.block_pool)
     admit(manager, ada)
     child = manager.tables["Ada"].fork()
     manager.free(ada)
@@ -664,9 +662,8 @@ def test_a_tree_forgets_what_hangs_behind() -> None:
 def test_statistics() -> None:
     """Catches tokens counted twice, and a refused request counted."""
     manager = KVCacheManager(num_blocks=9, block_size=2)
-    ada, cy, dora = (Request(name, [1, 2, 3, 4, 5]) for name in ("Ada", "Cy", "Dora"))
     assert manager.stats.hit_rate == 0
-    admit(manager, ada)
+    admit(manager, ada := Request("Ada", [1, 2, 3, 4, 5]))
     manager.free(ada)
     admit(manager, Request("Bo", [7, 7, 7, 7]))
     for name in ("Cy", "Dora"):

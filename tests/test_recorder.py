@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagedattn_lab.block_pool import BlockPool, KVCacheBlock, NoFreeBlocksError
+from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.recorder import Recorder, load
 from pagedattn_lab.recorder.frame import Frame, snapshot

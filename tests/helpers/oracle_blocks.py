@@ -135,17 +135,12 @@ class PlainBlocks:
 
     def release(self, table: PlainTable) -> None:
         """Last block first; those that nobody names any more join the tail if they hold a name, else the head."""
-        self.let_go |= dict.fromkeys(table.ids, self.handed_out)
         self.tables.remove(table)
         still, marked = self.counts(), self.marked()
         gone = [block_id for block_id in reversed(table.ids) if block_id not in still]
         self.let_go |= dict.fromkeys(gone, self.handed_out)
         unmarked = [block_id for block_id in gone if block_id not in marked]
         self.free = unmarked + self.free + [block_id for block_id in gone if block_id in marked]
-
-    def end(self, table: PlainTable) -> None:
-        """Release a request's table; its blocks were used last now."""
-        self.release(table)
 
     def reset(self) -> bool:
         if any(table.ids for table in self.tables):
