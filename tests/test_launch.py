@@ -83,6 +83,19 @@ def test_kernel_compiles_without_a_gpu(
         assert "ld.global" in compiled.asm["ptx"]
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_offsets_are_64_bits_when_compiled(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
+    """Catches an index times a stride in 32 bits, which the interpreter need not share, and 64-bit strides refused."""
+    source = launched_source(monkeypatch, torch.bfloat16, 80)
+    if wide:
+        source.signature |= {name: "i64" for name in source.signature if "_stride" in name}
+    products = [
+        line for line in triton.compile(source, target=TARGETS["sm_90"]).asm["ttir"].splitlines() if "muli" in line
+    ]
+    assert len(products) >= 11, "a row of the output, query and table, and three strides each of keys and values"
+    assert all("i64" in line for line in products), products
+
+
 @pytest.mark.parametrize("setting", ["0", "1"])
 def test_environment_variable_is_not_needed_and_does_no_harm(setting: str) -> None:
     """Catches a launch that works only with, or only without, TRITON_INTERPRET."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -79,6 +80,29 @@ def ragged_batch(
         torch.tensor([0, *itertools.accumulate(query_lens)], dtype=torch.int32),
         dense,
     )
+
+
+def spread(tensor: torch.Tensor, dim: int, folder: Path) -> torch.Tensor:
+    """Copy a float16 tensor so that neighbours along ``dim`` lie 2**30 elements apart.
+
+    From the third neighbour on an offset needs more than 32 bits. The storage is a file with holes, and only the pages
+    of the copy itself exist. It reaches 2**31 elements to either side of the first element, so that an offset cut to
+    32 bits reads zeros and gives a wrong number rather than a crash.
+    """
+    rows = tensor.movedim(dim, 0)
+    reach, gap = 2**31, 2**30
+    size = reach + max(reach, len(rows) * gap) + tensor.numel()
+    file = folder / f"{size}.bin"
+    storage = torch.from_file(str(file), shared=True, size=size, dtype=torch.float16)
+    file.unlink()  # the mapping lives on; the name is not needed
+    copy = storage.as_strided(rows.shape, (gap, *rows[0].contiguous().stride()), reach)
+    return copy.copy_(rows).movedim(0, dim)
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Say whether two tensors hold the same bits: a NaN equals itself, and 0.0 is not -0.0."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    return first.dtype == second.dtype and torch.equal(first.view(integer), second.view(integer))
 
 
 def dense_attention(
