@@ -136,9 +136,7 @@ def dense_attention(
                 # error of a score into a relative error of its weight, which counts in the numerator and the sum.
                 score_error = (head_dim + 4) * eps * (keys.abs() @ query.abs()).max() * scale
                 relative = 2 * score_error + 2 * (len(keys) + 8) * eps
-                # Half a unit in the last place, except that Triton's interpreter cuts bfloat16 off instead of rounding.
-                unit = torch.finfo(dtype).eps if dtype == torch.bfloat16 else torch.finfo(dtype).eps / 2
-                rounding = unit * output[token, head].abs()
+                rounding = torch.finfo(dtype).eps / 2 * output[token, head].abs()  # half a unit in the last place
                 bound[token, head] = relative * values.abs().max(dim=0).values + rounding
     return output, bound
 
