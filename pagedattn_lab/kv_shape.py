@@ -230,8 +230,8 @@ def _fields(source: Any) -> dict[str, Any]:
     """Read what this module knows of, from an object's attributes or a mapping's keys."""
     if isinstance(source, Mapping):
         read, per_layer = source.get, source.get("per_layer_config")
-    else:
-        read, per_layer = (lambda name: getattr(source, name, None)), None
+    else:  # an object has dtype alone, and prints a warning when asked for torch_dtype
+        read, per_layer = (lambda name: None if name == "torch_dtype" else getattr(source, name, None)), None
         if getattr(source, "is_heterogeneous", False):
             per_layer = source.to_dict().get("per_layer_config")
     figures = {name: names for name, names in _NAMES.items() if name != "layer_types"}
@@ -240,7 +240,9 @@ def _fields(source: Any) -> dict[str, Any]:
         if named:  # reading one of these from the whole configuration would raise
             raise _no_one_shape(f"per_layer_config gives layer {int(layer)} another {', '.join(sorted(named))}")
     fields = {name: read(name) for name in _SETTINGS}
-    return fields | {name: next(filter(None, map(read, names)), None) for name, names in _NAMES.items()}
+    for name, names in _NAMES.items():
+        fields[name] = next((value for value in map(read, names) if value), None)
+    return fields
 
 
 def _num_attention_layers(fields: Mapping[str, Any]) -> int:

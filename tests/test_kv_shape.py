@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, BertConfig, FalconConfig, GPT2Config, LlamaConfig
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
+from transformers.utils import logging
 
 from pagedattn_lab.kv_shape import KVShape
 
@@ -55,6 +56,14 @@ def test_dtype_comes_from_the_configuration_unless_given() -> None:
     )
     with pytest.raises(ValueError, match="names no dtype"):
         KVShape.from_config({"n_layer": 3, "n_embd": 60, "n_head": 5})
+
+
+def test_reading_an_object_prints_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches transformers' warning about torch_dtype, which would stand in the output of every chapter."""
+    logging.get_logger("transformers.configuration_utils").warning_once.cache_clear()
+    with pytest.raises(ValueError, match="names no dtype"):
+        KVShape.from_config(LlamaConfig())
+    assert not caplog.records
 
 
 def test_latent_attention_is_refused() -> None:
@@ -111,7 +120,8 @@ def test_latent_attention_is_refused() -> None:
         ),
         # One number for each layer, and all the same.
         (
-            {"num_hidden_layers": 2, "num_key_value_heads_per_layer": [4, 4], "head_dim": 8}, KVShape(2, 4, 8, "bfloat16")
+            {"num_hidden_layers": 2, "num_key_value_heads_per_layer": [4, 4], "head_dim": 8},
+            KVShape(2, 4, 8, "bfloat16"),
         ),
     ],
 )  # fmt: skip
@@ -125,16 +135,16 @@ def test_a_type_of_unknown_defaults_must_state_its_heads(monkeypatch: pytest.Mon
     """Catches a guess at what only a model's class knows, where that class is not at hand."""
     gemma = {"model_type": "gemma3_text", "num_hidden_layers": 48, "hidden_size": 3840, "num_attention_heads": 16,
              "num_key_value_heads": 8, "dtype": "bfloat16"}  # fmt: skip
-    with pytest.raises(ValueError, match="no head_dim.*'mystery'"):
+    with pytest.raises(ValueError, match=r"no head_dim.*'mystery'"):
         KVShape.from_config(gemma | {"model_type": "mystery"})
-    with pytest.raises(ValueError, match="no head_dim.*'mystery'"):
+    with pytest.raises(ValueError, match=r"no head_dim.*'mystery'"):
         KVShape.from_config({"model_type": "mystery", "text_config": gemma | {"model_type": None}})
     assert KVShape.from_config(gemma | {"model_type": "mystery", "head_dim": 256}) == KVShape(48, 8, 256, "bfloat16")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match="no head_dim.*'gemma3_text'"):
+    with pytest.raises(ValueError, match=r"no head_dim.*'gemma3_text'"):
         KVShape.from_config(gemma)
     del gemma["num_key_value_heads"]
-    with pytest.raises(ValueError, match="no num_key_value_heads.*'gemma3_text'"):
+    with pytest.raises(ValueError, match=r"no num_key_value_heads.*'gemma3_text'"):
         KVShape.from_config(gemma | {"head_dim": 256})
 
 
