@@ -110,7 +110,7 @@ class ModelRunner:
         Args:
             token_ids: the step's tokens, sequence after sequence.
             metadata: where they stand and where their keys and values go; see
-                :func:`pagedattn_lab.block_table.attention_metadata`.
+                :func:`pagedattn_lab.attention.metadata.attention_metadata`.
 
         Returns:
             ``[num_seqs, vocab_size]`` logits that follow each sequence's last token.
