@@ -28,7 +28,7 @@ lab: setup ## open chapter 00 in JupyterLab
 
 # Two workers with two torch threads each would fight over two cores. tests/conftest.py puts what is slow first and says
 # which tests stay on one worker: those of one file, and of one notebook.
-PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadgroup --no-loadscope-reorder \
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadfile --no-loadscope-reorder \
   --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300
 
 # For daily work: no browser, no built book, and of the chapters those that differ from the main branch.

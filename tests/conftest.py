@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 pytest.register_assert_rewrite("tests.helpers")  # before anything is imported from there
 
 from tests.helpers.built import built_once  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-BROWSER = ROOT / "tests" / "browser"
-SLOW = (BROWSER, ROOT / "chapters")  # files that take minutes: no worker may begin one when the other is nearly done
+SLOW = (ROOT / "tests" / "browser", ROOT / "chapters")  # take minutes: none may begin when the other worker is done
+ONE_CHAPTER = re.compile(r"(tests/browser/\w+\.py)::\w+\[(?:chapters/)?([0-9A]\d_\w+|tour)\b")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put slow files first, and say what stays on one worker: a file, or in a browser one chapter of it."""
+    """Put slow files first, and keep the order otherwise: then no worker ends long after the other."""
     items.sort(key=lambda item: not any(folder in item.path.parents for folder in SLOW))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
-def group(item: pytest.Item) -> str:
-    """Name the tests that share what is costly to make: one notebook's kernel and page, or a file's fixtures."""
-    name = str(item.path.relative_to(ROOT))
-    chapter = item.callspec.params.get("chapter") if hasattr(item, "callspec") else None
-    return f"{name} {Path(chapter).stem}" if chapter and BROWSER in item.path.parents else name
+class Scheduling(LoadFileScheduling):
+    """Keeps on one worker the tests of a file, or in a browser those of one chapter in it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        chapter = ONE_CHAPTER.match(nodeid)
+        return " ".join(chapter.groups()) if chapter else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """Take the place of ``--dist loadfile``."""
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
