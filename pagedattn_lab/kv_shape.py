@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pagedattn_lab.arithmetic import at_least_one
+
 DTYPE_BYTES = {
     "float32": 4,
     "float16": 2,
@@ -20,21 +22,6 @@ DTYPE_BYTES = {
 
 # Layer kinds, as in transformers' ``layer_types``, that keep keys and values for their tokens.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
-
-
-def at_least_one(name: str, value: int) -> int:
-    """Return a whole number of at least 1, or say what is wrong with it.
-
-    Raises:
-        ValueError: it is not a whole number, or below 1.
-
-    Example:
-        >>> at_least_one("num_layers", 32)
-        32
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
-    return value
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.cli.arguments import add_json, finite, positive, seed, temperature, text, text_of_file
 from pagedattn_lab.studies.block_savings import Sharing
 
@@ -122,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     runner = ModelRunner(model, num_blocks, block_size, arguments.attention)
     engine, request = EngineCore(runner), Request("prompt", prompt)
     stop_token_ids = models.stop_token_ids(model, tokenizer)
-    usage = _Usage(-(-len(prompt) // block_size), -len(prompt) % block_size)
+    usage = _Usage(cdiv(len(prompt), block_size), -len(prompt) % block_size)
 
     is_plain = arguments.n == 1 and system is None and arguments.beams is None and arguments.temperature is None
     if is_plain and not arguments.json:
@@ -191,8 +192,8 @@ def _num_blocks(prefix_len: int, prompt_len: int, max_tokens: int, width: int, b
     The last token of an output needs no slot. The prefix is computed before, and gives its blocks back.
     """
     full = prompt_len // block_size
-    others = -(-(prompt_len + max_tokens - 1) // block_size) - full
-    return 1 + max(-(-prefix_len // block_size), full + width * others)
+    others = cdiv(prompt_len + max_tokens - 1, block_size) - full
+    return 1 + max(cdiv(prefix_len, block_size), full + width * others)
 
 
 def _stream(
