@@ -27,6 +27,7 @@ from pagedattn_lab.attention.backends import check_name, choose
 from pagedattn_lab.attention.metadata import AttentionMetadata
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KVShape
+from pagedattn_lab.models.implementation import attention_of
 from pagedattn_lab.models.support import UnsupportedModelError, refuse_layer, refuse_unsupported, rotary_limit
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class ModelRunner:
         context = _ForwardContext(metadata, self.cache, self.attention if metadata.is_decode else "auto")
         last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
-        with _attention_of(self.model, ATTENTION_NAME), _set_forward_context(context):
+        with attention_of(self.model, ATTENTION_NAME), _set_forward_context(context):
             logits = self.model(
                 input_ids=torch.tensor([list(token_ids)], device=self.model.device),  # [1, num_tokens]
                 position_ids=metadata.positions[None, :],
@@ -189,17 +190,6 @@ def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) 
 
 AttentionInterface.register(ATTENTION_NAME, _attention_through_page_table)
 AttentionMaskInterface.register(ATTENTION_NAME, _window_in_place_of_mask)
-
-
-@contextmanager
-def _attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Let a model compute attention with the function of that name for a while."""
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
 
 
 @contextmanager

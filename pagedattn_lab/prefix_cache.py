@@ -39,7 +39,7 @@ def block_hashes(
     """Hash every full block of a request; the request keeps them, so each is computed once however long it grows.
 
     Returns:
-        One hash per full block, in order: the request's own list.
+        The request's own list, with one hash per full block, in order.
 
     Raises:
         ValueError: a token id that is no whole number of 64 bits.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
 from pagedattn_lab.attention import paged_attention
-from tests.helpers.oracle import assert_matches, dense_attention, ragged_batch
+from pagedattn_lab.attention.triton_decode import triton_attention
+from tests.helpers.oracle import assert_matches, dense_attention, ragged_batch, same_bits, spread
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)
@@ -80,13 +84,41 @@ def test_where_blocks_lie_does_not_matter(backend: str) -> None:
     assert torch.equal(paged_attention(*batch.arguments()[0], backend=backend), before)
 
 
-def test_inputs_are_not_written() -> None:
-    """Catches a kernel that stores outside its output row."""
-    batch = ragged_batch([30, 17], [1, 1], block_size=8, head_dim=80, seed=5)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_inputs_are_not_written(backend: str, dtype: torch.dtype) -> None:
+    """Catches a store outside the output row: a slot without a token must stay NaN, to the bit."""
+    batch = ragged_batch([30, 17], [1, 1], block_size=8, head_dim=80, seed=5, dtype=dtype)
     before = [tensor.clone() for tensor in batch.arguments()[0]]
-    paged_attention(*batch.arguments()[0], backend="triton")
+    paged_attention(*batch.arguments()[0], backend=backend)
     for tensor, copy in zip(batch.arguments()[0], before, strict=True):
-        assert torch.equal(tensor.nan_to_num(), copy.nan_to_num())
+        assert same_bits(tensor, copy)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, -math.nan])
+def test_same_bits_tells_apart_what_equal_does_not(value: float) -> None:
+    """Catches a comparison of bits that takes a stray zero, or another NaN, for the NaN that was there."""
+    slots = torch.full((3,), math.nan)
+    stray = slots.clone()
+    assert same_bits(slots, stray)
+    stray[1] = value
+    assert not same_bits(slots, stray)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [("query", 0), ("query", 1)] + [(name, dim) for name in ("key_cache", "value_cache") for dim in range(3)],
+)
+def test_offsets_past_32_bits(name: str, dim: int, tmp_path: Path) -> None:
+    """Catches an offset computed in 32 bits: along tokens, heads, blocks or slots, wherever the stride is wide."""
+    batch = ragged_batch(
+        [11, 4, 6], [2, 1, 1], block_size=4, head_dim=16, heads=6, kv_heads=3, dtype=torch.float16, seed=6
+    )
+    expected = dense_attention(batch)
+    setattr(batch, name, spread(getattr(batch, name), dim, tmp_path))
+    positional, keywords = batch.arguments()
+    for backend in ("reference", "triton"):
+        assert_matches(paged_attention(*positional, **keywords, backend=backend), expected)
 
 
 def _arguments() -> dict[str, object]:
@@ -122,6 +154,14 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
     """Catches silent garbage: each wrong argument must raise an error that names it."""
     with pytest.raises(ValueError, match=message):
         paged_attention(**(_arguments() | change))
+
+
+def test_triton_refuses_tables_past_int32() -> None:
+    """Catches a position that wraps: 2**27 blocks of 16 hold one token more than int32 counts."""
+    arguments = _arguments() | {"key_cache": torch.zeros(3, 16, 2, 8), "value_cache": torch.zeros(3, 16, 2, 8)}
+    tables = torch.ones(2, 1, dtype=torch.int32).expand(2, 2**27)
+    with pytest.raises(ValueError, match="2147483648 tokens"):
+        triton_attention(**(arguments | {"block_tables": tables}), query_start_loc=torch.arange(3), scale=1.0)
 
 
 def test_triton_refuses_float64_and_strided_rows() -> None:

@@ -15,8 +15,8 @@ from pagedattn_lab.request import Request
 
 @pytest.mark.parametrize("caching", [False, True])
 def test_every_request_is_served_to_its_end(caching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches calls that are refused and cost nothing, requests cut short, hits between strangers, more requests at once
-    than the report says, calls that are not timed, and other work that is.
+    """Catches calls that are refused and cost nothing, requests cut short, hits between strangers, more requests at
+    once than the report says, calls that are not timed, and other work that is.
     """
     manager = KVCacheManager(num_blocks=64, block_size=BLOCK_SIZE, enable_prefix_caching=caching)
     now = most = 0

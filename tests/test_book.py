@@ -359,3 +359,16 @@ def test_the_player_is_there(site: Path, parsed: dict[Path, BeautifulSoup]) -> N
     assert page.find("link", href=re.compile(r"player\.css"))
     source = (site / "_static" / "player.book.js").read_text(encoding="utf-8")
     assert not re.search(r"^\s*(import|export)\b", source, flags=re.MULTILINE) and "pa-mount" in source
+
+
+def test_layout_names_every_module_once() -> None:
+    """Catches a module that the page on the library's layout forgets, names twice, or still names after it went."""
+    text = (BOOK / "layout.md").read_text()
+    named = [module for line in re.findall(r"^%modules (.*)$", text, flags=re.MULTILINE) for module in line.split()]
+    package = ROOT / "pagedattn_lab"
+    found = {
+        ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__")
+        for path in package.rglob("*.py")
+    }
+    left_out = {"__init__", "__main__", "models.__main__", *(name for name in found if name.startswith("exercises.ch"))}
+    assert sorted(named) == sorted(found - left_out)

@@ -18,8 +18,8 @@ PURE = (
     "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
     "hardware", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
-    "studies.memory_shares", "studies.block_savings", "studies.hit_rates",
-    "bench.allocator", "bench.slots", "bench.prefix", "recorder.frame", "recorder",
+    "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
+    "bench.allocator", "bench.slots", "bench.prefix", "recorder.frame", "recorder.sentences", "recorder",
 )  # fmt: skip
 
 
@@ -50,17 +50,19 @@ SPINE = [
     "kv_cache", "hardware",
     "attention.metadata", "attention.tolerance", "attention.checks", "attention.reference", "attention.launch",
     "attention.triton_decode", "attention.backends", "attention",
-    "models.quiet", "models.default", "models.prompts", "models.support", "models", "models.__main__", "model_runner",
+    "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
+    "models", "models.__main__", "model_runner",
     "engine.core", "engine.sampling", "engine.beam_search", "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
-    "workloads", "workloads.conversations",
+    "workloads.lengths", "workloads.arrivals", "workloads.request_logs", "workloads", "workloads.conversations",
     "studies", "studies.paper", "studies.report", "studies.simulate", "studies.memory_shares",
-    "studies.block_savings", "studies.hit_rates",
+    "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
-    "recorder.frame", "recorder", "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips",
-    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments",
+    "recorder.frame", "recorder.sentences", "recorder",
+    "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
+    "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments", "cli.output",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS

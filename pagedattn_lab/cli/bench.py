@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from pagedattn_lab.bench import allocator, prefix, slots
 from pagedattn_lab.cli.arguments import add_json
+from pagedattn_lab.cli.output import print_json
 
 
 def add(commands: Any) -> None:
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     for module in arguments.modules:
         report |= module.measure()
     if arguments.json:
-        print(json.dumps(report, indent=1))
+        print_json(report)
     else:
         print("\n".join(module.describe(report) for module in arguments.modules))
     return 0

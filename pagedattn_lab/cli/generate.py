@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.arithmetic import GIB, cdiv
 from pagedattn_lab.cli.arguments import add_json, finite, positive, seed, temperature, text, text_of_file
+from pagedattn_lab.cli.output import count, print_json
 from pagedattn_lab.studies.block_savings import Sharing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pagedattn_lab.block_table import BlockTable
     from pagedattn_lab.engine.core import EngineCore
     from pagedattn_lab.engine.sampling import Decoded
     from pagedattn_lab.model_runner import ModelRunner
     from pagedattn_lab.request import Request
+
 
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
 """``early_stopping`` of :func:`pagedattn_lab.engine.beam_search.beam_search` by what the command line calls it."""
@@ -35,7 +38,7 @@ def add(commands: Any) -> None:
         "shared at once, all that were copied before a write, and most that were saved at once, since every output "
         "(and the request that computed a shared prefix) would have needed its own.",
     )
-    parser.add_argument("prompt", type=text)
+    parser.add_argument("prompt", type=text, help="behind -- if it begins with two dashes")
     parser.add_argument("--model", type=text, help="a Hugging Face id or a folder (default: the book's model)")
     parser.add_argument("--max-tokens", type=positive, default=64, metavar="N", help="default: %(default)s")
     parser.add_argument("--attention", choices=("auto", "reference", "triton"), default="auto")
@@ -120,6 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"shorten the prompt{' or the shared prefix' if prefix else ''} or lower --max-tokens"
         )
     num_blocks = _num_blocks(len(prefix), len(prompt), arguments.max_tokens, arguments.beams or arguments.n, block_size)
+    _refuse_what_memory_cannot_hold(arguments, model, len(prompt), num_blocks)
     runner = ModelRunner(model, num_blocks, block_size, arguments.attention)
     engine, request = EngineCore(runner), Request("prompt", prompt)
     stop_token_ids = models.stop_token_ids(model, tokenizer)
@@ -138,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     hit_tokens = engine.manager.stats.hits - hits_before
     hit_blocks = hit_tokens // block_size
     outputs = [
-        {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens, "score": score}
+        {"text": models.detokenize(tokenizer, tokens), "tokens": tokens, "score": score}
         for tokens, score in zip(decoded.sequences[: arguments.n], decoded.scores, strict=False)
     ]
     num_slots = usage.blocks_used * block_size
@@ -161,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
         "outputs": outputs,
     }
     if arguments.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print_json(report)
         return 0
     for number, output in enumerate(outputs, 1):
         if len(outputs) > 1:
@@ -170,8 +174,10 @@ def run(arguments: argparse.Namespace) -> int:
     new = f"{report['output_tokens']} new" + (f" in {len(outputs)} outputs" if len(outputs) > 1 else "")
     print(f"\n{_account(len(prompt), new, usage, runner)}")
     if system is not None:
-        print(f"{hit_tokens} prompt tokens found in the cache, in full blocks of a shared prefix of {len(prefix)}")
-    print("{blocks_shared} blocks shared, {blocks_copied} copied, {blocks_saved} saved".format_map(report))
+        found = count(hit_tokens, "prompt token")
+        print(f"{found} found in the cache, in full blocks of a shared prefix of {len(prefix):,}")
+    shared = count(report["blocks_shared"], "block")
+    print(f"{shared} shared, {report['blocks_copied']:,} copied, {report['blocks_saved']:,} saved")
     return 0
 
 
@@ -196,6 +202,37 @@ def _num_blocks(prefix_len: int, prompt_len: int, max_tokens: int, width: int, b
     return 1 + max(cdiv(prefix_len, block_size), full + width * others)
 
 
+def _refuse_what_memory_cannot_hold(
+    arguments: argparse.Namespace, model: PreTrainedModel, prompt_len: int, num_blocks: int
+) -> None:
+    """Say which option asks for too much; an allocator would name bytes only, or the system end the process."""
+    from pagedattn_lab.kv_shape import KVShape
+
+    num_bytes = num_blocks * KVShape.from_config(model.config, model.dtype).bytes_per_block(arguments.block_size)
+    room = _memory(model.device)
+    if num_bytes <= room:
+        return
+    if arguments.block_size > prompt_len + arguments.max_tokens:
+        option = "--block-size"
+    elif (arguments.beams or arguments.n) > 1:
+        option = f"--{'n' if arguments.beams is None else 'beams'} or --max-tokens"
+    else:
+        option = "--max-tokens"
+    raise ValueError(
+        f"{num_blocks:,} blocks of {count(arguments.block_size, 'token')} take {cdiv(num_bytes, GIB):,} GiB, and "
+        f"{model.device.type} has {room / GIB:,.1f} GiB: lower {option}"
+    )
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; all that the machine has otherwise, for the system can make room."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _stream(
     engine: EngineCore,
     tokenizer: PreTrainedTokenizerBase,
@@ -206,21 +243,19 @@ def _stream(
 ) -> int:
     """Print the likeliest tokens as they come; give their number."""
     from pagedattn_lab.engine.sampling import generate_greedily
+    from pagedattn_lab.models import IncrementalDetokenizer
 
-    output: list[int] = []
-    printed = ""
+    num_new = 0
+    detokenizer = IncrementalDetokenizer(tokenizer)
 
     def on_token(_: Request, token: int) -> None:
-        nonlocal printed
-        output.append(token)
-        text = tokenizer.decode(output, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # half a character: wait for the rest
-            print(text[len(printed) :], end="", flush=True)
-            printed = text
+        nonlocal num_new
+        num_new += 1
+        print(detokenizer.update(token), end="", flush=True)
 
     generate_greedily(engine, [request], max_tokens, stop_token_ids, on_token, usage.on_step)
-    print(tokenizer.decode(output, skip_special_tokens=True)[len(printed) :])
-    return len(output)
+    print(detokenizer.finish())
+    return num_new
 
 
 def _decode(
@@ -257,8 +292,9 @@ def _account(num_prompt_tokens: int, new: str, usage: _Usage, runner: ModelRunne
     """One line on the tokens and the memory that holds them."""
     block_size = runner.cache.block_size
     num_slots = usage.blocks_used * block_size
+    num_bytes = usage.blocks_used * runner.cache.shape.bytes_per_block(block_size)
     return (
-        f"{num_prompt_tokens} prompt tokens, {new}; {num_slots - usage.empty_slots} cached in {usage.blocks_used} "
-        f"blocks of {block_size}: {usage.blocks_used * runner.cache.shape.bytes_per_block(block_size):,} bytes, "
+        f"{count(num_prompt_tokens, 'prompt token')}, {new}; {num_slots - usage.empty_slots:,} cached in "
+        f"{count(usage.blocks_used, 'block')} of {block_size:,}: {num_bytes:,} bytes, "
         f"{usage.empty_slots / num_slots:.1%} of them empty slots"
     )
