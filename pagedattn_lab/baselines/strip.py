@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import NamedTuple
 
-from pagedattn_lab.kv_shape import at_least_one
+from pagedattn_lab.arithmetic import at_least_one
 
 
 class Region(NamedTuple):
