@@ -67,7 +67,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(anywidget|argparse|collections|enum|ipywidgets|matplotlib|os|pathlib|t|torch|traitlets|transformers)\..*",
+        r"(anywidget|argparse|collections|enum|ipywidgets|matplotlib|os|pathlib|t|torch|traitlets|transformers|triton)\..*",
     ),
 ]
 

@@ -65,6 +65,9 @@ _VARIANTS = {
 _QUERY_GROUPS = ("multi_query", "new_decoder_architecture", "multi_query_attention", "multi_query_group_num")
 _SETTINGS = (*_OTHER_CACHES, *_LAYER_PATTERNS, *_VARIANTS, *_QUERY_GROUPS, "per_layer_config", "kv_sharing_modes")
 
+_CAUSAL_WHATEVER_IS_DECODER_SAYS = {"gpt_neox", "gpt_neox_japanese"}
+"""Model types whose class has ``is_decoder``, False by default, though their attention is always causal."""
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -202,7 +205,8 @@ def _text_fields(config: Any) -> dict[str, Any]:
     else:
         text = outer.get_text_config(decoder=True)
     for name in ("is_decoder", "is_causal", "causal"):  # of the class: any configuration may carry a stray is_decoder
-        if hasattr(type(text), name) and getattr(text, name) is False:
+        matters = hasattr(type(text), name) and text.model_type not in _CAUSAL_WHATEVER_IS_DECODER_SAYS
+        if matters and getattr(text, name) is False:
             raise ValueError(f"this configuration sets {name} = False, so its tokens see later ones and none is cached")
     fields = _fields(text)
     if text is not outer:

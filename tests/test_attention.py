@@ -173,3 +173,30 @@ def test_triton_refuses_float64_and_strided_rows() -> None:
     strided = torch.zeros(2, 6, 16)[..., ::2]
     with pytest.raises(ValueError, match="query has stride 2"):
         paged_attention(**(arguments | {"query": strided}), backend="triton")
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16], ids=str)
+@pytest.mark.parametrize("name", ["seq_lens", "block_tables", "query_start_loc"])
+def test_short_integers_are_refused(name: str, dtype: torch.dtype, backend: str) -> None:
+    """Catches a dtype in which lengths, table entries or the sums made of them wrap."""
+    cache = torch.zeros(3, 60, 2, 8)
+    arguments = {
+        "block_tables": torch.tensor([[1, -1]]),
+        "seq_lens": torch.tensor([100]),
+        "query_start_loc": torch.tensor([0, 1]),
+    }
+    arguments[name] = arguments[name].to(dtype)
+    with pytest.raises(ValueError, match=f"{name} is {dtype}: int32"):
+        paged_attention(torch.zeros(1, 6, 8), cache, cache, **arguments, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "block_size", "seq_len"), [(torch.int8, 60, 100), (torch.uint8, 120, 200)], ids=["int8", "uint8"]
+)
+def test_wrapped_length_does_not_hide_an_entry(dtype: torch.dtype, block_size: int, seq_len: int) -> None:
+    """Catches seq_len + block_size - 1 in 8 bits: no entry seems in use, and the -1 is read."""
+    cache = torch.zeros(3, block_size, 2, 8)
+    lens = torch.tensor([seq_len]).to(dtype)
+    with pytest.raises(ValueError, match=r"seq_lens is|block_tables"):
+        paged_attention(torch.zeros(1, 6, 8), cache, cache, torch.tensor([[1, -1]]), lens, backend="reference")

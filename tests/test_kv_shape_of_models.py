@@ -44,7 +44,8 @@ def _changes(model_type: str) -> list[dict[str, Any]]:
     outer = AutoConfig.for_model(model_type)
     text = outer.get_text_config(decoder=True)
     read = text.to_dict()
-    needed = NEEDED.get(model_type, {}) | ({"is_decoder": True} if hasattr(type(text), "is_decoder") else {})
+    is_asked = hasattr(type(text), "is_decoder") and not model_type.startswith("gpt_neox")  # these do not look at it
+    needed = NEEDED.get(model_type, {}) | ({"is_decoder": True} if is_asked else {})
     few_layers = {"num_hidden_layers": NUM_LAYERS}
     fewer_heads, wider_heads = {}, {}
     if read.get("num_attention_heads") and "num_key_value_heads" in read:

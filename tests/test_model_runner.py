@@ -196,6 +196,8 @@ def test_unsupported_models_are_refused_by_name() -> None:
     bloom = AutoConfig.for_model("bloom", vocab_size=99, hidden_size=48, n_layer=1, n_head=6)
     with pytest.raises(UnsupportedModelError, match="does not compute attention through transformers' interface"):
         ModelRunner(AutoModelForCausalLM.from_config(bloom), 8, 4)
+    with pytest.raises(UnsupportedModelError, match="sets is_decoder = False, so its tokens see later ones"):
+        ModelRunner(AutoModelForCausalLM.from_config(tiny_config("bert", is_decoder=False)), 8, 4)
     with pytest.raises(UnsupportedModelError, match="takes no position_ids"):
         ModelRunner(AutoModelForCausalLM.from_config(tiny_config("mbart", d_model=48, is_encoder_decoder=False)), 8, 4)
     with pytest.raises(UnsupportedModelError, match="later ones: a cache needs causal attention"):
@@ -213,7 +215,6 @@ def test_unsupported_models_are_refused_by_name() -> None:
     ("kind", "changes", "message"),
     [
         ("diffllama", {}, "attends more than once in a step"),
-        ("bert", {"is_decoder": False, "num_key_value_heads": 6}, "lets tokens see later ones"),
         ("doge", {"keep_window_size": 4}, "builds an attention mask of its own"),
         ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}, "beyond 16 the rotary angles"),
         ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 16}, "beyond 16 the rotary angles"),

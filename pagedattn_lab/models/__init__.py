@@ -45,8 +45,8 @@ def load(
     """Load a decoder and its tokenizer, ready to generate.
 
     Args:
-        name: :data:`DEFAULT`, a folder with a saved model, or the id of one on the Hugging Face hub. Code that comes
-            with a model is never run.
+        name: :data:`~pagedattn_lab.models.default.DEFAULT`, a folder with a saved model, or the id of one on the
+            Hugging Face hub. Code that comes with a model is never run.
         dtype: dtype of the weights; float32 by default, in which results can be compared token by token.
         device: by default a GPU where there is one, else the CPU.
 
