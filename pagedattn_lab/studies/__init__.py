@@ -5,6 +5,6 @@
 * :mod:`.simulate`: a server that serves a workload against any allocator;
 * :mod:`.memory_shares`: where the memory goes with four of them;
 * :mod:`.block_savings`: what tables that continue one another have in common;
-* :mod:`.hit_rates`: how much of its prompts a prefix cache of a given size would find.
+* :mod:`.hit_rates`: how much of its prompts a prefix cache of a given size would find;
 * :mod:`.reuse_distances`: how much is touched before a block is touched again.
 """

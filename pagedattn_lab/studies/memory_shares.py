@@ -57,8 +57,8 @@ def compare(
     """Serve the same requests with each of the four.
 
     Args:
-        requests: makes the load anew for each of them; :class:`pagedattn_lab.workloads.arrivals.Fit` says what becomes
-            of those too long.
+        requests: makes the load anew for each of them; see
+            :class:`pagedattn_lab.workloads.arrivals.Fit` for those too long.
         num_slots, max_model_len, block_size: as for :func:`allocators`.
         step_time: how long a step takes.
         total: how many requests there are, if known, for the progress bar.
