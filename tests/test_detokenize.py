@@ -150,7 +150,7 @@ def test_cost_does_not_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> No
     assert max(lengths) == 2
 
 
-@pytest.mark.parametrize(("make", "prompt"), zip(KINDS[:4], ("page", "page", "a a", "s"), strict=True))
+@pytest.mark.parametrize(("make", "prompt"), list(zip(KINDS[:4], ("page", "page", "a a", "s"), strict=True)))
 def test_generate_streams_what_json_says(
     make: Callable[[], PreTrainedTokenizerFast], prompt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
