@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Hashable, Iterable
 from enum import Enum
 from operator import index
+from typing import Any
 
 ExtraKey = tuple[str | int, ...]
 """What, beside tokens, decides what a block holds: a kind and its value."""
@@ -146,7 +147,7 @@ def _whole_numbers(request_id: str, token_ids: Iterable[int]) -> list[int]:
         ) from None
 
 
-def _is_whole(token: object) -> bool:
+def _is_whole(token: Any) -> bool:
     try:
         return -(2**63) <= index(token) < 2**63
     except TypeError:
