@@ -31,7 +31,7 @@ _NAMES = {
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
     "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "num_key_value_heads_per_layer"),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
-    "head_dim": ("head_dim", "attention_head_dim", "kv_channels", "dim_head"),
+    "head_dim": ("head_dim", "kv_channels", "dim_head"),
     "dtype": ("dtype", "torch_dtype"),
     "layer_types": ("layer_types", "layers_block_type"),
 }
@@ -214,8 +214,8 @@ def _text_fields(config: Any) -> dict[str, Any]:
         text = _with_class_defaults(outer["text_config"]) if outer.get("text_config") else outer
     else:
         text = outer.get_text_config(decoder=True)
-    for name in ("is_decoder", "is_causal", "causal"):  # of the class: any configuration may carry a stray is_decoder
-        if hasattr(type(text), name) and getattr(text, name) is False:
+    for name in ("is_causal", "causal"):
+        if not isinstance(text, Mapping) and getattr(text, name, None) is False:
             raise ValueError(f"this configuration sets {name} = False, so its tokens see later ones and none is cached")
     fields = _fields(text)
     if text is not outer:
