@@ -11,7 +11,7 @@ VENV_PYTHON := .venv/bin/python
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test notebooks book book-serve pdf lint clean
+.PHONY: help setup lab check test notebooks book book-serve pdf lint clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -26,12 +26,19 @@ lab: setup ## open chapter 00 in JupyterLab
 	@$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --allow-root \
 	  --LabApp.default_url=/lab/tree/chapters/00_start_here.ipynb $(LAB_ARGS)
 
-# Two workers with two torch threads each would fight over two cores. loadfile keeps a notebook on one worker; in the
-# order of the folders the slow browser files come first, and neither worker ends long after the other.
+# Two workers with two torch threads each would fight over two cores. tests/conftest.py puts what is slow first and says
+# which tests stay on one worker: those of one file, and of one notebook.
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadfile --no-loadscope-reorder \
+  --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300
+
+# For daily work: no browser, no built book, and of the chapters those that differ from the main branch.
+check: lint ## check style, run unit tests, property tests, doctests and changed chapters: minutes
+	@changed=$$($(VENV_PYTHON) tools/changed_chapters.py) && \
+	  $(PYTEST) --ignore=tests/browser --ignore-glob='tests/test_book_*' tests pagedattn_lab $$changed
+
 # The tests in tests/browser skip where neither Chromium nor Chrome is installed; with REQUIRE_BROWSER=1 they fail.
 test: setup ## run unit tests, property tests, doctests, every chapter, and all of it in a browser
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadfile --no-loadscope-reorder \
-	  --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300
+	@$(PYTEST)
 
 notebooks: setup ## execute every chapter again and store its outputs
 	@$(VENV_PYTHON) tools/notebooks.py
@@ -52,5 +59,5 @@ lint: setup ## check style and formatting, chapters included
 	@$(VENV_PYTHON) -m ruff format --check .
 
 clean: ## remove .venv and every cache in this folder; the downloaded model stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info chapters/.ipynb_checkpoints
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist book/api *.egg-info chapters/.ipynb_checkpoints
 	find pagedattn_lab tests tools chapters -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,6 +41,7 @@ extensions = [
     "api_page",
     "glossary_index",
     "inline_svg",
+    "layout_page",
 ]
 
 # Notebooks and Markdown
@@ -52,7 +53,8 @@ myst_enable_extensions = ["amsmath", "dollarmath", "substitution"]
 myst_heading_anchors = 3
 
 # The library's docstrings
-autodoc_default_options = {"members": True, "show-inheritance": True}
+# What a package exports is documented where it is defined, once.
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
 autodoc_preserve_defaults = True  # a default stands as it is written, not as what it is
 add_module_names = False
 toc_object_entries = False  # a page's contents list its modules only
@@ -63,7 +65,10 @@ napoleon_numpy_docstring = False
 nitpicky = True
 # Other projects' names have no page here, and asking their sites for addresses needs a network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(anywidget|argparse|collections|ipywidgets|matplotlib|os|pathlib|t|torch|traitlets|transformers)\..*"),
+    (
+        r"py:.*",
+        r"(anywidget|argparse|collections|enum|ipywidgets|matplotlib|os|pathlib|t|torch|traitlets|transformers|triton)\..*",
+    ),
 ]
 
 bibtex_bibfiles = ["references.bib"]

@@ -11,24 +11,6 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
 
-class NoFreeBlocksError(ValueError):
-    """More blocks were asked for than are free. Nothing was allocated."""
-
-
-class Observer(Protocol):
-    """Whoever wants to know what happens to a pool: called after each change, with blocks in their new state.
-
-    The pool reports ``"allocate"``, ``"evict"`` (a block handed out again loses the hash of its old contents),
-    ``"touch"`` and ``"free"``; a table reports ``"append"``, ``"copy-on-write"`` (the shared block, then its private
-    copy), ``"fork"``, ``"hit"`` and ``"free"``, once its own entries have changed too.
-    An observer must neither change what it watches nor raise: what it is told of has happened and is not undone.
-    :class:`pagedattn_lab.recorder.Recorder` is one.
-    """
-
-    def __call__(self, kind: str, blocks: Sequence[KVCacheBlock], table: Any = None, num_tokens: int = 0) -> None:
-        """Take note of one event; ``table`` is the :class:`~pagedattn_lab.block_table.BlockTable` that reports it."""
-
-
 class KVCacheBlock:
     """One physical block: its number, how many tables point at it, and its place in the free queue.
 
@@ -50,6 +32,10 @@ class KVCacheBlock:
 
     def __repr__(self) -> str:
         return f"KVCacheBlock(block_id={self.block_id}, ref_cnt={self.ref_cnt}, block_hash={self.block_hash!r})"
+
+
+class NoFreeBlocksError(RuntimeError):
+    """More blocks were asked for than are free. Nothing was allocated."""
 
 
 class FreeBlockQueue:
@@ -135,7 +121,8 @@ class BlockPool:
         block_size: tokens per block.
 
     Attributes:
-        observer: told of every change, by this pool and by the tables on it; ``None`` if nobody wants to know.
+        observers: told of every change, by this pool and by the tables on it; empty while nobody watches. Each is an
+            :class:`Observer`.
         on_evict: called with each block that is handed out again while it still has a hash, just before it loses it:
             a prefix cache must forget it. ``None`` if there is none.
 
@@ -165,7 +152,7 @@ class BlockPool:
         self.blocks = [KVCacheBlock(block_id) for block_id in range(num_blocks)]
         self.null_block = self.blocks[0]
         self.free_block_queue = FreeBlockQueue(self.blocks[1:])
-        self.observer: Observer | None = None
+        self.observers: list[Observer] = []
         self.on_evict: Callable[[KVCacheBlock], None] | None = None
 
     @property
@@ -205,17 +192,18 @@ class BlockPool:
         self.check_free(num_blocks)
         queue = self.free_block_queue
         new_blocks = [queue.popleft() for _ in range(num_blocks)]
-        evicted = [] if self.observer is None else [block for block in new_blocks if block.block_hash is not None]
+        watched = self.observers and new_blocks
+        evicted = [block for block in new_blocks if block.block_hash is not None] if watched else []
         for block in new_blocks:
             block.ref_cnt = 1
             if block.block_hash is not None:
                 if self.on_evict is not None:
                     self.on_evict(block)
                 block.block_hash = None
-        if self.observer is not None and new_blocks:
+        if watched:
             if evicted:
-                self.observer("evict", evicted)
-            self.observer("allocate", new_blocks)
+                self._tell("evict", evicted)
+            self._tell("allocate", new_blocks)
         return new_blocks
 
     def touch(self, blocks: Iterable[KVCacheBlock]) -> None:
@@ -225,14 +213,13 @@ class BlockPool:
             ValueError: a block of another pool, or the null block.
         """
         blocks = list(blocks)
-        for block in blocks:
-            self._check_own(block)
+        self.check_own(blocks)
         for block in blocks:
             if block.ref_cnt == 0:
                 self.free_block_queue.remove(block)
             block.ref_cnt += 1
-        if self.observer is not None and blocks:
-            self.observer("touch", blocks)
+        if self.observers and blocks:
+            self._tell("touch", blocks)
 
     def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
         """Take one owner from each block; those without any left return to the free queue.
@@ -244,13 +231,7 @@ class BlockPool:
             ValueError: a block freed more often than it is held, a block of another pool, or the null block.
         """
         ordered_blocks = list(ordered_blocks)
-        for block in ordered_blocks:
-            self._check_own(block)
-        for block, times in Counter(ordered_blocks).items():
-            if times > block.ref_cnt:
-                raise ValueError(
-                    f"double free of block {block.block_id}: freed {times} time(s), held by {block.ref_cnt} owner(s)"
-                )
+        self.check_held(ordered_blocks)
         reusable, cached = [], []
         for block in ordered_blocks:
             block.ref_cnt -= 1
@@ -258,11 +239,69 @@ class BlockPool:
                 (reusable if block.block_hash is None else cached).append(block)
         self.free_block_queue.prepend_n(reusable)
         self.free_block_queue.append_n(cached)
-        if self.observer is not None and ordered_blocks:
-            self.observer("free", ordered_blocks)
+        if self.observers and ordered_blocks:
+            self._tell("free", ordered_blocks)
 
-    def _check_own(self, block: KVCacheBlock) -> None:
-        if block is self.null_block:
-            raise ValueError("block 0 is the null block: it has no owners, so it cannot be touched or freed")
-        if not 0 < block.block_id < len(self.blocks) or self.blocks[block.block_id] is not block:
-            raise ValueError(f"block {block.block_id} belongs to another pool: give it back to the pool it came from")
+    def check_own(self, blocks: Sequence[KVCacheBlock]) -> None:
+        """Raise what :meth:`touch` would raise, and change nothing."""
+        for block in blocks:
+            if block is self.null_block:
+                raise ValueError("block 0 is the null block: it has no owners, so it cannot be touched or freed")
+            if not 0 < block.block_id < len(self.blocks) or self.blocks[block.block_id] is not block:
+                raise ValueError(
+                    f"block {block.block_id} belongs to another pool: give it back to the pool it came from"
+                )
+
+    def check_held(self, blocks: Sequence[KVCacheBlock]) -> None:
+        """Raise what :meth:`free_blocks` would raise, and change nothing."""
+        self.check_own(blocks)
+        for block, times in Counter(blocks).items():
+            if times > block.ref_cnt:
+                raise ValueError(
+                    f"double free of block {block.block_id}: freed {times} time(s), held by {block.ref_cnt} owner(s)"
+                )
+
+    def _tell(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
+        for observer in tuple(self.observers):  # one that is told may stop watching
+            observer.pool_event(kind, blocks)
+
+
+class Observer(Protocol):
+    """Whoever wants to know what happens to a pool and to the tables on it: one of :attr:`BlockPool.observers`.
+
+    A table that takes blocks or lets them go brackets what it does, so that everybody can tell its own event from the
+    steps that the pool takes for it. Forking a table of two blocks, for instance, is told as::
+
+        begin(child)                            from here on the child acts
+            pool_event("touch", [1, 2])         what the pool does for it
+        end("fork", [1, 2], child, 0)           done: the child's entries have changed too
+
+    What the pool reports outside a bracket was asked for by hand. Brackets do not nest: an append that needs a private
+    copy is two of them, one after the other. Whatever a table may be refused is checked before its bracket begins.
+
+    Blocks are shown in their new state. An observer must neither change what it watches nor raise: what it is told of
+    has happened and is not undone.
+    """
+
+    def begin(self, table: Any) -> None:
+        """A :class:`~pagedattn_lab.block_table.BlockTable` begins: until it ends, it is the one that uses the pool."""
+
+    def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
+        """The pool has done something.
+
+        Args:
+            kind: ``"allocate"``; ``"evict"``, just before it: these of the blocks lose the hash of their old contents;
+                ``"touch"``; or ``"free"``.
+            blocks: as they are now.
+        """
+
+    def end(self, kind: str, blocks: Sequence[KVCacheBlock], table: Any, num_tokens: int) -> None:
+        """The table that began is done.
+
+        Args:
+            kind: ``"append"``, ``"copy-on-write"``, ``"fork"``, ``"hit"`` or ``"free"``.
+            blocks: those taken (append), the shared one and its private copy (copy-on-write), those that are shared
+                now (fork, hit), or those given back (free).
+            table: the same as at the beginning, after its event.
+            num_tokens: how many were appended or found; 0 for the other kinds.
+        """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 
 
@@ -76,13 +77,14 @@ class BlockTable:
         if num_tokens < 0:
             raise ValueError(f"cannot append {num_tokens} tokens: give 0 or more")
         missing = max(0, num_tokens - self.num_empty_slots)
-        return -(-missing // self.pool.block_size) + (num_tokens > 0 and self.must_copy)
+        return cdiv(missing, self.pool.block_size) + (num_tokens > 0 and self.must_copy)
 
     def append_tokens(self, num_tokens: int) -> list[KVCacheBlock]:
         """Make room for more tokens; allocate only for those that the last block cannot hold.
 
         If the first of them goes into a block that another table names too, this table gets a copy of it in its place,
-        and :func:`take_copies` tells which block must be copied where before anything is written.
+        and :attr:`pending_copy` tells which block must be copied where before anything is written. A step that is laid
+        out by :func:`pagedattn_lab.attention.metadata.attention_metadata` carries that out.
 
         Returns:
             The blocks that were taken from the pool, often none; a private copy comes first.
@@ -93,28 +95,35 @@ class BlockTable:
         """
         pool, blocks = self.pool, self.blocks
         room = len(blocks) * pool.block_size - self.num_tokens
-        copied = added = ()
-        if not 0 <= num_tokens <= room or (num_tokens and blocks[-1].ref_cnt > 1):
-            num_blocks = self.num_blocks_needed(num_tokens)
-            pool.check_free(num_blocks)
-            if self.must_copy:
-                copied = (self._copy_on_write(),)
-            added = pool.get_new_blocks(num_blocks - len(copied))
-            blocks += added
+        fits = 0 <= num_tokens <= room and not (num_tokens and blocks[-1].ref_cnt > 1)
+        if fits and not pool.observers:  # nearly every token goes this way
+            self.num_tokens += num_tokens
+            return []
+
+        num_blocks = self.num_blocks_needed(num_tokens)
+        pool.check_free(num_blocks)
+        if not num_tokens:
+            return []
+        # Nothing can fail from here on. The copy comes first, and is told as an event of its own.
+        copied = [self._copy_on_write()] if self.must_copy else []
+        if pool.observers:
+            self._begin()
+        added = pool.get_new_blocks(num_blocks - len(copied))
+        blocks += added
         self.num_tokens += num_tokens
-        if pool.observer is not None and num_tokens:
-            pool.observer("append", added, self, num_tokens)
-        return [*copied, *added]
+        if pool.observers:
+            self._end("append", added, num_tokens)
+        return copied + added
 
     def _copy_on_write(self) -> KVCacheBlock:
         """Put a new block in the place of the last one, which other tables name too."""
         source = self.blocks[-1]
+        self._begin()
         [copy] = self.pool.get_new_blocks(1)
         self.blocks[-1] = copy
         self.pool.free_blocks([source])
         self.pending_copy = (source.block_id, copy.block_id)
-        if self.pool.observer is not None:
-            self.pool.observer("copy-on-write", [source, copy], self)
+        self._end("copy-on-write", [source, copy])
         return copy
 
     def adopt(self, blocks: Sequence[KVCacheBlock]) -> None:
@@ -125,10 +134,14 @@ class BlockTable:
         """
         if self.blocks:
             raise ValueError(f"a table of {self.num_tokens} tokens cannot adopt blocks: only an empty one can")
+        watched = self.pool.observers and blocks
+        if watched:
+            self.pool.check_own(blocks)
+            self._begin()
         self.pool.touch(blocks)
         self.blocks, self.num_tokens = list(blocks), len(blocks) * self.pool.block_size
-        if self.pool.observer is not None and self.blocks:
-            self.pool.observer("hit", self.blocks, self, self.num_tokens)
+        if watched:
+            self._end("hit", self.blocks, self.num_tokens)
 
     def fork(self, name: str | None = None) -> BlockTable:
         """Make a second table of the same tokens: it shares every block, and no block is copied.
@@ -160,10 +173,14 @@ class BlockTable:
                 f"block {copy} is still to be copied from block {source}: carry out take_copies() before you fork"
             )
         child = BlockTable(self.pool, name)
+        watched = self.pool.observers and self.blocks
+        if watched:
+            self.pool.check_own(self.blocks)
+            child._begin()
         self.pool.touch(self.blocks)
         child.blocks, child.num_tokens = list(self.blocks), self.num_tokens
-        if self.pool.observer is not None and child.blocks:
-            self.pool.observer("fork", child.blocks, child)
+        if watched:
+            child._end("fork", child.blocks)
         return child
 
     def slot_mapping(self, start: int = 0, stop: int | None = None) -> list[int]:
@@ -184,10 +201,24 @@ class BlockTable:
     def release(self) -> None:
         """Give every block back, last first, and become the empty table. On an empty table it does nothing."""
         freed = self.blocks[::-1]
+        watched = self.pool.observers and freed
+        if watched:
+            self.pool.check_held(freed)
+            self._begin()
         self.pool.free_blocks(freed)
         self.blocks, self.num_tokens, self.pending_copy = [], 0, None
-        if self.pool.observer is not None and freed:
-            self.pool.observer("free", freed, self)
+        if watched:
+            self._end("free", freed)
+
+    def _begin(self) -> None:
+        """Tell whoever watches that the pool works for this table now. Whatever can be refused was checked before."""
+        for observer in tuple(self.pool.observers):
+            observer.begin(self)
+
+    def _end(self, kind: str, blocks: Sequence[KVCacheBlock], num_tokens: int = 0) -> None:
+        """Tell whoever watches what this table has done."""
+        for observer in tuple(self.pool.observers):
+            observer.end(kind, blocks, self, num_tokens)
 
     def __repr__(self) -> str:
         return f"BlockTable(num_tokens={self.num_tokens}, block_ids={self.block_ids})"
@@ -197,7 +228,8 @@ def take_copies(tables: Iterable[BlockTable]) -> list[tuple[int, int]]:
     """Collect the copies that tables are waiting for, for :meth:`pagedattn_lab.kv_cache.PagedKVCache.copy_blocks`.
 
     They must be carried out, all together, after the tables of a step have grown and before its keys and values are
-    written. Forgetting one leaves a sequence with whatever the block held before.
+    written. Forgetting one leaves a sequence with whatever the block held before; so the metadata of a step takes them
+    along.
 
     Returns:
         ``(source, destination)`` block numbers.

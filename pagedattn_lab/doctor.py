@@ -76,18 +76,41 @@ def _kernel_check() -> Check:
     return Check("kernel", agrees, f"largest difference {difference:.1e}, {tolerance:.1e} allowed")
 
 
+def _model_check() -> Check:
+    from pagedattn_lab import models
+
+    try:
+        damage = models.corrupted_file()
+    except models.ModelLoadError as problem:  # its sentence says what to do
+        return Check("default model", False, str(problem))
+    return Check(
+        "default model", not damage, f"{damage}; run make setup" if damage else "complete, every file as it was saved"
+    )
+
+
+def _cache_directory() -> str | None:
+    from pagedattn_lab import models
+
+    try:
+        return str(models.cache_directory())
+    except models.ModelLoadError:  # reported with the model
+        return None
+
+
+def _cpu(num_threads: int) -> str:
+    return f"CPU, {num_threads} thread{'' if num_threads == 1 else 's'}"
+
+
 def examine() -> dict[str, Any]:
     """Run every check.
 
     Returns:
         A mapping with ``ok`` (will the book run?), ``checks``, ``versions``, ``device``, ``triton``,
-        ``model_present`` and ``cache_directory``, all of which JSON can hold.
+        ``model_present`` and ``cache_directory`` (``None`` if there is none), all of which JSON can hold.
     """
     import torch
 
-    from pagedattn_lab import models
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread(s)"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(torch.get_num_threads())
     found = versions()
     missing = [name for name, version in found.items() if version is None and name != "triton"]
     checks = [
@@ -102,9 +125,8 @@ def examine() -> dict[str, Any]:
         "unavailable": "no Triton for this platform: the kernel chapter needs Linux (WSL and Colab count)",
     }
     checks.append(Check("triton", mode != "unavailable", explanation[mode]))
-    damage = models.corrupted_file()
-    model_detail = f"{damage}; run make setup" if damage else "complete, every file as it was saved"
-    checks.append(Check("default model", damage is None, model_detail))
+    model = _model_check()
+    checks.append(model)
     if mode != "unavailable":
         checks.append(_kernel_check())
     return {
@@ -113,6 +135,6 @@ def examine() -> dict[str, Any]:
         "versions": found,
         "device": device,
         "triton": mode,
-        "model_present": damage is None,
-        "cache_directory": str(models.cache_directory()),
+        "model_present": model.ok,
+        "cache_directory": _cache_directory(),
     }

@@ -83,8 +83,18 @@ class PagedKVCache:
         kept = slots >= 0
         if not bool(kept.all()):
             slots, key, value = slots[kept], key[kept], value[kept]
+        self.store(layer, key, value, slots)
+
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
+        """Do what :meth:`write` does with what is right already: no check, and no wait for a device.
+
+        Args:
+            layer: which layer.
+            key, value: ``[num_tokens, num_kv_heads, head_dim]``.
+            slots: ``[num_tokens]`` int64 on the cache's device, all of them usable.
+        """
         for cache, tensor in ((self.key_caches[layer], key), (self.value_caches[layer], value)):
-            cache.flatten(0, 1)[slots] = tensor.to(cache.dtype)
+            _by_slot(cache)[slots] = tensor.to(cache.dtype)
 
     def gather(self, layer: int, slot_mapping: torch.Tensor | Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Read tokens back from their slots: the inverse of :meth:`write`.
@@ -96,7 +106,7 @@ class PagedKVCache:
             ValueError: a slot outside the cache or in the null block.
         """
         slots = self._slots(slot_mapping)
-        return self.key_caches[layer].flatten(0, 1)[slots], self.value_caches[layer].flatten(0, 1)[slots]
+        return _by_slot(self.key_caches[layer])[slots], _by_slot(self.value_caches[layer])[slots]
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Copy whole blocks, in every layer; all sources are read before any destination is written.
@@ -124,7 +134,10 @@ class PagedKVCache:
 
     def _slots(self, slot_mapping: torch.Tensor | Sequence[int], skip: int | None = None) -> torch.Tensor:
         """Check slots, all but those that equal ``skip``, and give them as an index tensor on the cache's device."""
-        slots = torch.as_tensor(slot_mapping, dtype=torch.int64, device=self.key_caches[0].device)
+        slots = torch.as_tensor(slot_mapping, device=self.key_caches[0].device)
+        if slots.numel() and (slots.is_floating_point() or slots.is_complex() or slots.dtype == torch.bool):
+            raise ValueError(f"slot_mapping is {slots.dtype}: whole numbers are needed")
+        slots = slots.to(torch.int64)
         if slots.dim() != 1:
             raise ValueError(f"slot_mapping has shape {tuple(slots.shape)}: one slot per token is needed")
         total = self.num_blocks * self.block_size
@@ -136,3 +149,12 @@ class PagedKVCache:
                 f"and those below {self.block_size} are in the null block"
             )
         return slots
+
+
+def _by_slot(cache: torch.Tensor) -> torch.Tensor:
+    """One layer's blocks as a row of slots, ``[num_slots, num_kv_heads, head_dim]``, in the same memory.
+
+    A view, never a copy: what is written to it is in the cache. ``flatten`` would copy a cache whose blocks do not lie
+    one behind the other, and what is written to the copy would be lost; ``view`` refuses such a cache.
+    """
+    return cache.view(-1, *cache.shape[2:])

@@ -6,13 +6,14 @@ group of full-attention layers. ``tests/test_vllm_transcript.py`` replays what t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.prefix_cache import HashIndex, PrefixIndex, Request
+from pagedattn_lab.prefix_cache import HashIndex, PrefixIndex
+from pagedattn_lab.request import Request
 
 
 @dataclass
@@ -24,40 +25,17 @@ class PrefixCacheStats:
         queries: their tokens.
         hits: how many of these were found in cached blocks.
         evictions: blocks that lost their contents to make room.
-        reuse_distances: how often a block was found again after how many had been handed out; see
-            :meth:`reuse_distance`.
     """
 
     requests: int = 0
     queries: int = 0
     hits: int = 0
     evictions: int = 0
-    reuse_distances: Counter[int] = field(default_factory=Counter)
 
     @property
     def hit_rate(self) -> float:
         """Tokens found over tokens looked for; 0 if there were none."""
         return self.hits / self.queries if self.queries else 0.0
-
-    def reuse_distance(self, part: float) -> int | None:
-        """Give the distance that so large a part of all hits did not exceed, or ``None`` without any hit.
-
-        The distance of a hit is the number of blocks that the manager handed out since a request last gave the block
-        back; 0 while somebody holds it. A block that nobody holds is evicted once all that stood before it in the
-        free queue have left, so the hit needed a cache of more blocks than this: others that were found in between
-        moved behind it and are not counted.
-
-        Raises:
-            ValueError: ``part`` is not above 0 and at most 1.
-        """
-        if not 0 < part <= 1:
-            raise ValueError(f"part is {part}: give a number above 0 and at most 1")
-        seen, total = 0, self.reuse_distances.total()
-        for distance, times in sorted(self.reuse_distances.items()):
-            seen += times
-            if seen >= part * total:
-                return distance
-        return None
 
 
 class KVCacheManager:
@@ -115,9 +93,7 @@ class KVCacheManager:
             self.block_pool.on_evict = self._evicted
         self.tables: dict[str, BlockTable] = {}
         self.stats = PrefixCacheStats()
-        self._num_cached_blocks: dict[str, int] = {}
-        self._num_handed_out = 0
-        self._last_use: dict[int, int] = {}  # of blocks cached when freed: how many had been handed out by then
+        self._num_cached_blocks: dict[str, int] = {}  # of each request: blocks from the first on that are remembered
 
     def get_computed_blocks(self, request: Request) -> tuple[list[KVCacheBlock], int]:
         """Find the full blocks that hold a request's first tokens already. Nothing changes.
@@ -140,6 +116,15 @@ class KVCacheManager:
     ) -> list[KVCacheBlock] | None:
         """Make room for the tokens that a request computes next; remember the blocks that they fill.
 
+        A request's tokens up to the end of the step, and where each comes from::
+
+            | computed in earlier steps | found in the cache  | computed in this step |
+            |   num_computed_tokens     |  computed_blocks    |    num_new_tokens     |
+            |---------------------------|---------------------|-----------------------|
+              its table has them          whole blocks, only    new slots: the rest of
+                                          when it is admitted   the last block, then
+                                                                blocks from the pool
+
         Blocks are remembered here, before they are computed: a request that is admitted in the same step can already
         share them, since every layer writes all keys and values of a step before anything reads them.
 
@@ -155,15 +140,21 @@ class KVCacheManager:
         Raises:
             ValueError: ``num_new_tokens`` below 1; hits for a request that holds blocks, or that are no longer those
                 of the request; computed tokens of one that holds none; a block that a fork shares would be written
-                to once more; token ids that cannot be hashed. Nothing changed.
+                to once more. Nothing changed.
         """
-        pool, request_id = self.block_pool, request.request_id
-        num_hit_tokens = len(computed_blocks) * pool.block_size
-        self._check(request, num_new_tokens, computed_blocks)
-        table = self.tables.get(request_id)
+        pool, block_size, name = self.block_pool, self.block_pool.block_size, request.request_id
+        table = self.tables.get(name)
+        if num_new_tokens < 1:
+            raise ValueError(f"num_new_tokens is {num_new_tokens}: a request computes at least 1 token")
         if table is None:
-            table = BlockTable(pool, request_id)
-            num_tokens, num_needed = num_hit_tokens + num_new_tokens, -(-num_new_tokens // pool.block_size)
+            self._check_admission(request, computed_blocks)
+        else:
+            self._check_running(request, table, computed_blocks)
+
+        # How many blocks does it take? Hits that nobody holds stand in the free queue, and leave it too.
+        if table is None:
+            num_tokens = len(computed_blocks) * block_size + num_new_tokens
+            num_needed = cdiv(num_new_tokens, block_size)
         else:
             num_tokens = request.num_computed_tokens + num_new_tokens
             num_needed = table.num_blocks_needed(max(0, num_tokens - table.num_tokens))
@@ -171,18 +162,50 @@ class KVCacheManager:
         if num_needed + num_free_hits > pool.num_free_blocks:
             return None
 
-        if request_id not in self.tables:
-            self._record_hits(request, computed_blocks)
-            table.adopt(computed_blocks)
-            self.tables[request_id] = table
-            self._num_cached_blocks[request_id] = len(computed_blocks)
+        # Nothing can fail from here on. Hits first: once touched, they cannot be handed out as new blocks.
+        if table is None:
+            table = self._admit(request, computed_blocks)
         new_blocks = table.append_tokens(max(0, num_tokens - table.num_tokens))
-        self._num_handed_out += len(new_blocks)
-        start, stop = self._num_cached_blocks[request_id], min(num_tokens, request.num_tokens) // pool.block_size
-        if self.prefix_cache is not None and start < stop:
-            self.prefix_cache.insert(request, table.blocks, start, stop)
-            self._num_cached_blocks[request_id] = stop
+
+        # Remember what is full now. Tokens that are only guessed, past the request's own, are not worth remembering.
+        if self.prefix_cache is not None:
+            start, stop = self._num_cached_blocks[name], min(num_tokens, request.num_tokens) // block_size
+            if start < stop:
+                self.prefix_cache.insert(request, table.blocks, start, stop)
+                self._num_cached_blocks[name] = stop
         return new_blocks
+
+    def fork(self, request: Request, request_id: str) -> Request:
+        """Let a second request go on from where one is: both hold the same blocks until one of them writes.
+
+        Neither may grow before the step that computes their common tokens has been carried out: see
+        :meth:`pagedattn_lab.block_table.BlockTable.fork`.
+
+        Args:
+            request: holds blocks.
+            request_id: name of the second one.
+
+        Raises:
+            ValueError: a request without blocks, a name that is taken, or a table that waits for a copy.
+
+        Example:
+            >>> manager = KVCacheManager(num_blocks=8, block_size=4)
+            >>> ada = Request("Ada", range(6))
+            >>> _ = manager.allocate_slots(ada, 6); ada.num_computed_tokens = 6
+            >>> bo = manager.fork(ada, "Bo")
+            >>> bo.append_token(9)
+            >>> _ = manager.allocate_slots(bo, 1)                     # block 3 takes the place of one that Ada reads
+            >>> manager.block_ids("Ada"), manager.block_ids("Bo")
+            ([1, 2], [1, 3])
+        """
+        table = self.tables.get(request.request_id)
+        if table is None:
+            raise ValueError(f"request {request.request_id!r} holds no blocks that a fork could share")
+        if request_id in self.tables:
+            raise ValueError(f"request {request_id!r} holds blocks already: give the fork another name")
+        self.tables[request_id] = table.fork(request_id)
+        self._num_cached_blocks[request_id] = self._num_cached_blocks[request.request_id]
+        return request.fork(request_id)
 
     def block_ids(self, request_id: str) -> list[int]:
         """Physical blocks of a request, in the order of its tokens; none if it holds none."""
@@ -197,10 +220,7 @@ class KVCacheManager:
         table = self.tables.pop(request.request_id, None)
         if table is None:
             return
-        self._num_cached_blocks.pop(request.request_id, None)
-        for block in table.blocks:
-            if block.block_hash is not None:
-                self._last_use[block.block_id] = self._num_handed_out
+        del self._num_cached_blocks[request.request_id]
         table.release()
 
     def evict_blocks(self, block_ids: Iterable[int]) -> None:
@@ -238,43 +258,45 @@ class KVCacheManager:
         self.stats = PrefixCacheStats()
         return True
 
-    def _check(self, request: Request, num_new_tokens: int, computed_blocks: Sequence[KVCacheBlock]) -> None:
-        """Refuse what would leave tables and cache at odds."""
-        name, num_computed = f"request {request.request_id!r}", request.num_computed_tokens
-        if num_new_tokens < 1:
-            raise ValueError(f"num_new_tokens is {num_new_tokens}: a request computes at least 1 token")
-        if self.prefix_cache is not None:
-            self.prefix_cache.find(request, 0)  # hashes the tokens that are new: what that raises is raised here
-        if request.request_id in self.tables:
-            if computed_blocks:
-                raise ValueError(f"{name} holds blocks already: hits are for requests without any")
-            table = self.tables[request.request_id]
-            for block in table.blocks[num_computed // self.block_pool.block_size :]:
-                if num_computed < table.num_tokens and block.ref_cnt > 1 and block.block_hash is None:
-                    raise ValueError(
-                        f"{name} would write over tokens {num_computed} to {table.num_tokens - 1} of its table, and "
-                        f"another table shares block {block.block_id}: do not fork a table with tokens that may go"
-                    )
-            return
+    def _check_admission(self, request: Request, computed_blocks: Sequence[KVCacheBlock]) -> None:
+        """Refuse to admit a request whose count or whose hits are out of date."""
+        num_computed = request.num_computed_tokens
         if num_computed not in (0, len(computed_blocks) * self.block_pool.block_size):
             raise ValueError(
-                f"{name} holds no blocks, yet num_computed_tokens is {num_computed}: set it to 0 when blocks are freed"
+                f"request {request.request_id!r} holds no blocks, yet num_computed_tokens is {num_computed}: set it to "
+                "0 when blocks are freed"
             )
-        if computed_blocks:
-            found = self.prefix_cache.find(request, len(computed_blocks)) if self.prefix_cache is not None else []
-            if list(computed_blocks) != found:
-                raise ValueError(f"the cache no longer holds these blocks for {name}: call get_computed_blocks again")
+        if computed_blocks and (self.prefix_cache is None or not self.prefix_cache.holds(request, computed_blocks)):
+            raise ValueError(
+                f"the cache no longer holds these blocks for request {request.request_id!r}: call get_computed_blocks "
+                "again"
+            )
 
-    def _record_hits(self, request: Request, computed_blocks: Sequence[KVCacheBlock]) -> None:
-        """Count a look-up once its request is admitted; one that is refused will look again."""
-        if self.prefix_cache is None:
-            return
-        self.stats.requests += 1
-        self.stats.queries += request.num_tokens
-        self.stats.hits += len(computed_blocks) * self.block_pool.block_size
-        for block in computed_blocks:
-            held = block.ref_cnt > 0
-            self.stats.reuse_distances[0 if held else self._num_handed_out - self._last_use[block.block_id]] += 1
+    def _check_running(self, request: Request, table: BlockTable, computed_blocks: Sequence[KVCacheBlock]) -> None:
+        """Refuse hits for a request that has blocks, and a second write to a block that a fork reads."""
+        name, num_computed = f"request {request.request_id!r}", request.num_computed_tokens
+        if computed_blocks:
+            raise ValueError(f"{name} holds blocks already: hits are for requests without any")
+        if num_computed >= table.num_tokens:
+            return  # nothing is written twice
+        for block in table.blocks[num_computed // self.block_pool.block_size :]:
+            if block.ref_cnt > 1 and block.block_hash is None:
+                raise ValueError(
+                    f"{name} would write over tokens {num_computed} to {table.num_tokens - 1} of its table, and "
+                    f"another table shares block {block.block_id}: do not fork a table with tokens that may go"
+                )
+
+    def _admit(self, request: Request, computed_blocks: Sequence[KVCacheBlock]) -> BlockTable:
+        """Give a request a page table that begins with its hits, and count the look-up: a refused one looks again."""
+        table = BlockTable(self.block_pool, request.request_id)
+        table.adopt(computed_blocks)
+        self.tables[request.request_id] = table
+        self._num_cached_blocks[request.request_id] = len(computed_blocks)
+        if self.prefix_cache is not None:
+            self.stats.requests += 1
+            self.stats.queries += request.num_tokens
+            self.stats.hits += table.num_tokens
+        return table
 
     def _evicted(self, block: KVCacheBlock) -> None:
         self.prefix_cache.forget(block)

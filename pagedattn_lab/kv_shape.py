@@ -79,6 +79,10 @@ def at_least_one(name: str, value: int) -> int:
     return value
 
 
+_CAUSAL_WHATEVER_IS_DECODER_SAYS = {"gpt_neox", "gpt_neox_japanese"}
+"""Model types whose class has ``is_decoder``, False by default, though their attention is always causal."""
+
+
 @dataclass(frozen=True)
 class KVShape:
     """The shape of the keys and values that one token leaves behind in a model.
@@ -214,8 +218,9 @@ def _text_fields(config: Any) -> dict[str, Any]:
         text = _with_class_defaults(outer["text_config"]) if outer.get("text_config") else outer
     else:
         text = outer.get_text_config(decoder=True)
-    for name in ("is_causal", "causal"):
-        if not isinstance(text, Mapping) and getattr(text, name, None) is False:
+    for name in ("is_decoder", "is_causal", "causal"):  # of the class: any configuration may carry a stray is_decoder
+        matters = hasattr(type(text), name) and text.model_type not in _CAUSAL_WHATEVER_IS_DECODER_SAYS
+        if matters and getattr(text, name) is False:
             raise ValueError(f"this configuration sets {name} = False, so its tokens see later ones and none is cached")
     fields = _fields(text)
     if text is not outer:

@@ -4,13 +4,17 @@ A model looks its attention function up by name at every call. :class:`ModelRunn
 length of one forward pass: it writes the step's keys and values through the slot mapping, then attends through the
 page table. The model's own ``generate`` stays as it was.
 
+What a step may be is checked once, in :meth:`ModelRunner.execute`. The layers trust it: they call a backend and write
+to the cache without looking at values, for which a GPU would have to be waited for, and a CPU ask thirty times.
+
 Source: transformers' ``AttentionInterface``; the forward context follows vLLM's ``vllm/forward_context.py``.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,13 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from pagedattn_lab.attention import BACKENDS, paged_attention
-from pagedattn_lab.attention.metadata import AttentionMetadata, attention_metadata
-from pagedattn_lab.block_pool import BlockPool
-from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.attention.backends import check_name, choose
+from pagedattn_lab.attention.metadata import AttentionMetadata
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KVShape
-from pagedattn_lab.models.support import UnsupportedModelError, refuse_unsupported, rotary_limit
+from pagedattn_lab.models.implementation import attention_of
+from pagedattn_lab.models.support import UnsupportedModelError, refuse_layer, refuse_unsupported, rotary_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,7 +59,10 @@ class ModelRunner:
         num_blocks: blocks per layer, the null block included.
         block_size: tokens per block.
         attention: backend for decode steps, as in :func:`pagedattn_lab.attention.paged_attention`. Steps that hold a
-            prompt run on the reference, whose dense products suit many queries at once.
+            prompt run on one that suits prompts.
+
+    Attributes:
+        cache: the tensors. A pool of as many blocks hands them out: two pools would hand out the same ones.
 
     Raises:
         UnsupportedModelError: an encoder-decoder, latent attention, chunked windows, a model without ``position_ids``,
@@ -65,18 +71,20 @@ class ModelRunner:
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from pagedattn_lab.attention.metadata import attention_metadata
+        >>> from pagedattn_lab.block_pool import BlockPool
+        >>> from pagedattn_lab.block_table import BlockTable
         >>> config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
         ...                      num_attention_heads=4, num_key_value_heads=2)
         >>> runner = ModelRunner(LlamaForCausalLM(config), num_blocks=8, block_size=4)
-        >>> pool = runner.new_pool()
-        >>> outputs = generate_greedily(runner, pool, [[7, 8, 9], [5]], max_tokens=4)
-        >>> [len(tokens) for tokens in outputs], pool.num_used_blocks
-        ([4, 4], 0)
+        >>> table = BlockTable(BlockPool(num_blocks=8, block_size=4))
+        >>> _ = table.append_tokens(3)
+        >>> runner.execute([7, 8, 9], attention_metadata([table], query_lens=[3])).shape
+        torch.Size([1, 50])
     """
 
     def __init__(self, model: PreTrainedModel, num_blocks: int, block_size: int = 16, attention: str = "auto") -> None:
-        if attention not in BACKENDS:
-            raise ValueError(f"attention {attention!r} is unknown: use one of {', '.join(BACKENDS)}")
+        check_name(attention)
         refuse_unsupported(model)
         try:
             shape = KVShape.from_config(model.config, model.dtype)
@@ -87,57 +95,47 @@ class ModelRunner:
         self._rotary_limit = rotary_limit(model)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def new_pool(self) -> BlockPool:
-        """Make the pool that hands this cache's blocks out; make one only, or two tables will share a block."""
-        return BlockPool(self.cache.num_blocks, self.cache.block_size)
-
-    def check_pool(self, pool: BlockPool) -> None:
-        """Make sure that a pool hands out blocks that this cache has.
-
-        Raises:
-            ValueError: it does not.
-        """
-        if pool.block_size != self.cache.block_size or pool.num_blocks > self.cache.num_blocks:
-            raise ValueError(
-                f"a pool of {pool.num_blocks} blocks of {pool.block_size} tokens does not fit a cache of "
-                f"{self.cache.num_blocks} blocks of {self.cache.block_size}: take the pool from runner.new_pool()"
-            )
-
     @torch.inference_mode()
     def execute(self, token_ids: Sequence[int], metadata: AttentionMetadata) -> torch.Tensor:
-        """Compute one step of a ragged batch.
+        """Compute one step of a ragged batch: copy blocks, then run the model, which writes and attends in every layer.
 
         Args:
             token_ids: the step's tokens, sequence after sequence.
             metadata: where they stand and where their keys and values go; see
-                :func:`pagedattn_lab.block_table.attention_metadata`.
+                :func:`pagedattn_lab.attention.metadata.attention_metadata`.
 
         Returns:
             ``[num_seqs, vocab_size]`` logits that follow each sequence's last token.
 
         Raises:
-            ValueError: not as many tokens as slots.
+            ValueError: not as many tokens as slots, or page tables on a pool whose blocks are not those of the cache.
             UnsupportedModelError: a layer bypassed the paged cache or asks for something that it cannot express, or a
                 sequence is longer than the model's rotary embedding stays the same for.
         """
         if len(token_ids) != len(metadata.slot_mapping):
             raise ValueError(f"{len(token_ids)} tokens but {len(metadata.slot_mapping)} slots: give one slot per token")
+        if metadata.block_size != self.cache.block_size or metadata.num_blocks > self.cache.num_blocks:
+            raise ValueError(
+                f"page tables on a pool of {metadata.num_blocks} blocks of {metadata.block_size} tokens do not fit a "
+                f"cache of {self.cache.num_blocks} blocks of {self.cache.block_size}: make the pool as large as the "
+                "cache"
+            )
         if self._rotary_limit is not None and metadata.max_seq_len > self._rotary_limit:
             raise UnsupportedModelError(
                 f"a sequence has {metadata.max_seq_len} tokens, and beyond {self._rotary_limit} the rotary angles of "
                 f"{type(self.model).__name__} depend on the longest sequence of a batch: keep to shorter ones"
             )
-        backend = self.attention if metadata.is_decode else "reference"
-        context = _ForwardContext(metadata, self.cache, backend)
-        last_tokens = metadata.query_start_loc[1:].long() - 1
+        self.cache.copy_blocks(metadata.block_copies)
+        context = _ForwardContext(metadata, self.cache, self.attention if metadata.is_decode else "auto")
+        last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
-        with _attention_of(self.model, ATTENTION_NAME), _set_forward_context(context):
+        with attention_of(self.model, ATTENTION_NAME), _set_forward_context(context):
             logits = self.model(
-                input_ids=torch.tensor([list(token_ids)], device=self.model.device),
+                input_ids=torch.tensor([list(token_ids)], device=self.model.device),  # [1, num_tokens]
                 position_ids=metadata.positions[None, :],
                 use_cache=False,
                 **keep,
-            ).logits[0]
+            ).logits[0]  # [num_seqs, vocab_size], or [num_tokens, vocab_size] of a model that cannot keep fewer
         missing = set(range(self.cache.shape.num_layers)) - context.layers_done
         if missing:
             raise UnsupportedModelError(
@@ -145,62 +143,6 @@ class ModelRunner:
                 f"{sorted(missing)}: their keys and values are not in the paged cache"
             )
         return logits if self._takes_logits_to_keep else logits[last_tokens]
-
-
-def generate_greedily(
-    runner: ModelRunner,
-    pool: BlockPool,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    stop_token_ids: Collection[int] = (),
-    on_token: Callable[[int, int, BlockTable], None] | None = None,
-) -> list[list[int]]:
-    """Continue every prompt with its most likely tokens, all prompts in one batch that shrinks as they finish.
-
-    Args:
-        runner: the model.
-        pool: where blocks come from; every block taken has been returned when this ends, however it ends.
-        prompts: token ids, one list per prompt.
-        max_tokens: how many tokens to add at most.
-        stop_token_ids: a sequence ends with, and includes, the first of these.
-        on_token: called with ``(index of the prompt, token id, its table)`` as each token is chosen.
-
-    Returns:
-        The new tokens of each prompt.
-
-    Raises:
-        NoFreeBlocksError: the pool is too small for all prompts together.
-        ValueError: an empty prompt, ``max_tokens`` below 1, or a pool whose blocks are not those of the cache.
-    """
-    runner.check_pool(pool)
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}: ask for at least 1")
-    for index, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {index} is empty: give it at least one token")
-    outputs: list[list[int]] = [[] for _ in prompts]
-    tables = [BlockTable(pool) for _ in prompts]
-    step = {index: list(prompt) for index, prompt in enumerate(prompts)}  # tokens each running prompt computes next
-    try:
-        while step:
-            for index, token_ids in step.items():
-                tables[index].append_tokens(len(token_ids))
-            metadata = attention_metadata(
-                [tables[index] for index in step], [len(ids) for ids in step.values()], runner.model.device
-            )
-            logits = runner.execute([token for ids in step.values() for token in ids], metadata)
-            for index, token in zip(list(step), logits.argmax(dim=-1).tolist(), strict=True):
-                outputs[index].append(token)
-                step[index] = [token]
-                if on_token is not None:
-                    on_token(index, token, tables[index])
-                if token in stop_token_ids or len(outputs[index]) == max_tokens:
-                    del step[index]
-                    tables[index].release()
-    finally:
-        for table in tables:
-            table.release()
-    return outputs
 
 
 def _attention_through_page_table(
@@ -218,38 +160,25 @@ def _attention_through_page_table(
 ) -> tuple[torch.Tensor, None]:
     """Stand in for one layer's attention: shapes ``[1, heads, num_tokens, head_dim]`` in, tokens before heads out."""
     context = _forward_context.get()
-    metadata, layer = context.metadata, module.layer_idx
-    shape = context.cache.shape
-    if s_aux is not None:
-        raise UnsupportedModelError(f"layer {layer} uses attention sinks, which the paged backends do not have yet")
-    if layer in context.layers_done:
-        raise UnsupportedModelError(f"layer {layer} attends more than once in a step, over different keys or values")
-    if not getattr(module, "is_causal", True):
-        raise UnsupportedModelError(f"layer {layer} lets tokens see later ones, whose keys a cache does not have yet")
-    for tensor in (key, value):
-        if (tensor.shape[1], tensor.shape[3]) != (shape.num_kv_heads, shape.head_dim):
-            raise UnsupportedModelError(
-                f"layer {layer} has {tensor.shape[1]} KV heads of {tensor.shape[3]} elements and the cache has "
-                f"{shape.num_kv_heads} of {shape.head_dim}: layers of different shapes are not supported yet"
-            )
-    if attention_mask is not None:  # the window that _window_in_place_of_mask put there, or a mask of the model's own
-        if attention_mask.dim():
-            raise UnsupportedModelError(f"layer {layer} builds an attention mask of its own")
-        sliding_window = int(attention_mask)
-    context.cache.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), metadata.slot_mapping)
+    metadata, cache, layer = context.metadata, context.cache, module.layer_idx
+    if attention_mask is not None and not attention_mask.dim():  # what _window_in_place_of_mask put there
+        sliding_window, attention_mask = int(attention_mask), None
+    refuse_layer(module, key, value, attention_mask, sliding_window, s_aux, cache.shape, layer in context.layers_done)
+    cache.store(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), metadata.slot_mapping)
     context.layers_done.add(layer)
-    window_matters = sliding_window is not None and metadata.max_seq_len > sliding_window
-    output = paged_attention(
-        query[0].transpose(0, 1).to(context.cache.key_caches[layer].dtype),
-        context.cache.key_caches[layer],
-        context.cache.value_caches[layer],
+    if sliding_window is not None and metadata.max_seq_len <= sliding_window:
+        sliding_window = None  # every token sees all before it
+    features = {"softcap": softcap, "sliding_window": sliding_window}
+    backend = choose(context.backend, query.device, prompts=not metadata.is_decode, **features)
+    output = backend.run(
+        query[0].transpose(0, 1).to(cache.key_caches[layer].dtype),  # [num_tokens, num_heads, head_dim]
+        cache.key_caches[layer],
+        cache.value_caches[layer],
         metadata.block_tables,
         metadata.seq_lens,
-        query_start_loc=metadata.query_start_loc,
-        scale=scaling,
-        backend=context.backend,
-        softcap=softcap,
-        sliding_window=sliding_window if window_matters else None,
+        metadata.query_start_loc,
+        1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling),
+        **features,
     )
     return output[None].to(query.dtype), None
 
@@ -261,17 +190,6 @@ def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) 
 
 AttentionInterface.register(ATTENTION_NAME, _attention_through_page_table)
 AttentionMaskInterface.register(ATTENTION_NAME, _window_in_place_of_mask)
-
-
-@contextmanager
-def _attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Let a model compute attention with the function of that name for a while."""
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
 
 
 @contextmanager

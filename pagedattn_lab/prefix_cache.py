@@ -14,14 +14,14 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pagedattn_lab.block_pool import KVCacheBlock
+from pagedattn_lab.request import ExtraKey, Request
 
 HashFunction = Callable[[bytes], bytes]
-ExtraKey = tuple[str | int, ...]
+BYTES_PER_TOKEN = 8  # in what is hashed: token ids as 64-bit numbers
 
 
 def sha256(data: bytes) -> bytes:
@@ -33,123 +33,35 @@ SHA256_ROOT = sha256(b"pagedattn_lab: the parent of every first block")
 """What stands for the parent's hash in a first block under SHA-256: the same everywhere, so caches agree."""
 
 
-@dataclass(frozen=True)
-class Image:
-    """An image in a prompt: its place holders all carry one token id, so only ``identifier`` tells it from others.
+def block_hashes(
+    request: Request, block_size: int, hash_function: HashFunction = sha256, root: bytes = SHA256_ROOT
+) -> list[bytes]:
+    """Hash every full block of a request; the request keeps them, so each is computed once however long it grows.
 
-    Attributes:
-        identifier: a hash of the image.
-        offset: position of its first place holder.
-        length: how many there are.
-    """
-
-    identifier: str
-    offset: int
-    length: int
-
-
-class Request:
-    """The tokens of one request, and what else decides which blocks it may share.
-
-    Args:
-        request_id: its name, unique among running requests.
-        token_ids: the prompt.
-        cache_salt: requests share blocks only with those of the same salt.
-        lora_name: the adapter that computes it, whose keys and values are its own.
-        images: in the order of their offsets.
-
-    Attributes:
-        token_ids: prompt and output so far. It only grows: use :meth:`append_token`.
-        num_computed_tokens: how many have keys and values in the cache; whoever runs the model advances it.
+    Returns:
+        The request's own list, with one hash per full block, in order.
 
     Raises:
-        ValueError: no token, or an empty salt or adapter name.
+        ValueError: a token id that is no whole number of 64 bits.
 
     Example:
         >>> request = Request("Ada", [5, 6, 7, 8, 9])
-        >>> request.append_token(10)
-        >>> request.num_tokens, len(request.block_hashes(block_size=2))
-        (6, 3)
+        >>> len(block_hashes(request, block_size=2))
+        2
     """
-
-    def __init__(
-        self,
-        request_id: str,
-        token_ids: Iterable[int],
-        cache_salt: str | None = None,
-        lora_name: str | None = None,
-        images: Sequence[Image] = (),
-    ) -> None:
-        self.request_id = request_id
-        self.token_ids = list(token_ids)
-        if not self.token_ids:
-            raise ValueError(f"request {request_id!r} has no token: give it at least one")
-        for name, value in (("cache_salt", cache_salt), ("lora_name", lora_name)):
-            if value == "":
-                raise ValueError(f"{name} of request {request_id!r} is empty: give a text, or None for none")
-        self.cache_salt, self.lora_name, self.images = cache_salt, lora_name, tuple(images)
-        self.num_computed_tokens = 0
-        self._hashes: dict[Hashable, list[bytes]] = {}
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of prompt and output so far."""
-        return len(self.token_ids)
-
-    def append_token(self, token_id: int) -> None:
-        """Add one token of output."""
-        self.token_ids.append(token_id)
-
-    def extra_keys(self, start: int, stop: int) -> tuple[ExtraKey, ...]:
-        """What, beside tokens, decides the contents of a block of tokens ``start`` to ``stop - 1``.
-
-        The adapter is in every block. An image is in those that it touches, with the place where it begins in them. The
-        salt is in the first block only: through the parents' hashes it is in all others too.
-
-        Example:
-            >>> request = Request("Ada", range(8), cache_salt="blue", images=[Image("cat", 3, 2)])
-            >>> request.extra_keys(0, 4)
-            (('image', 'cat', 3), ('salt', 'blue'))
-            >>> request.extra_keys(4, 8)
-            (('image', 'cat', -1),)
-        """
-        keys: list[ExtraKey] = []
-        if self.lora_name is not None:
-            keys.append(("lora", self.lora_name))
-        keys += [
-            ("image", image.identifier, image.offset - start)
-            for image in self.images
-            if image.offset < stop and start < image.offset + image.length
-        ]
-        if self.cache_salt is not None and start == 0:
-            keys.append(("salt", self.cache_salt))
-        return tuple(keys)
-
-    def block_hashes(
-        self, block_size: int, hash_function: HashFunction = sha256, root: bytes = SHA256_ROOT
-    ) -> list[bytes]:
-        """Hash every full block; hashes are kept, so that each is computed once however long the request grows.
-
-        Returns:
-            One hash per full block, in order.
-
-        Raises:
-            ValueError: a token id that is no whole number of 64 bits.
-        """
-        hashes = self._hashes.setdefault((block_size, hash_function, root), [])
-        first, last = len(hashes), self.num_tokens // block_size
-        if first == last:
-            return hashes
-        tokens = _as_bytes(self.token_ids[first * block_size : last * block_size])
-        plain = self.lora_name is None and not self.images  # then only the first block can have extra keys
-        parent = hashes[-1] if hashes else root
-        for index in range(first, last):
-            begin = (index - first) * block_size * 8
-            block = tokens[begin : begin + block_size * 8]
-            keys = () if plain and index else self.extra_keys(index * block_size, (index + 1) * block_size)
-            parent = hash_function(_serialise(parent, block, keys))
-            hashes.append(parent)
+    hashes = request.hashes.setdefault((block_size, hash_function, root), [])
+    first, last = len(hashes), request.num_tokens // block_size
+    if first == last:
         return hashes
+    tokens = _as_bytes(request.token_ids[first * block_size : last * block_size])
+    parent = hashes[-1] if hashes else root
+    for index in range(first, last):
+        begin = (index - first) * block_size * BYTES_PER_TOKEN
+        block = tokens[begin : begin + block_size * BYTES_PER_TOKEN]
+        keys = request.extra_keys(index * block_size, (index + 1) * block_size)
+        parent = hash_function(_serialise(parent, block, keys))
+        hashes.append(parent)
+    return hashes
 
 
 def hash_block_tokens(
@@ -163,14 +75,14 @@ def hash_block_tokens(
     Args:
         parent_block_hash: hash of the block before it; ``None`` for a first block under SHA-256.
         token_ids: the tokens in the block.
-        extra_keys: as :meth:`Request.extra_keys` gives them.
+        extra_keys: as :meth:`pagedattn_lab.request.Request.extra_keys` gives them.
         hash_function: from bytes to bytes.
 
     Example:
         >>> first = hash_block_tokens(None, [1, 2])
         >>> hash_block_tokens(first, [3, 4]) == hash_block_tokens(None, [3, 4])    # same tokens, another past
         False
-        >>> Request("Ada", [1, 2, 3, 4]).block_hashes(2) == [first, hash_block_tokens(first, [3, 4])]
+        >>> block_hashes(Request("Ada", [1, 2, 3, 4]), 2) == [first, hash_block_tokens(first, [3, 4])]
         True
     """
     parent = SHA256_ROOT if parent_block_hash is None else parent_block_hash
@@ -212,6 +124,9 @@ class PrefixIndex(Protocol):
 
     def find(self, request: Request, num_blocks: int) -> list[KVCacheBlock]:
         """Give the blocks that hold the request's first tokens, at most ``num_blocks``, up to the first miss."""
+
+    def holds(self, request: Request, blocks: Sequence[KVCacheBlock]) -> bool:
+        """Say whether these blocks, found earlier, still hold the request's first tokens."""
 
     def insert(self, request: Request, blocks: Sequence[KVCacheBlock], start: int, stop: int) -> None:
         """Make blocks ``start`` to ``stop - 1`` of a request known, all of them full and the ones before them known."""
@@ -279,6 +194,10 @@ class HashIndex:
             found.append(next(iter(blocks.values())))
         return found
 
+    def holds(self, request: Request, blocks: Sequence[KVCacheBlock]) -> bool:
+        """Compare the marks of blocks with a request's hashes: nothing is looked up."""
+        return [block.block_hash for block in blocks] == self.hashes(request)[: len(blocks)]
+
     def insert(self, request: Request, blocks: Sequence[KVCacheBlock], start: int, stop: int) -> None:
         """Give blocks ``start`` to ``stop - 1`` their hashes.
 
@@ -303,7 +222,7 @@ class HashIndex:
 
     def hashes(self, request: Request) -> list[bytes]:
         """Hashes of a request's full blocks under this index's function and root."""
-        return request.block_hashes(self.block_size, self.hash_function, self.root)
+        return block_hashes(request, self.block_size, self.hash_function, self.root)
 
     def __len__(self) -> int:
         return sum(map(len, self._blocks.values()))

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 
 from pagedattn_lab.block_pool import KVCacheBlock
-from pagedattn_lab.prefix_cache import ExtraKey, Request, check_cacheable
+from pagedattn_lab.prefix_cache import check_cacheable
+from pagedattn_lab.request import ExtraKey, Request
 
 BlockKey = tuple[tuple[ExtraKey, ...], tuple[int, ...]]
 """What a block adds to the path: its extra keys and its tokens."""
@@ -55,11 +56,15 @@ class RadixTree:
         path = self._walk(self._keys(request, 0, num_blocks), self._root)
         return [block for node, used in path for block in node.blocks[:used]]
 
+    def holds(self, request: Request, blocks: Sequence[KVCacheBlock]) -> bool:
+        """Walk down once more: a block's mark tells its own tokens, not the path that leads to it."""
+        return self.find(request, len(blocks)) == list(blocks)
+
     def num_matching_tokens(self, request: Request) -> int:
         """Count the first tokens that lie in cached blocks, those in the first part of a block included.
 
         A block that agrees only in part can be used if it is copied first, as after a fork. One with other extra keys
-        counts as not agreeing at all, even if the image that makes the difference stands late in it.
+        counts as not agreeing at all.
         """
         keys = self._keys(request, 0, request.num_tokens // self.block_size)
         node, used, depth = self._end(keys, self._root)

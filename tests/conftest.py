@@ -1,5 +1,42 @@
-"""What every test file gets: plain words from a failing assertion, also where it stands in a shared helper."""
+"""What every test file gets: plain words from a failing assertion, the built book, and a fair share for each worker."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
-pytest.register_assert_rewrite("tests.helpers")
+pytest.register_assert_rewrite("tests.helpers")  # before anything is imported from there
+
+from tests.helpers.built import built_once  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+SLOW = (ROOT / "tests" / "browser", ROOT / "chapters")  # take minutes: none may begin when the other worker is done
+ONE_CHAPTER = re.compile(r"(tests/browser/\w+\.py)::\w+\[(?:chapters/)?([0-9A]\d_\w+|tour)\b")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow files first, and keep the order otherwise: then no worker ends long after the other."""
+    items.sort(key=lambda item: not any(folder in item.path.parents for folder in SLOW))
+
+
+class Scheduling(LoadFileScheduling):
+    """Keeps on one worker the tests of a file, or in a browser those of one chapter in it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        chapter = ONE_CHAPTER.match(nodeid)
+        return " ".join(chapter.groups()) if chapter else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """Take the place of ``--dist loadfile``."""
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the book as ``make book`` does, once for all workers; a warning fails the build."""
+    return built_once(tmp_path_factory.getbasetemp())

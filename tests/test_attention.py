@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
 from pagedattn_lab.attention import paged_attention
-from tests.helpers.oracle import assert_matches, dense_attention, ragged_batch
+from pagedattn_lab.attention.triton_decode import triton_attention
+from tests.helpers.oracle import assert_matches, dense_attention, ragged_batch, same_bits, spread
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)
@@ -80,13 +84,41 @@ def test_where_blocks_lie_does_not_matter(backend: str) -> None:
     assert torch.equal(paged_attention(*batch.arguments()[0], backend=backend), before)
 
 
-def test_inputs_are_not_written() -> None:
-    """Catches a kernel that stores outside its output row."""
-    batch = ragged_batch([30, 17], [1, 1], block_size=8, head_dim=80, seed=5)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_inputs_are_not_written(backend: str, dtype: torch.dtype) -> None:
+    """Catches a store outside the output row: a slot without a token must stay NaN, to the bit."""
+    batch = ragged_batch([30, 17], [1, 1], block_size=8, head_dim=80, seed=5, dtype=dtype)
     before = [tensor.clone() for tensor in batch.arguments()[0]]
-    paged_attention(*batch.arguments()[0], backend="triton")
+    paged_attention(*batch.arguments()[0], backend=backend)
     for tensor, copy in zip(batch.arguments()[0], before, strict=True):
-        assert torch.equal(tensor.nan_to_num(), copy.nan_to_num())
+        assert same_bits(tensor, copy)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, -math.nan])
+def test_same_bits_tells_apart_what_equal_does_not(value: float) -> None:
+    """Catches a comparison of bits that takes a stray zero, or another NaN, for the NaN that was there."""
+    slots = torch.full((3,), math.nan)
+    stray = slots.clone()
+    assert same_bits(slots, stray)
+    stray[1] = value
+    assert not same_bits(slots, stray)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [("query", 0), ("query", 1)] + [(name, dim) for name in ("key_cache", "value_cache") for dim in range(3)],
+)
+def test_offsets_past_32_bits(name: str, dim: int, tmp_path: Path) -> None:
+    """Catches an offset computed in 32 bits: along tokens, heads, blocks or slots, wherever the stride is wide."""
+    batch = ragged_batch(
+        [11, 4, 6], [2, 1, 1], block_size=4, head_dim=16, heads=6, kv_heads=3, dtype=torch.float16, seed=6
+    )
+    expected = dense_attention(batch)
+    setattr(batch, name, spread(getattr(batch, name), dim, tmp_path))
+    positional, keywords = batch.arguments()
+    for backend in ("reference", "triton"):
+        assert_matches(paged_attention(*positional, **keywords, backend=backend), expected)
 
 
 def _arguments() -> dict[str, object]:
@@ -124,6 +156,14 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
         paged_attention(**(_arguments() | change))
 
 
+def test_triton_refuses_tables_past_int32() -> None:
+    """Catches a position that wraps: 2**27 blocks of 16 hold one token more than int32 counts."""
+    arguments = _arguments() | {"key_cache": torch.zeros(3, 16, 2, 8), "value_cache": torch.zeros(3, 16, 2, 8)}
+    tables = torch.ones(2, 1, dtype=torch.int32).expand(2, 2**27)
+    with pytest.raises(ValueError, match="2147483648 tokens"):
+        triton_attention(**(arguments | {"block_tables": tables}), query_start_loc=torch.arange(3), scale=1.0)
+
+
 def test_triton_refuses_float64_and_strided_rows() -> None:
     """Catches a kernel run on memory that it would misread."""
     arguments = _arguments()
@@ -133,3 +173,30 @@ def test_triton_refuses_float64_and_strided_rows() -> None:
     strided = torch.zeros(2, 6, 16)[..., ::2]
     with pytest.raises(ValueError, match="query has stride 2"):
         paged_attention(**(arguments | {"query": strided}), backend="triton")
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16], ids=str)
+@pytest.mark.parametrize("name", ["seq_lens", "block_tables", "query_start_loc"])
+def test_short_integers_are_refused(name: str, dtype: torch.dtype, backend: str) -> None:
+    """Catches a dtype in which lengths, table entries or the sums made of them wrap."""
+    cache = torch.zeros(3, 60, 2, 8)
+    arguments = {
+        "block_tables": torch.tensor([[1, -1]]),
+        "seq_lens": torch.tensor([100]),
+        "query_start_loc": torch.tensor([0, 1]),
+    }
+    arguments[name] = arguments[name].to(dtype)
+    with pytest.raises(ValueError, match=f"{name} is {dtype}: int32"):
+        paged_attention(torch.zeros(1, 6, 8), cache, cache, **arguments, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "block_size", "seq_len"), [(torch.int8, 60, 100), (torch.uint8, 120, 200)], ids=["int8", "uint8"]
+)
+def test_wrapped_length_does_not_hide_an_entry(dtype: torch.dtype, block_size: int, seq_len: int) -> None:
+    """Catches seq_len + block_size - 1 in 8 bits: no entry seems in use, and the -1 is read."""
+    cache = torch.zeros(3, block_size, 2, 8)
+    lens = torch.tensor([seq_len]).to(dtype)
+    with pytest.raises(ValueError, match=r"seq_lens is|block_tables"):
+        paged_attention(torch.zeros(1, 6, 8), cache, cache, torch.tensor([[1, -1]]), lens, backend="reference")

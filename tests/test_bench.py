@@ -27,20 +27,26 @@ class Log:
         self.appends: dict[int, list[int]] = {}
         self.tables: list[BlockTable] = []  # kept, so that no id is used again
         self.most_running = self.num_running = 0
-        pool.observer = self
+        pool.observers.append(self)
 
-    def __call__(self, kind: str, blocks: Sequence[KVCacheBlock], table: Any = None, num_tokens: int = 0) -> None:
+    def begin(self, table: BlockTable) -> None:
+        pass
+
+    def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
         if kind == "allocate":
             self.allocated += [block.block_id for block in blocks]
-        elif kind == "append":
+        elif kind == "free":
+            self.freed += len(blocks)
+
+    def end(self, kind: str, blocks: Sequence[KVCacheBlock], table: BlockTable, num_tokens: int) -> None:
+        if kind == "append":
             if id(table) not in self.appends:
                 self.tables.append(table)
                 self.num_running += 1
                 self.most_running = max(self.most_running, self.num_running)
             self.appends.setdefault(id(table), []).append(num_tokens)
         elif kind == "free":
-            self.num_running -= table is not None
-            self.freed += len(blocks) if table is None else 0
+            self.num_running -= 1
 
 
 @pytest.mark.parametrize("in_turn", [False, True])

@@ -10,8 +10,8 @@ import pytest
 
 from pagedattn_lab.bench import prefix
 from pagedattn_lab.kv_manager import KVCacheManager
-from pagedattn_lab.prefix_cache import Request
 from pagedattn_lab.radix_tree import RadixTree
+from pagedattn_lab.request import Request
 
 KEYS = ("look_up_us", "us", "ns_per_block", "radix_time_ratio")
 
@@ -26,7 +26,7 @@ def test_every_round_admits_a_stranger_and_then_a_twin(length: int, found: int, 
     look_up, allocate = manager.get_computed_blocks, manager.allocate_slots
 
     def get_computed_blocks(request: Request) -> Any:
-        assert request._hashes == {} and request not in requests
+        assert request.hashes == {} and request not in requests
         requests.append(request)
         return look_up(request)
 

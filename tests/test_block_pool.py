@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 import hypothesis.strategies as st
 import pytest
@@ -15,6 +16,39 @@ from pagedattn_lab.block_pool import BlockPool, FreeBlockQueue, KVCacheBlock, No
 from pagedattn_lab.block_table import BlockTable, take_copies
 
 NUM_BLOCKS, BLOCK_SIZE = 12, 4
+
+
+class Strict:
+    """An observer that keeps the books from events alone, and refuses a bracket that nests, or ends unbegun."""
+
+    def __init__(self) -> None:
+        self.open: BlockTable | None = None
+        self.inside: list[str] = []
+        self.owners: Counter[int] = Counter()
+        self.broken: list[str] = []  # an observer must not raise
+
+    def begin(self, table: BlockTable) -> None:
+        if self.open is not None:
+            self.broken.append("a bracket begins inside another")
+        self.open, self.inside = table, []
+
+    def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
+        self.inside.append(kind)
+        for block in blocks:
+            self.owners[block.block_id] += {"allocate": 1, "touch": 1, "free": -1, "evict": 0}[kind]
+
+    def end(self, kind: str, blocks: Sequence[KVCacheBlock], table: BlockTable, num_tokens: int) -> None:
+        steps = [step for step in self.inside if step != "evict"]
+        expected = {
+            "append": ["allocate"] * bool(blocks),
+            "copy-on-write": ["allocate", "free"],
+            "fork": ["touch"],
+            "hit": ["touch"],
+            "free": ["free"],
+        }[kind]
+        if self.open is not table or steps != expected:
+            self.broken.append(f"{kind} of {table} ends what {self.open} began, with {self.inside} inside")
+        self.open = None
 
 
 class PoolAndTables(RuleBasedStateMachine):
@@ -31,6 +65,16 @@ class PoolAndTables(RuleBasedStateMachine):
         self.owned: dict[int, tuple[BlockTable, list[int], int]] = {}
         self.held: Counter[int] = Counter()
         self.next_name = 0
+        self.strict = Strict()
+
+    @rule()
+    def watch_or_not(self) -> None:
+        """Go on with an observer, or without: whoever comes late is told how things stand."""
+        if self.pool.observers:
+            self.pool.observers.clear()
+        else:
+            self.strict.owners = self.references()
+            self.pool.observers.append(self.strict)
 
     def take(self, count: int) -> list[int]:
         taken, self.free = self.free[:count], self.free[count:]
@@ -153,6 +197,9 @@ class PoolAndTables(RuleBasedStateMachine):
     @invariant()
     def same_as_model(self) -> None:
         counts = self.references()
+        assert self.strict.broken == [] and self.strict.open is None
+        if self.pool.observers:
+            assert +self.strict.owners == counts
         assert [block.block_id for block in self.pool.free_block_queue.get_all_free_blocks()] == self.free
         assert self.pool.num_free_blocks == len(self.free)
         assert self.pool.num_used_blocks == len(counts) == NUM_BLOCKS - 1 - len(self.free)
@@ -196,6 +243,11 @@ def test_operations_cost_the_same_in_any_pool() -> None:
         return count
 
     assert instructions(10) == instructions(100_000) > 0
+
+
+def test_running_out_is_no_wrong_value() -> None:
+    """Catches a caller's mistake and a full pool under one error: only the latter may be waited out."""
+    assert issubclass(NoFreeBlocksError, RuntimeError) and not issubclass(NoFreeBlocksError, ValueError)
 
 
 def test_queue_remove_refuses_a_block_that_is_not_queued() -> None:

@@ -282,6 +282,16 @@ def test_another_python_is_chosen(checkout: Path) -> None:
     assert module.up_to_date() and not module.up_to_date("python3.12") and not module.usable_venv("python3.12")
 
 
+def test_relative_cache(checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Catches an installation of minutes before the model's folder is refused."""
+    monkeypatch.setenv("PAGEDATTN_LAB_CACHE", "models")
+    assert load(checkout).main() == 1
+    assert "PAGEDATTN_LAB_CACHE is 'models'" in sentence(capfd)
+    assert pip_calls(checkout) == 0
+    monkeypatch.setenv("PAGEDATTN_LAB_CACHE", "~/models")
+    assert load(checkout).main() == 0
+
+
 def test_model_cannot_be_fetched(checkout: Path) -> None:
     """Catches success reported although the default model is missing; the next call tries only the model again."""
     (checkout / "model-fails").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from pagedattn_lab import cli
-from pagedattn_lab.bench import allocator
+from pagedattn_lab.bench import allocator, slots
 from pagedattn_lab.cli import main
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.studies import memory_shares as waste
@@ -82,6 +83,63 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
     assert "FAIL default model: not in the cache yet; run make setup" in result.stdout
 
 
+def test_doctor_names_a_relative_cache() -> None:
+    """Catches a traceback, and advice to run make setup, which would refuse the same folder."""
+    result = run("doctor", PAGEDATTN_LAB_CACHE="models")
+    assert result.returncode == 1 and result.stderr == "" and "models in      no folder" in result.stdout
+    assert re.search(r"FAIL default model: PAGEDATTN_LAB_CACHE is 'models'.*: give an absolute path.*", result.stdout)
+    assert json.loads(run("doctor", "--json", PAGEDATTN_LAB_CACHE="models").stdout)["cache_directory"] is None
+
+
+@pytest.mark.parametrize("words", [["-hello"], ["--", "-hello"], ["--", "--hello"], ["-h is what?"], ["-5"]])
+def test_a_prompt_may_begin_with_a_dash(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a prompt taken for an option, wherever the options stand."""
+    for arguments in (["generate", "--max-tokens", "1", "--json", *words], ["generate", *words]):
+        assert cli._parser().parse_args(cli._texts_last(arguments)).prompt == words[-1]
+    if words[0] != "--":
+        assert cli._parser().parse_args(cli._texts_last(["generate", *words, "--json", "--temperature", "-0"])).json
+    report, _ = (
+        report_of(capsys, "generate", "--max-tokens", "1", "--json", *words) if words == ["-hello"] else ({}, "")
+    )
+    assert report.get("output_tokens", 1) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_json_is_json_in_every_encoding(encoding: str, tmp_path: Path) -> None:
+    """Catches escapes that JSON does not have, bytes that are no UTF-8, and half a pair of surrogates."""
+    for name in ("caf\u00e9 \U0001f642 \u4e00.csv", "caf\udce9.csv"):
+        (tmp_path / name).write_text(AZURE)
+        result = run("waste", "--workload", str(tmp_path / name), "--json", PYTHONIOENCODING=encoding)
+        assert result.stdout.isascii() and strictly(result.stdout)["workload"] == str(tmp_path / name)
+    code = f"from pagedattn_lab.cli.output import print_json; print_json({{'text': {name + chr(0x1F642)!r}}})"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert strictly(printed) == {"text": name + chr(0x1F642)}
+    for command in ("bench", "doctor", "generate", "hits", "waste"):
+        assert "json.dumps" not in (Path(cli.__file__).parent / f"{command}.py").read_text()
+
+
+def test_memory_names_the_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an allocator's own words, or advice to lower what is not too large."""
+    monkeypatch.setattr(cli.generate, "_memory", lambda device: 10**6)
+    for options, message in (
+        ([], "blocks of 16 tokens take 1 GiB, and cpu has 0.0 GiB: lower --max-tokens"),
+        (["--n", "3"], "lower --n or --max-tokens"),
+        (["--beams", "3"], "lower --beams or --max-tokens"),
+        (["--block-size", "4096"], "2 blocks of 4,096 tokens take 1 GiB, and cpu has 0.0 GiB: lower --block-size"),
+    ):
+        assert_one_line(capsys, ["generate", "x", *options], 1, message)
+
+
+def test_one_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches 1 blocks."""
+    arguments = ["generate", "x", "--block-size", "64", "--max-tokens", "2", "--n", "2", "--temperature", "0"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert " cached in 2 blocks of 64: " in printed and not re.search(r"\b1 [a-z]+s\b", printed)
+    assert main(["generate", "x", "--block-size", "64", "--max-tokens", "1"]) == 0
+    assert " cached in 1 block of 64: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -108,7 +166,7 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
             for size in ("0", "-1", "0MB", "12 apples", "GiB", "1e3", "inf", "1.2.3", "12TiB", "")
         ),
         (["waste", "--budget", "1"], 1, "max: a region of 2048 slots never fits a strip of 1310"),
-        (["waste", "--budget", "1MB"], 1, "1,000,000 bytes hold 1 tokens of OPT-13B, less than two blocks of 16"),
+        (["waste", "--budget", "1MB"], 1, "1,000,000 bytes hold 1 token of OPT-13B, less than two blocks of 16"),
         (["waste", "--budget", "12884901888"], 1, "(a plain number means GiB)"),
         (["waste", "--workload", "azure-code", "--model-len", "2"], 1, "all 10,000 requests are refused"),
         (["waste", "--rate", "1e-308"], 1, "arrives at inf s"),
@@ -116,6 +174,10 @@ def test_doctor_fails_without_the_model(tmp_path: Path) -> None:
         (["bench"], 2, "required: {allocator,prefix}"),
         (["bench", "engine"], 2, "invalid choice"),
         (["generate", "x", "--model", "/no/such/folder"], 1, "there is no folder '/no/such/folder'"),
+        (["generate", "--hello"], 2, "required: prompt; one that begins with two dashes goes behind --"),
+        (["generate", "x", "-y"], 2, "unrecognized arguments: -y"),
+        (["generate", "x", "--block-size", "1" + 18 * "0"], 1, " GiB: lower --block-size"),
+        (["generate", "x", "--block-size", "1" + 400 * "0"], 1, " GiB: lower --block-size"),
         (["generate", "x", "--max-tokens", "9000"], 1, "exceed the model's 8192"),
     ],
 )
@@ -259,13 +321,25 @@ def test_waste_options_reach_the_simulation(capsys: pytest.CaptureFixture[str]) 
     assert code["allocators"]["oracle"]["reservation"] < 0.1 < base["allocators"]["oracle"]["reservation"]
 
 
-@pytest.mark.parametrize(("name", "text"), [("trace.csv", AZURE), ("trace.jsonl", MOONCAKE)])
+QUOTED = re.sub(r"[^,\n]+", r'"\g<0>"', AZURE).replace("\n", "\r\n")
+ARRAY = f"[{','.join(MOONCAKE.splitlines())}]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("trace.csv", AZURE.encode()),
+        ("trace.jsonl", MOONCAKE.encode()),
+        ("trace.csv.gz", gzip.compress(QUOTED.encode())),
+        ("trace.json", ARRAY.encode("utf-16")),
+    ],
+)
 def test_waste_serves_a_trace(
-    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a trace whose arrivals are ignored, that is read more than once, and requests dropped in silence."""
     path = tmp_path / name
-    path.write_text(text)
+    path.write_bytes(content)
     loads = []
     monkeypatch.setattr(cli.waste, "load_trace", lambda path, load=load_trace: loads.append(path) or load(path))
     report, said = waste_report(capsys, "--workload", str(path))
@@ -342,13 +416,16 @@ def test_bench_allocator(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     """Catches a command that measures something else than the library does, or mixes JSON with other output."""
     quick = partial(allocator.measure, [1_000, 1_500], num_steps=5, num_calls=5, repetitions=2)
     monkeypatch.setattr(allocator, "measure", quick)
+    monkeypatch.setattr(slots, "measure", partial(slots.measure, num_running=2, num_requests=5, repetitions=2))
     assert main(["bench", "allocator", "--json"]) == 0
     report = strictly(capsys.readouterr().out)
     assert [pool["num_blocks"] for pool in report["pools"]] == [1_000, 1_500]
     assert report["flat"] >= 1 and report["append_us"] > 0
+    assert report["allocate_slots"]["num_requests"] == 5 and report["allocate_slots"]["cached"]["us"] > 0
     assert main(["bench", "allocator"]) == 0
     captured = capsys.readouterr()
     assert "1,500" in captured.out and "Whole pool" in captured.out and captured.err == ""
+    assert captured.out.splitlines()[-1].startswith("allocate_slots, 2 of 5 requests running: ")
 
 
 def test_light_commands_load_nothing_heavy() -> None:

@@ -33,9 +33,13 @@ from pagedattn_lab import models
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, reorder, take_copies
 from pagedattn_lab.cli import generate, main
-from pagedattn_lab.engine import beam_search as decoding
+from pagedattn_lab.cli.output import count as counted
+from pagedattn_lab.engine import beam_search as beam_search_module
+from pagedattn_lab.engine.beam_search import beam_search
+from pagedattn_lab.engine.core import EngineCore
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.model_runner import ModelRunner
+from pagedattn_lab.request import Request
 from pagedattn_lab.studies.hit_rates import POLICIES, measure
 from pagedattn_lab.workloads import load_mooncake_jsonl
 from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS, hashed
@@ -138,6 +142,19 @@ def test_hits_of_the_first_requests(trace: str, capsys: Capture) -> None:
     for number in (1, 3, len(LOAD), len(LOAD) + 1):
         report, _ = report_of(capsys, "hits", trace, "--block-size", str(BLOCK), "--requests", f"{number:+}")
         assert report == {"trace": trace} | expected_hits(LOAD[:number], BLOCK, "lru", math.inf)
+
+
+def test_hits_of_a_load_however_it_is_written(tmp_path: Path, capsys: Capture) -> None:
+    """Catches a way to write a log that ``load_trace`` reads and the command does not: compressed, as an array, and
+    with ids for full blocks only, where the advice was to change the block size.
+    """
+    array = f"[{','.join(mooncake(LOAD).splitlines())}]"
+    full_blocks = mooncake([(tokens, hash_ids[: tokens // BLOCK]) for tokens, hash_ids in LOAD])
+    for content in (gzip.compress(mooncake(LOAD).encode()), array.encode("utf-16"), full_blocks.encode()):
+        path = tmp_path / "load"
+        path.write_bytes(content)
+        report, _ = report_of(capsys, "hits", str(path), "--block-size", str(BLOCK))
+        assert report == {"trace": str(path)} | expected_hits(LOAD, BLOCK, "lru", math.inf)
 
 
 def test_hits_by_default_in_blocks_of_mooncake(tmp_path: Path, capsys: Capture) -> None:
@@ -402,17 +419,14 @@ SEARCHES = {
 
 def search(small: Small, prompt: Sequence[int], num_beams: int, block_size: int, **rest: Any) -> dict[str, Any]:
     """What a report says of a search: its tables are watched, its sharing is counted from its genealogy alone."""
-    runner = ModelRunner(small.model, 200, block_size)
     genealogy, used = [], [math.ceil(len(prompt) / block_size)]
 
-    def watch(tables: Sequence[BlockTable], parents: Sequence[int]) -> None:
+    def watch(tables: Sequence[BlockTable], parents: Sequence[int], _: int) -> None:
         genealogy.append([*parents])
         used.append(len({block_id for table in tables for block_id in table.block_ids}))
 
-    decoding.beam_search(
-        runner, BlockTable(runner.new_pool()), prompt, num_beams, MAX_TOKENS, stop_token_ids=small.stop, on_step=watch,
-        **rest,
-    )  # fmt: skip
+    engine = EngineCore(ModelRunner(small.model, 200, block_size))
+    beam_search(engine, Request("Ada", prompt), num_beams, MAX_TOKENS, stop_token_ids=small.stop, on_step=watch, **rest)
     sharing = count(len(prompt), genealogy, block_size)
     return {
         "blocks_used": max(used),
@@ -532,7 +546,7 @@ def test_a_prefix_that_the_prompt_is_too_short_for(small: Small, tmp_path: Path,
     assert tokens_of(report) == [greedy(small.model, prompt, 1)]
     assert_says(report, {"prompt_tokens": 3, "prefix_hit_tokens": 2, "blocks_shared": 2, "blocks_saved": 2})
     assert main(Run(1, options).arguments(small, "!")) == 0
-    assert "\n2 prompt tokens found in the cache, in full blocks of a shared prefix of 6\n" in capsys.readouterr().out
+    assert "\n2 prompt tokens found in the cache, in full blocks of a shared prefix of 2\n" in capsys.readouterr().out
 
 
 def test_a_shared_prefix_is_the_system_message(small: Small, prefix_file: str, tmp_path: Path, capsys: Capture) -> None:
@@ -563,7 +577,7 @@ def test_a_shared_prefix_is_the_system_message(small: Small, prefix_file: str, t
 def test_a_prompt_that_ends_with_a_cached_block(small: Small, tmp_path: Path, capsys: Capture) -> None:
     """Catches a prompt found whole, of which nothing is left to compute."""
     path = tmp_path / "prefix.txt"
-    path.write_text("abwxy")
+    path.write_text("abcde")
     report, _ = report_of(capsys, *Run(3, ("--shared-prefix", str(path))).arguments(small, "c"))
     assert_says(report, {"prompt_tokens": 6, "prefix_hit_tokens": 3})
 
@@ -590,9 +604,8 @@ def test_text_says_what_json_says(
         f"blocks of 4: {report['bytes']:,} bytes, {100 * report['waste']:.1f}% of them empty slots"
     )
     found = f"{report['prefix_hit_tokens']} prompt tokens found in the cache, in full blocks of a shared prefix of "
-    shared = (
-        f"{report['blocks_shared']} blocks shared, {report['blocks_copied']} copied, {report['blocks_saved']} saved"
-    )
+    blocks = counted(report["blocks_shared"], "block")
+    shared = f"{blocks} shared, {report['blocks_copied']} copied, {report['blocks_saved']} saved"
     last = [account, *([f"{found}{len(PREFIX)}"] if is_behind_prefix else []), shared]
     assert captured.out.split("\n\n") == [*texts, "\n".join(last) + "\n"] and captured.err == ""
 
@@ -624,14 +637,16 @@ FILES = {
     "latin1.txt": "caf\u00e9".encode("latin-1"),
     "prefix.txt": PREFIX.encode(),
     "load.jsonl": mooncake(LOAD).encode(),
-    "load.jsonl.gz": gzip.compress(mooncake(LOAD).encode()),
+    "cut.jsonl.gz": gzip.compress(mooncake(LOAD).encode())[:-9],
+    "mixed.jsonl": mooncake([(10, (0, 1, 2)), (9, (0, 1))]).encode(),
     "binary": bytes(range(256)),
     "azure.csv": AZURE.encode(),
-    "array.json": f"[{ROW}]".encode(),
+    "page.html": b"<!DOCTYPE html>",
+    "bad.json": f"[{ROW}, 7]".encode(),
     "plain.jsonl": b'{"timestamp": 0, "input_length": 100, "output_length": 50}\n',
     "cut.jsonl": f"{ROW}\n{ROW[:-9]}".encode(),
 }
-READS = "hits reads a JSON object per line with timestamp, input_length, output_length and hash_ids"
+READS = "hits reads JSON objects with timestamp, input_length, output_length and hash_ids"
 
 
 @pytest.mark.parametrize(
@@ -639,10 +654,33 @@ READS = "hits reads a JSON object per line with timestamp, input_length, output_
     [
         (["hits"], 2, "required: TRACE"),
         *((["hits", name], 2, "is neither a file nor one of chat, system-prompts") for name in ("missing", ".", "")),
-        (["hits", "empty"], 1, f"empty: there is no request in it; {READS}"),
-        (["hits", "blank"], 1, f"blank: there is no request in it; {READS}"),
-        *((["hits", name], 1, READS) for name in ("binary", "load.jsonl.gz", "azure.csv")),
-        (["hits", "array.json"], 1, f"array.json: line 1: not a JSON object; {READS}"),
+        *((["hits", name], 1, f"{name}: the file is empty; {READS}") for name in ("empty", "blank")),
+        *((["waste", "--workload", name], 1, f"{name}: the file is empty") for name in ("empty", "blank")),
+        (
+            ["hits", "binary"],
+            1,
+            f"binary: this is binary, or UTF-16 without a byte order mark: save it as text in UTF-8; {READS}",
+        ),
+        (["hits", "page.html"], 1, f"page.html: this is a web page or XML: download the file itself; {READS}"),
+        (["waste", "--workload", "page.html"], 1, "page.html: this is a web page or XML: download the file itself"),
+        (["hits", "cut.jsonl.gz"], 1, f"cut.jsonl.gz: the gzip file is cut off: fetch it again; {READS}"),
+        (["waste", "--workload", "cut.jsonl.gz"], 1, "cut.jsonl.gz: the gzip file is cut off: fetch it again"),
+        (["hits", "bad.json"], 1, f"bad.json: item 2: not a JSON object; {READS}"),
+        (
+            ["hits", "azure.csv"],
+            1,
+            "azure.csv has no hash_ids, which tell prompts that begin alike: give JSON objects with",
+        ),
+        (
+            ["hits", "prefix.txt"],
+            1,
+            f"line of a CSV must name TIMESTAMP, ContextTokens, GeneratedTokens, with commas between; {READS}",
+        ),
+        (
+            ["hits", "mixed.jsonl", "--block-size", "4"],
+            1,
+            "request 1 has an id for its last block, which is not full in blocks of 4, and request 2 has none",
+        ),
         (["hits", "cut.jsonl"], 1, "cut.jsonl: line 2: not JSON"),
         (["hits", "plain.jsonl"], 1, "plain.jsonl has no hash_ids"),
         (["hits", "load.jsonl"], 1, "request 1: 3 hash_ids for 10 tokens in blocks of 512"),
@@ -719,6 +757,6 @@ def test_a_refusal_by_the_library_is_passed_on(small: Small, capsys: Capture, mo
     def refuse(*_: Any, **__: Any) -> None:
         raise ValueError("length_penalty is 1000.0:\n  give a smaller one")
 
-    monkeypatch.setattr(decoding, "beam_search", refuse)
+    monkeypatch.setattr(beam_search_module, "beam_search", refuse)
     message = "pagedattn_lab generate: length_penalty is 1000.0: give a smaller one\n"
     assert_one_line(capsys, Run(4, ("--beams", "2")).arguments(small), 1, message)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 
 from pagedattn_lab.kv_manager import KVCacheManager
-from pagedattn_lab.prefix_cache import Request
+from pagedattn_lab.request import Request
 from pagedattn_lab.studies.hit_rates import POLICIES, BlockCache, HitReport, measure
 from pagedattn_lab.workloads import TraceRequest
 from pagedattn_lab.workloads.conversations import chat, hashed, system_prompts
@@ -201,10 +201,55 @@ def test_bad_caches_are_refused(arguments: tuple, message: str) -> None:
         BlockCache(*arguments)
 
 
-@pytest.mark.parametrize(("num_tokens", "hash_ids"), [(33, (0, 1)), (32, (0, 1, 2)), (0, ()), (5, ())])
+@given(prompts_of_few_tokens, block_sizes, capacities, st.sampled_from(list(POLICIES)))
+def test_ids_of_full_blocks_are_enough(prompts: Prompts, block_size: int, capacity: int, policy: str) -> None:
+    """Catches a log that hashes full blocks only and is refused, or measured as if it had a block less."""
+    trace = to_trace(prompts, block_size)
+    full_only = [request._replace(hash_ids=request.hash_ids[: request.prompt_len // block_size]) for request in trace]
+    for size in (None, capacity):
+        assert measure(full_only, size, block_size, policy) == measure(trace, size, block_size, policy)
+
+
+def test_a_trace_must_hash_all_blocks_alike() -> None:
+    """Catches a wrong block size at which each request taken alone would pass."""
+    ids = (0, 1, 2, 3)
+    with_rest, without_rest = TraceRequest(0.0, 17, 1, ids[:2]), TraceRequest(0.0, 40, 1, ids[:2])
+    full = TraceRequest(0.0, 32, 1, ids[:2])
+    for trace, first, second in (
+        ([full, with_rest, full, without_rest], 2, 4),
+        ([without_rest, without_rest, with_rest], 3, 1),
+    ):
+        with pytest.raises(ValueError) as caught:
+            measure(trace, None, 16)
+        assert str(caught.value) == (
+            f"request {first} has an id for its last block, which is not full in blocks of 16, and request {second} "
+            "has none: all such blocks must have ids, or none"
+        )
+    for trace in ([full, with_rest, full], [without_rest, full, without_rest]):
+        assert measure(trace, None, 16).num_requests == 3
+
+
+@pytest.mark.parametrize("block_size", [*range(8, 16), *range(17, 25)])
+@pytest.mark.parametrize("full_only", [False, True])
+def test_a_wrong_block_size_is_found(block_size: int, full_only: bool) -> None:
+    """Catches both ways to hash a last block letting a trace pass that was hashed in other blocks."""
+    trace = list(hashed(islice(chat(), 50), 16))
+    if full_only:
+        trace = [request._replace(hash_ids=request.hash_ids[: request.prompt_len // 16]) for request in trace]
+    with pytest.raises(ValueError, match=r"request \d+"):
+        measure(trace, None, block_size)
+    assert measure(trace, None, 16).num_requests == 50
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "hash_ids"), [(33, (0,)), (33, (0, 1, 2, 3)), (32, (0, 1, 2)), (0, ()), (16, ())]
+)
 def test_ids_that_do_not_fit_the_tokens(num_tokens: int, hash_ids: tuple[int, ...]) -> None:
     """Catches a rate computed with the wrong block size, and an error that does not say which request is meant."""
     trace = [TraceRequest(0.0, 16, 1, (7,)), TraceRequest(0.0, num_tokens, 1, hash_ids)]
-    message = f"request 2: {len(hash_ids)} hash_ids for {num_tokens} tokens in blocks of 16: there must be one for each"
+    message = (
+        f"request 2: {len(hash_ids)} hash_ids for {num_tokens} tokens in blocks of 16: there must be one for each "
+        "block, or for each full block"
+    )
     with pytest.raises(ValueError, match=message):
         measure(trace, None, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ import pagedattn_lab
 PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
-    "kv_shape", "block_pool", "block_table", "baselines.strip", "baselines.contiguous", "baselines.paged", "workloads",
-    "hardware", "studies.simulate", "studies.memory_shares", "prefix_cache", "radix_tree", "kv_manager",
-    "studies.block_savings", "workloads.conversations", "studies.hit_rates", "bench.allocator", "bench.prefix",
-    "recorder.frame", "recorder",
+    "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
+    "hardware", "baselines.strip", "baselines.contiguous", "baselines.paged", "workloads", "workloads.conversations",
+    "studies.simulate", "studies.memory_shares", "studies.block_savings", "studies.hit_rates",
+    "studies.reuse_distances", "bench.allocator", "bench.slots", "bench.prefix",
+    "recorder.frame", "recorder.sentences", "recorder",
 )  # fmt: skip
 
 
@@ -30,27 +32,40 @@ def test_import_is_light(module: str) -> None:
 
 
 def test_import_time() -> None:
-    """Catches work done at import: the interpreter's own account stays under 0.3 s on any machine we know."""
-    command = [sys.executable, "-X", "importtime", "-c", "import pagedattn_lab"]
+    """Catches work done at import, of the package or of an export: well under 0.3 s on any machine we know, by the
+    interpreter's own account, with everything that is imported on the way.
+    """
     times = []
     for _ in range(3):
-        lines = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
-        times.append(int(next(line for line in lines if line.endswith("| pagedattn_lab")).split("|")[1]))
+        command = [sys.executable, "-X", "importtime", "-c", "from pagedattn_lab import BlockPool"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+        rows = [line.removeprefix("import time:").split("|") for line in lines]
+        cumulative = {name.strip(): int(total) for _, total, name in rows[1:]}
+        times.append(cumulative["pagedattn_lab"] + cumulative["pagedattn_lab.block_pool"])
     assert min(times) < 300_000
 
 
-ORDER = [
-    "kv_shape", "block_pool", "block_table", "prefix_cache", "radix_tree", "kv_manager", "kv_cache", "hardware",
-    "attention.metadata", "attention.launch", "attention.reference", "attention.triton_decode", "attention",
-    "models.quiet", "models.default", "models.prompts", "models.support", "models", "models.__main__", "model_runner",
-    "baselines", "baselines.strip", "baselines.contiguous", "baselines.paged", "workloads", "workloads.conversations",
+SPINE = [
+    "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
+    "kv_cache", "hardware",
+    "attention.metadata", "attention.tolerance", "attention.checks", "attention.reference", "attention.launch",
+    "attention.triton_decode", "attention.backends", "attention",
+    "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
+    "models", "models.__main__", "model_runner",
+    "engine.core", "engine.sampling", "engine.beam_search", "engine",
+]  # fmt: skip
+APPARATUS = [
+    "baselines", "baselines.strip", "baselines.contiguous", "baselines.paged",
+    "workloads.lengths", "workloads.arrivals", "workloads.request_logs", "workloads", "workloads.conversations",
     "studies", "studies.simulate", "studies.memory_shares", "studies.block_savings", "studies.hit_rates",
-    "engine", "engine.beam_search",
-    "bench", "bench.timing", "bench.allocator", "bench.prefix",
-    "recorder.frame", "recorder", "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips",
-    "viz.memory", "viz.player", "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments",
+    "studies.reuse_distances", "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
+    "recorder.frame", "recorder.sentences", "recorder",
+    "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
+    "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments", "cli.output",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
 ]  # fmt: skip
+ORDER = SPINE + APPARATUS
+"""Every module behind those that it may import: what a server is, then what the book measures and shows it with."""
 
 
 def test_imports_point_one_way() -> None:
@@ -74,3 +89,59 @@ def test_every_module_is_in_the_order() -> None:
         for path in PACKAGE.rglob("*.py")
     }
     assert {name for name in found if not name.startswith("exercises.")} - {"__init__"} == set(ORDER)
+
+
+def test_the_spine_stands_by_itself() -> None:
+    """Catches a part of the server that needs what the book measures or draws it with."""
+    for name in SPINE:
+        path = PACKAGE.joinpath(*name.split("."))
+        source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+        for package in sorted({name.split(".")[0] for name in APPARATUS} - {"__main__"}):
+            assert f"pagedattn_lab.{package}" not in source, f"{name} names {package}"
+
+
+# --- the front door -------------------------------------------------------------------------------------------------
+
+
+def in_a_fresh_process(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_every_export_leads_somewhere() -> None:
+    """Catches a name that is exported and does not exist, is another's, or is not what a type checker is told."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    typed = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed.keys() == set(pagedattn_lab.__all__) and len(pagedattn_lab.__all__) > 20
+    for name, module in typed.items():
+        value = getattr(pagedattn_lab, name)
+        assert value is getattr(importlib.import_module(module), name)
+        assert value.__module__ == module and value.__name__ == name
+    assert set(pagedattn_lab.__all__) <= set(dir(pagedattn_lab))
+    with pytest.raises(AttributeError, match="has no attribute 'BlockPol'"):
+        pagedattn_lab.BlockPol  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("names", "heavy"),
+    [
+        ("BlockPool, BlockTable, KVCacheManager, KVShape, HashIndex, RadixTree, Recorder, Request", []),
+        ("paged_attention, PagedKVCache, attention_metadata", ["torch"]),
+    ],
+)
+def test_exports_load_no_more_than_they_need(names: str, heavy: list[str]) -> None:
+    """Catches torch behind a name of the pure half, which must run in a browser's Python."""
+    code = f"from pagedattn_lab import {names}\nimport sys\nprint(sorted({HEAVY - {'numpy'}!r} & set(sys.modules)))"
+    assert in_a_fresh_process(code) == str(heavy)
+
+
+def test_asking_what_there_is_loads_nothing() -> None:
+    """Catches completion in a notebook that imports torch."""
+    code = f"import pagedattn_lab, sys\ndir(pagedattn_lab)\nprint(sorted({HEAVY!r} & set(sys.modules)))"
+    assert in_a_fresh_process(code) == "[]"

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from pagedattn_lab.attention import triton_decode
-from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch
+from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch, spread
 
 SOURCE = Path(triton_decode.__file__).read_text()
 
@@ -30,6 +31,15 @@ MUTATIONS = {
         "block = (positions // BLOCK_SIZE).to(tl.int64)",
     ),
     "KV head not shared by neighbours": ("head // QUERIES_PER_KV", "head % QUERIES_PER_KV"),
+}
+
+
+NARROW = {  # what is cut to 32 bits, and the tensor and dimension whose stride must be wide for it to matter
+    "token": ("tl.program_id(0).to(tl.int64)", "tl.program_id(0)", "query", 0),
+    "head": ("tl.program_id(1).to(tl.int64)", "tl.program_id(1)", "query", 1),
+    "KV head": ("head // QUERIES_PER_KV", "(head // QUERIES_PER_KV).to(tl.int32)", "key_cache", 2),
+    "slot": ("(positions % BLOCK_SIZE).to(tl.int64)", "positions % BLOCK_SIZE", "value_cache", 1),
+    "block": ("in_sequence, other=0).to(tl.int64)", "in_sequence, other=0)", "key_cache", 0),
 }
 
 
@@ -68,3 +78,16 @@ def test_mutant_is_caught(mutation: str, tmp_path: Path) -> None:
     module = load(SOURCE.replace(original, mutated), tmp_path)
     with pytest.raises(AssertionError, match="times the rounding bound"):
         run(module, batch())
+
+
+@pytest.mark.filterwarnings("ignore:.*overflow:RuntimeWarning")
+@pytest.mark.parametrize("index", NARROW)
+def test_narrow_offset_is_caught(index: str, tmp_path: Path) -> None:
+    """Catches wide strides that are not wide enough to tell 64 bits from 32."""
+    original, mutated, name, dim = NARROW[index]
+    assert SOURCE.count(original) == 1, f"the kernel no longer holds {original!r} once: bring the mutation up to date"
+    subject = ragged_batch([9, 3], [2, 1], block_size=4, head_dim=80, kv_heads=3, dtype=torch.float16, seed=12)
+    setattr(subject, name, spread(getattr(subject, name), dim, tmp_path))
+    run(load(SOURCE, tmp_path), subject)
+    with pytest.raises(AssertionError, match="times the rounding bound"):
+        run(load(SOURCE.replace(original, mutated), tmp_path), subject)

@@ -82,3 +82,28 @@ def test_bytes_and_dtypes() -> None:
         cache_of("float8_e4m3fn")
     with pytest.raises(ValueError, match="cannot be built"):
         PagedKVCache(KVShape(1, 1, 1, "float32"), num_blocks=1, block_size=4)
+
+
+@pytest.mark.parametrize("slots", [torch.tensor([4.5, 9.0]), [4.5, 9.0], torch.tensor([True, False])])
+def test_slots_that_are_no_whole_numbers_are_refused(slots: object) -> None:
+    """Catches a slot of 4.5 that is cut to 4, where another token lies."""
+    cache = cache_of()
+    with pytest.raises(ValueError, match="whole numbers are needed"):
+        cache.write(0, torch.ones(2, 3, 5), torch.ones(2, 3, 5), slots)
+    with pytest.raises(ValueError, match="whole numbers are needed"):
+        cache.gather(0, slots)
+    assert not cache.key_caches[0].any()
+    cache.write(0, torch.ones(0, 3, 5), torch.ones(0, 3, 5), [])
+
+
+def test_what_is_written_is_in_the_cache() -> None:
+    """Catches a write to a copy of a cache whose blocks do not lie one behind the other: it would change nothing."""
+    cache = cache_of()
+    storage = torch.zeros(6, 2, 4, 3, 5)
+    cache.key_caches[0], cache.value_caches[0] = storage[:, 0], storage[:, 1]  # keys and values of a block side by side
+    try:
+        cache.write(0, torch.ones(1, 3, 5), torch.full((1, 3, 5), 2.0), [9])
+    except RuntimeError as error:
+        assert "view" in str(error)
+    else:
+        assert storage[2, 0, 1].eq(1).all() and storage[2, 1, 1].eq(2).all()

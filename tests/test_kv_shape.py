@@ -167,7 +167,8 @@ def test_a_configuration_that_its_class_refuses_is_named() -> None:
         (AutoConfig.for_model("t5gemma"), "is_encoder_decoder"),
         (AutoConfig.for_model("mamba"), "none of the configuration's layers has attention"),
         (AutoConfig.for_model("xlstm"), "no num_attention_heads"),
-        (AutoConfig.for_model("xlm"), "causal = False"),
+        (AutoConfig.for_model("xlm"), "sets causal = False"),
+        (BertConfig(), "is_decoder = False"),
         (BertConfig(is_decoder=True, add_cross_attention=True), "add_cross_attention"),
         # OpenELM, DeciLM-7B and Nemotron-NAS, whose classes are not transformers' own.
         ({"model_type": "openelm", "num_transformer_layers": 3, "num_kv_heads": [3, 4, 5], "head_dim": 64,

@@ -28,7 +28,6 @@ NEEDED: dict[str, dict[str, Any]] = {
     "jetmoe": {"hidden_size": 64, "intermediate_size": 64, "kv_channels": 24, "vocab_size": 64, "num_local_experts": 4},
     "lfm2_moe": {"layer_types": ["full_attention", "conv"] * 4},
     "xmod": {"default_language": "en_XX", "hidden_size": 96, "intermediate_size": 64, "vocab_size": 64},
-    **{name: {"is_decoder": True} for name in ("big_bird", "megatron-bert", "rembert", "roformer")},
 }  # fmt: skip
 NO_META_DEVICE = {"dbrx", "jetmoe", "xmod"}  # their routing reads numbers back
 # Without an attention mask, these look for padding or packed sequences in the numbers.
@@ -46,7 +45,8 @@ def _changes(model_type: str) -> list[dict[str, Any]]:
     outer = AutoConfig.for_model(model_type)
     text = outer.get_text_config(decoder=True)
     read = text.to_dict()
-    needed = NEEDED.get(model_type, {})
+    is_asked = hasattr(type(text), "is_decoder") and not model_type.startswith("gpt_neox")  # these do not look at it
+    needed = NEEDED.get(model_type, {}) | ({"is_decoder": True} if is_asked else {})
     few_layers = {"num_hidden_layers": NUM_LAYERS}
     fewer_heads, wider_heads = {}, {}
     if read.get("num_attention_heads") and "num_key_value_heads" in read:
@@ -77,9 +77,8 @@ def _cached_elements(model_type: str, config: PreTrainedConfig) -> int:
             model(**inputs, past_key_values=cache)
     if cache is None:
         return 0
-    tensors = [
-        tensor for layer in cache.layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-    ]
+    layers = getattr(cache, "self_attention_cache", cache).layers
+    tensors = [tensor for layer in layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))]
     kept = [tensor for tensor in tensors if tensor is not None]  # [1, heads, tokens, head_dim] each
     return sum(tensor.numel() // tensor.shape[-2] for tensor in kept)
 

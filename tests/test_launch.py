@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
 
 from pagedattn_lab.attention import paged_attention, triton_decode
 from pagedattn_lab.attention.launch import launch
-from tests.helpers.oracle import ragged_batch
+from tests.helpers import kernels
+from tests.helpers.oracle import ragged_batch, same_bits
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -44,6 +49,111 @@ def test_helpers_and_library_functions_are_interpreted() -> None:
     launch(_kernel, (1,), x, 3.0, N=4)
     torch.testing.assert_close(x, expected)
     assert set(globals()) == before, "the interpreter wrote into the kernel's module"
+
+
+@pytest.fixture(scope="module")
+def triton_s_own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What Triton's own interpreter computes, in a process that asks for it from the start."""
+    file = tmp_path_factory.mktemp("own") / "outputs.pt"
+    command = [sys.executable, "-m", "tests.helpers.kernels", str(file)]
+    subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    return torch.load(file)
+
+
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_launch_agrees_with_tritons_own_interpreter(name: str, triton_s_own: dict[str, torch.Tensor]) -> None:
+    """Catches what Triton interprets and a launch does not, or otherwise, such as a helper's globals from elsewhere."""
+    output = torch.empty(16)
+    launch(kernels.KERNELS[name], (1,), kernels.numbers(), output, N=16)
+    assert same_bits(output, triton_s_own[name])
+
+
+def attributes() -> dict[tuple[object, str], object]:
+    """Everything that an interpreted launch exchanges."""
+    owners = (tl, tl.core, tl.math, tl.standard, tl.random, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
+    owners += (JITFunction, interpreter.InterpreterBuilder)
+    return {(owner, name): getattr(owner, name) for owner in owners for name in dir(owner) if name != "__dict__"}
+
+
+@triton.jit
+def _fails(x_ptr):
+    tl.static_assert(False, "on purpose")
+
+
+def test_everything_is_put_back() -> None:
+    """Catches a Triton left exchanged after a launch, after one that fails, and after launches of several threads."""
+    before = attributes()
+    launch(_kernel, (1,), torch.ones(4), 1.0, N=4)
+    assert attributes() == before
+    with pytest.raises(interpreter.InterpreterError, match="on purpose"):
+        launch(_fails, (1,), torch.ones(1))
+    assert attributes() == before
+
+    def program_numbers(count: int) -> bool:
+        for _ in range(20):
+            x = torch.zeros(count)
+            launch(_number, (count,), x)
+            if not torch.equal(x, torch.arange(1.0, count + 1)):
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(program_numbers, [3, 5, 8, 13]))
+    assert attributes() == before
+
+
+@triton.jit
+def _number(x_ptr):
+    program = tl.program_id(0)
+    tl.store(x_ptr + program, tl.sum(tl.full((4,), 0.25, tl.float32) * (program + 1), axis=0))
+
+
+@triton.jit
+def _dot(a_ptr, b_ptr, acc_ptr, out_ptr, N: tl.constexpr, PRECISION: tl.constexpr):
+    i = tl.arange(0, N)
+    at = i[:, None] * N + i[None, :]
+    product = tl.dot(tl.load(a_ptr + at), tl.load(b_ptr + at), acc=tl.load(acc_ptr + at), input_precision=PRECISION)
+    tl.store(out_ptr + at, product)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3", "ieee"])
+def test_dot_of_bfloat16(precision: str) -> None:
+    """Catches a product of bit patterns: small integers in bfloat16 have products and sums exact in float32."""
+    generator = torch.Generator().manual_seed(5)
+    a, b, acc = torch.randint(-128, 129, (3, 16, 16), generator=generator)
+    out = torch.empty(16, 16)
+    launch(_dot, (1,), a.bfloat16(), b.bfloat16(), acc.float(), out, N=16, PRECISION=precision)
+    assert torch.equal(out.long(), a @ b + acc)
+
+
+@triton.jit
+def _bfloat16_arithmetic(
+    x_ptr, y_ptr, sums_ptr, products_ptr, less_ptr, cast_ptr, wide_ptr, float_ptr, N: tl.constexpr
+):
+    i = tl.arange(0, N)
+    x, y = tl.load(x_ptr + i), tl.load(y_ptr + i)
+    tl.store(sums_ptr + i, x + y)
+    tl.store(products_ptr + i, tl.where(x < y, -x, x) * y)
+    tl.store(less_ptr + i, x < y)
+    tl.store(cast_ptr + i, tl.load(float_ptr + i).to(tl.bfloat16))
+    tl.store(wide_ptr + i, x.to(tl.float32))
+
+
+def test_arithmetic_of_bfloat16() -> None:
+    """Catches sums, comparisons and casts of bit patterns, and a cast that cuts off where a GPU rounds to nearest."""
+    generator = torch.Generator().manual_seed(6)
+    x, y = torch.randn(2, 64, generator=generator).bfloat16()
+    x[:5] = torch.tensor([math.inf, -math.inf, -0.0, 1e-39, 3e38])  # infinities, a zero, a subnormal, an overflow
+    numbers = torch.randn(64, generator=generator)
+    numbers[:4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, math.inf, 1e-39])  # two ties, one to either side
+    sums, products, cast = torch.empty(3, 64, dtype=torch.bfloat16)
+    less, wide = torch.empty(64, dtype=torch.int32), torch.empty(64)
+    launch(_bfloat16_arithmetic, (1,), x, y, sums, products, less, cast, wide, numbers, N=64)
+    assert same_bits(sums, x + y)
+    assert same_bits(products, torch.where(x < y, -x, x) * y)
+    assert torch.equal(less.bool(), x < y)
+    assert same_bits(cast, numbers.bfloat16())
+    assert same_bits(wide, x.float())
 
 
 POINTERS = {
@@ -81,6 +191,19 @@ def test_kernel_compiles_without_a_gpu(
     else:
         assert f".target {target}" in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 0
         assert "ld.global" in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_offsets_are_64_bits_when_compiled(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
+    """Catches an index times a stride in 32 bits, which the interpreter need not share, and 64-bit strides refused."""
+    source = launched_source(monkeypatch, torch.bfloat16, 80)
+    if wide:
+        source.signature |= {name: "i64" for name in source.signature if "_stride" in name}
+    products = [
+        line for line in triton.compile(source, target=TARGETS["sm_90"]).asm["ttir"].splitlines() if "muli" in line
+    ]
+    assert len(products) >= 11, "a row of the output, query and table, and three strides each of keys and values"
+    assert all("i64" in line for line in products), products
 
 
 @pytest.mark.parametrize("setting", ["0", "1"])

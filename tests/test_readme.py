@@ -55,7 +55,7 @@ def test_examples_run(capsys, tmp_path, monkeypatch) -> None:
     lines = capsys.readouterr().out.strip()
     assert "Hello" in lines and "page table" in lines
     exec(compile(player, "README.md", "exec"), {})
-    assert len(load(tmp_path / "trace.json")["frames"]) == 4
+    assert len(load(tmp_path / "recording.json")["frames"]) == 4
 
 
 if __name__ == "__main__":

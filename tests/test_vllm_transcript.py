@@ -9,7 +9,7 @@ import pytest
 
 from pagedattn_lab.block_pool import KVCacheBlock
 from pagedattn_lab.kv_manager import KVCacheManager
-from pagedattn_lab.prefix_cache import Request
+from pagedattn_lab.request import Request
 from tests.record_vllm_transcript import TRANSCRIPT
 
 RUNS = json.loads(TRANSCRIPT.read_text())["runs"]

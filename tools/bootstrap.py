@@ -90,6 +90,16 @@ def check_disk() -> None:
         )
 
 
+def check_cache() -> None:
+    """Refuse a cache that would be another folder for chapters, which run in a folder of their own."""
+    chosen = os.environ.get("PAGEDATTN_LAB_CACHE")
+    if chosen and not os.path.isabs(os.path.expanduser(chosen)):
+        raise SetupError(
+            f"PAGEDATTN_LAB_CACHE is {chosen!r}, which means another folder in each place: give an absolute path, "
+            f"such as {os.path.abspath(chosen)}."
+        )
+
+
 def fingerprint() -> str:
     """Name what an installation depends on: the two files, where the checkout lies, and which Python it uses."""
     digest = hashlib.sha256()
@@ -187,6 +197,7 @@ def main() -> int:
         other = check_python(sys.version_info, chosen)
         if other is not None:
             os.execv(other, [other, __file__])
+        check_cache()
         if not up_to_date(chosen):
             with (ROOT / "constraints.txt").open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # started in two terminals at once, the second one waits

@@ -1,8 +1,11 @@
-"""Fill ``book/api.md`` with every public module of the library, so that a new module appears by itself."""
+"""Write ``book/api/``: a page for each package of the library, which a new module or package joins by itself."""
 
 from __future__ import annotations
 
+import ast
 import pkgutil
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinx import addnodes
@@ -13,28 +16,62 @@ if TYPE_CHECKING:
     from docutils import nodes
     from sphinx.application import Sphinx
 
-PAGE = "book/api"
+FOLDER = "book/api"
+LIBRARY = pagedattn_lab.__name__
 LONGEST_VALUE = 80  # in letters
 
 
-def public_modules() -> list[str]:
-    """Name every module that a reader may import, packages before what they hold."""
-    names = [pagedattn_lab.__name__]
-    names += [info.name for info in pkgutil.walk_packages(pagedattn_lab.__path__, f"{pagedattn_lab.__name__}.")]
-    return [name for name in names if not any(part.startswith("_") for part in name.split("."))]
+def public_modules() -> dict[str, str]:
+    """Return the first sentence of every module that a reader may import; packages stand before what they hold."""
+    found = {LIBRARY: pagedattn_lab.__file__}
+    for info in pkgutil.walk_packages(pagedattn_lab.__path__, f"{LIBRARY}."):
+        if not any(part.startswith("_") for part in info.name.split(".")):
+            found[info.name] = info.module_finder.find_spec(info.name).origin
+    return {name: first_sentence(Path(file)) for name, file in found.items()}
 
 
-def add_modules(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Append a heading and an ``automodule`` directive for each module to the page's source."""
-    if docname == PAGE:
-        for name in public_modules():
-            short = name.removeprefix(f"{pagedattn_lab.__name__}.")
-            source[0] += f"\n## `{short}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+def first_sentence(file: Path) -> str:
+    """Return the first sentence of a module's docstring without importing the module."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=\.)\s|\n\n", text)[0].replace("\n", " ")
 
 
-def always_outdated(app: Sphinx, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
-    """Read the page anew in every build: a module that did not exist before is no file that Sphinx watches."""
-    return [PAGE]
+def pages() -> dict[str, str]:
+    """Return the source of each page by the name of its package; the library's own page holds its flat modules."""
+    modules = public_modules()
+    packages = {LIBRARY: [LIBRARY]}
+    for info in pkgutil.iter_modules(pagedattn_lab.__path__, f"{LIBRARY}."):
+        if info.name in modules:
+            inside = [name for name in modules if f"{name}.".startswith(f"{info.name}.")]
+            packages.setdefault(info.name if info.ispkg else LIBRARY, []).extend(inside)
+    return {package: page(package, {name: modules[name] for name in held}) for package, held in packages.items()}
+
+
+def page(package: str, modules: dict[str, str]) -> str:
+    """Write a package's page: what each module is for, then the modules."""
+    lines = [f"# Package `{short(package)}`", "", "```{eval-rst}"]
+    lines += [f"* :py:mod:`{short(name)} <{name}>`: {sentence}" for name, sentence in modules.items()]
+    lines += ["```", ""]
+    for name in modules:
+        lines += [f"## `{short(name)}`", "", "```{eval-rst}", f".. automodule:: {name}", "```", ""]
+    return "\n".join(lines)
+
+
+def short(name: str) -> str:
+    """Name a module without the library's name in front."""
+    return name.removeprefix(f"{LIBRARY}.")
+
+
+def write_pages(app: Sphinx) -> None:
+    """Write what is new or differs, and remove the pages of packages that are gone, before Sphinx looks for sources."""
+    folder = Path(app.srcdir) / FOLDER
+    folder.mkdir(exist_ok=True)
+    wanted = {folder / f"{short(package)}.md": source for package, source in pages().items()}
+    for path in set(folder.iterdir()) - set(wanted):
+        path.unlink()
+    for path, source in wanted.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != source:
+            path.write_text(source, encoding="utf-8")
 
 
 def keep_first_line(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -66,10 +103,9 @@ def keep_annotation(app: Sphinx, env: Any, node: addnodes.pending_xref, text: no
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
-    app.connect("source-read", add_modules)
+    app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-docstring", keep_first_line, priority=400)  # napoleon's is 500
     app.connect("autodoc-skip-member", skip_tuple_fields)
     app.connect("doctree-read", drop_unreadable_values)
     app.connect("missing-reference", keep_annotation)
-    app.connect("env-get-outdated", always_outdated)
     return {"parallel_read_safe": True}

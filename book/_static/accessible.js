@@ -7,3 +7,8 @@ for (const list of document.querySelectorAll(".citation-list")) {
 const sidebar = document.querySelector(".bd-sidebar-primary");
 sidebar?.setAttribute("role", "region"); // the title in it stands in no landmark otherwise
 sidebar?.setAttribute("aria-label", "Book");
+// What opens a branch of the contents is an arrow without a name.
+for (const summary of document.querySelectorAll(".bd-docs-nav summary")) {
+  const page = summary.closest("li").querySelector("a").textContent.trim();
+  summary.setAttribute("aria-label", `Pages of ${page}`);
+}

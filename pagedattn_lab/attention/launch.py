@@ -10,17 +10,27 @@ Source: ``triton/runtime/interpreter.py`` (Triton 3.7), on whose scoped patching
 
 from __future__ import annotations
 
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import partial, wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import triton.experimental.gluon  # noqa: F401  Triton would import it during a launch, while patched
 import triton.language as tl
 from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
+
+_one_at_a_time = threading.RLock()
+"""Held during a launch: what is patched meanwhile, and the interpreter's place in the grid, are the whole process's."""
+
+_rewritten: WeakKeyDictionary[Callable[..., Any], types.CodeType] = WeakKeyDictionary()
+"""The interpreter's version of each function, which takes a millisecond to make."""
 
 
 def runs_natively() -> bool:
@@ -31,6 +41,10 @@ def runs_natively() -> bool:
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) -> None:
     """Run a ``@triton.jit`` kernel on every point of ``grid``: natively for GPU tensors, interpreted for CPU tensors.
 
+    An interpreted kernel may use what a compiled one may: ``@triton.jit`` functions of its own or another module,
+    reductions and scans with its own functions, methods of tensors. Arithmetic and ``tl.dot`` on bfloat16 are computed
+    in float32 and rounded to nearest, as on a GPU. Launches of several threads run one after the other.
+
     Args:
         kernel: a function decorated with ``@triton.jit``.
         grid: one to three positive integers, the number of programs along each axis.
@@ -39,6 +53,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
 
     Raises:
         ValueError: tensors on more than one device, or none at all.
+        triton.runtime.errors.InterpreterError: whatever an interpreted kernel raises, wrapped.
 
     Example:
         >>> import torch, triton, triton.language as tl
@@ -56,54 +71,102 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
         found = ", ".join(sorted(map(str, devices))) or "no device"
         raise ValueError(f"a launch got tensors on {found}: move them all to one device")
     (device,) = devices
-    if device.type != "cpu":
-        with torch.cuda.device(device):
-            kernel[grid](*args, **constexprs)
-        return
-    if isinstance(kernel, interpreter.InterpretedFunction):  # decorated under TRITON_INTERPRET=1
-        kernel[grid](*args, **constexprs)
-        return
-    with _interpretable(kernel.fn) as function:
-        interpreter.InterpretedFunction(function).run(*args, grid=grid, warmup=False, **constexprs)
+    with _one_at_a_time:
+        if device.type != "cpu":
+            with torch.cuda.device(device):
+                kernel[grid](*args, **constexprs)
+            return
+        with _interpretable() as as_python:
+            if isinstance(kernel, interpreter.InterpretedFunction):  # decorated under TRITON_INTERPRET=1
+                kernel[grid](*args, **constexprs)
+            else:
+                interpreter.GridExecutor(as_python(kernel), kernel.arg_names, grid)(*args, **constexprs)
 
 
 @contextmanager
-def _interpretable(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Make ``triton.language`` interpretable for a while, then put every attribute back.
+def _interpretable() -> Iterator[Callable[[JITFunction], Callable[..., Any]]]:
+    """Make Triton interpretable for a while, then put every attribute back for a later ``triton.compile``.
 
     Triton's own patch covers builtins such as ``tl.load``. Functions that are themselves ``@triton.jit``, such as
-    ``tl.sum``, became compiler-only when ``triton`` was imported; they are exchanged here, and put back so that a
-    later ``triton.compile`` in this process finds the originals.
+    ``tl.sum`` and a kernel's helpers, became compiler-only when they were decorated. Here they learn to be called, and
+    stay the objects that they are: found by any name, in any module, and recognised by the interpreter's reductions.
+
+    Yields:
+        A function that gives a ``@triton.jit`` function as the plain Python which the interpreter runs.
     """
+    functions: dict[Callable[..., Any], Callable[..., Any]] = {}  # by plain function: a JITFunction hashes its source
+
+    def as_python(jitted: JITFunction) -> Callable[..., Any]:
+        if jitted.fn not in functions:
+            functions[jitted.fn] = _isolated(jitted)
+        return functions[jitted.fn]
+
     both = types.FunctionType((lambda: None).__code__, {"tl": tl, "core": tl.core})
     scope = interpreter._patch_lang(both)
     try:
-        for namespace in (tl, tl.standard, tl.math):
-            for name, value in list(vars(namespace).items()):
-                # Names with an underscore are combine functions: the interpreter compares them by identity.
-                if isinstance(value, JITFunction) and not name.startswith("_"):
-                    scope.set_attr(namespace, name, _library_function(value.fn))
-        yield _isolated(function)
+        scope.set_attr(JITFunction, "__call__", lambda self, *args, **kwargs: as_python(self)(*args, **kwargs))
+        # tl.tensor holds tl.sum and its kind as methods: x.sum(0) must pass x.
+        scope.set_attr(JITFunction, "__get__", lambda self, x, owner=None: self if x is None else partial(self, x))
+        for name in ("binary_op", "ternary_op", "create_fma", "create_dot"):
+            scope.set_attr(InterpreterBuilder, name, _in_float32(getattr(InterpreterBuilder, name)))
+        scope.set_attr(InterpreterBuilder, "cast_impl", _cast_through_float32(InterpreterBuilder.cast_impl))
+        yield as_python
     finally:
         scope.restore()
 
 
-def _isolated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Copy a kernel, and the ``@triton.jit`` helpers beside it, into a namespace that the interpreter may fill."""
-    namespace = dict(function.__globals__)
+def _isolated(jitted: JITFunction) -> Callable[..., Any]:
+    """Rewrite a function for the interpreter, which adds names to its namespace: a copy of the function's own."""
+    function, namespace = jitted.fn, dict(jitted.get_capture_scope())
+    if function not in _rewritten:
+        copy = types.FunctionType(
+            function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
+        )
+        copy.__annotations__, copy.__module__ = function.__annotations__, function.__module__
+        _rewritten[function] = interpreter.FunctionRewriter(copy).rewrite_ast().__code__
+    namespace["interpreter_semantic"] = interpreter.interpreter_semantic
+    copy = types.FunctionType(_rewritten[function], namespace, function.__name__, function.__defaults__)
+    copy.__annotations__ = function.__annotations__
+    return copy
 
-    def copy(original: Callable[..., Any]) -> Callable[..., Any]:
-        duplicate = types.FunctionType(original.__code__, namespace, original.__name__, original.__defaults__)
-        duplicate.__annotations__, duplicate.__module__ = original.__annotations__, original.__module__
-        return duplicate
 
-    for name, value in function.__globals__.items():
-        if isinstance(value, JITFunction) and value.fn is not function:
-            namespace[name] = interpreter.InterpretedFunction(copy(value.fn)).rewrite()
-    return copy(function)
+# The interpreter holds a bfloat16 as the integer of its 16 bits, and adds, compares and multiplies those integers
+# (triton-lang/triton issue 11584). A bfloat16 is the upper half of a float32, so widening it is exact.
 
 
-@cache
-def _library_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``tl.sum`` and its kind as plain Python, which finds its builtins patched."""
-    return interpreter.InterpretedFunction(function).rewrite()
+def _widened(handle: TensorHandle) -> TensorHandle:
+    """Give the float32 values of a bfloat16 operand; any other operand as it is."""
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+def _rounded(handle: TensorHandle) -> TensorHandle:
+    """Round float32 values to the nearest bfloat16, ties to even."""
+    values = torch.from_numpy(np.array(handle.data, dtype=np.float32))
+    return TensorHandle(values.to(torch.bfloat16).view(torch.uint16).numpy(), tl.bfloat16)
+
+
+def _in_float32(operation: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
+    """Let an operation compute on bfloat16 in float32. The last operand, an accumulator, has the result's dtype."""
+
+    @wraps(operation)
+    def compute(builder: InterpreterBuilder, *args: Any) -> TensorHandle:
+        operands = [arg for arg in args if isinstance(arg, TensorHandle)]
+        result = operation(builder, *(_widened(arg) if isinstance(arg, TensorHandle) else arg for arg in args))
+        is_comparison = result.data.dtype == np.bool_
+        return _rounded(result) if operands[-1].dtype.scalar == tl.bfloat16 and not is_comparison else result
+
+    return compute
+
+
+def _cast_through_float32(cast: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
+    """Let a cast to bfloat16 round, where the interpreter cuts off, and one from bfloat16 start from its value."""
+
+    @wraps(cast)
+    def compute(builder: InterpreterBuilder, source: TensorHandle, dtype: tl.dtype) -> TensorHandle:
+        if dtype.scalar == tl.bfloat16:
+            return _rounded(cast(builder, _widened(source), tl.float32))
+        return cast(builder, _widened(source), dtype)
+
+    return compute

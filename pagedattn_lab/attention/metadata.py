@@ -1,6 +1,6 @@
 """The page tables of one step of a ragged batch, laid out as tensors (chapter 04).
 
-Source: vLLM's ``vllm/v1/attention/backend.py`` (``CommonAttentionMetadata``).
+Source: vLLM's ``vllm/v1/attention/backend.py`` (``CommonAttentionMetadata``), release 0.33.0.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.block_table import BlockTable, take_copies
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """What attention needs to know about one step of a ragged batch.
+    """What a step needs to know about where its tokens lie: :meth:`pagedattn_lab.model_runner.ModelRunner.execute`.
 
     Attributes:
         block_tables: ``[num_seqs, max_blocks_per_seq]`` int32; unused entries name the null block.
@@ -24,6 +24,8 @@ class AttentionMetadata:
         slot_mapping: ``[num_tokens]`` int64, where this step's keys and values go.
         positions: ``[num_tokens]`` int64, each token's place in its own sequence.
         max_seq_len: the largest of ``seq_lens``, known without asking the device.
+        block_copies: ``(source, destination)`` block numbers, to be copied before anything is written.
+        num_blocks, block_size: of the pool that the tables are on, for whoever owns a cache to compare.
     """
 
     block_tables: torch.Tensor
@@ -32,6 +34,9 @@ class AttentionMetadata:
     slot_mapping: torch.Tensor
     positions: torch.Tensor
     max_seq_len: int
+    block_copies: tuple[tuple[int, int], ...]
+    num_blocks: int
+    block_size: int
 
     @property
     def is_decode(self) -> bool:
@@ -42,7 +47,10 @@ class AttentionMetadata:
 def attention_metadata(
     tables: Sequence[BlockTable], query_lens: Sequence[int] | None = None, device: torch.device | str = "cpu"
 ) -> AttentionMetadata:
-    """Lay the page tables of a ragged batch out as tensors.
+    """Lay the page tables of a ragged batch out as tensors, for one step.
+
+    Copies that tables are waiting for move into the result, and with it to whoever carries the step out. So lay a step
+    out once, and when all of its tables have grown.
 
     Args:
         tables: one per sequence, with the tokens of this step already appended.
@@ -50,7 +58,7 @@ def attention_metadata(
         device: where the tensors go.
 
     Raises:
-        ValueError: no table, lists of different lengths, or a query longer than its sequence.
+        ValueError: no table, tables of two pools, lists of different lengths, or a query longer than its sequence.
 
     Example:
         >>> from pagedattn_lab.block_pool import BlockPool
@@ -68,28 +76,34 @@ def attention_metadata(
         raise ValueError("a step needs at least one sequence")
     if len(query_lens) != len(tables):
         raise ValueError(f"{len(tables)} tables but {len(query_lens)} query lengths: give one for each table")
+    pool = tables[0].pool
     for table, query_len in zip(tables, query_lens, strict=True):
+        if table.pool is not pool:
+            raise ValueError("the tables of a step take their blocks from two pools: a cache has one")
         if not 1 <= query_len <= table.num_tokens:
             raise ValueError(
                 f"a sequence of {table.num_tokens} tokens cannot compute its last {query_len}: "
                 "append the step's tokens to the table first"
             )
     width = max(len(table.blocks) for table in tables)
-    starts = [0]
-    slots: list[int] = []
-    positions: list[int] = []
+    starts = [0]  # [num_seqs + 1]
+    slots: list[int] = []  # [num_tokens]
+    positions: list[int] = []  # [num_tokens]
     for table, query_len in zip(tables, query_lens, strict=True):
         first = table.num_tokens - query_len
         starts.append(starts[-1] + query_len)
         slots += table.slot_mapping(first, table.num_tokens)
         positions += range(first, table.num_tokens)
+    seq_lens = [table.num_tokens for table in tables]  # [num_seqs]
+    rows = [table.block_ids + [0] * (width - len(table.blocks)) for table in tables]  # [num_seqs, width]
     return AttentionMetadata(
-        block_tables=torch.tensor(
-            [table.block_ids + [0] * (width - len(table.blocks)) for table in tables], dtype=torch.int32, device=device
-        ),
-        seq_lens=torch.tensor([table.num_tokens for table in tables], dtype=torch.int32, device=device),
+        block_tables=torch.tensor(rows, dtype=torch.int32, device=device),
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
         query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),
         slot_mapping=torch.tensor(slots, dtype=torch.int64, device=device),
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
-        max_seq_len=max(table.num_tokens for table in tables),
+        max_seq_len=max(seq_lens),
+        block_copies=tuple(take_copies(tables)),
+        num_blocks=pool.num_blocks,
+        block_size=pool.block_size,
     )

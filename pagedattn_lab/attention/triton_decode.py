@@ -48,8 +48,9 @@ def paged_decode_kernel(
     TILE: tl.constexpr,
 ):
     """Attend for query token ``program_id(0)`` of head ``program_id(1)``; see :func:`triton_attention`."""
+    # Whatever a stride multiplies is int64: the product is an offset, and an offset may pass 2**31.
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     kv_head = head // QUERIES_PER_KV
     sequence = tl.load(sequence_ptr + token).to(tl.int64)
     context_len = tl.load(context_lens_ptr + token)
@@ -67,7 +68,7 @@ def paged_decode_kernel(
         in_sequence = positions < context_len
         table_row = block_tables_ptr + sequence * table_stride
         block = tl.load(table_row + positions // BLOCK_SIZE, mask=in_sequence, other=0).to(tl.int64)
-        slot = positions % BLOCK_SIZE
+        slot = (positions % BLOCK_SIZE).to(tl.int64)
         mask = in_sequence[:, None] & real_dim[None, :]
 
         key_rows = key_ptr + block * key_stride_block + slot * key_stride_slot + kv_head * key_stride_head
@@ -116,7 +117,8 @@ def triton_attention(
     would share them.
 
     Raises:
-        ValueError: an inner dimension that is not contiguous, float64, or a head_dim too large for one tile.
+        ValueError: an inner dimension that is not contiguous, float64, a head_dim too large for one tile, or rows of
+            ``block_tables`` so wide that a position in the sequence may not fit int32.
     """
     if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"the triton kernel takes float32, float16 and bfloat16, not {query.dtype}")
@@ -127,6 +129,9 @@ def triton_attention(
     if head_dim > TILE_ELEMENTS:
         raise ValueError(f"head_dim is {head_dim}: the triton kernel takes at most {TILE_ELEMENTS}")
     block_size, num_kv_heads = key_cache.shape[1:3]
+    capacity = block_tables.shape[1] * block_size
+    if capacity >= 2**31 - tile_size(1):
+        raise ValueError(f"a row of block_tables holds {capacity} tokens: the triton kernel counts them in int32")
     block_tables, query_lens = block_tables.contiguous(), query_start_loc.diff()
     sequence = torch.repeat_interleave(query_lens, output_size=num_tokens)
     # Token t of a sequence whose queries end at query_start_loc[i + 1] has that many successors among the queries.

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pagedattn_lab.bench.load import BLOCK_SIZE, LONGEST_OUTPUT, LONGEST_PROMPT, lengths
 from pagedattn_lab.bench.timing import CLOCK, check_rising, nanoseconds, no_collection, summary, turns
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
 
 SIZES = (1_000, 30_000, 1_000_000)
-BLOCK_SIZE = 16
 BLOCKS_PER_CALL = 16
 """Blocks that are handed out, or taken back, by one call."""
-
-LONGEST_PROMPT, LONGEST_OUTPUT = 80, 160
-"""Most tokens of a request: 64 of them at once, 15 blocks each, fit the smallest pool, so nobody is ever refused."""
-
-
-def lengths(seed: int = 0) -> Iterator[tuple[int, int]]:
-    """Give pairs of prompt and output length without end, evenly spread, a thousand of them again and again.
-
-    Example:
-        >>> next(lengths())
-        (31, 9)
-    """
-    rng = random.Random(f"bench {seed}")
-    return cycle([(rng.randint(1, LONGEST_PROMPT), rng.randint(2, LONGEST_OUTPUT)) for _ in range(1_000)])
 
 
 def operate(pool: BlockPool, num_calls: int, in_turn: bool) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 
 from pagedattn_lab.bench.timing import CLOCK, check_rising, clock, no_collection, summary, turns
 from pagedattn_lab.kv_manager import KVCacheManager
-from pagedattn_lab.prefix_cache import HashIndex, Request
+from pagedattn_lab.prefix_cache import HashIndex
 from pagedattn_lab.radix_tree import RadixTree
+from pagedattn_lab.request import Request
 
 LENGTHS = (1_024, 2_048, 4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
 """Tokens in the prompts."""

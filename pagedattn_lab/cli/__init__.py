@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,6 +23,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and leave with status 2."""
+        if message.endswith("required: prompt"):
+            message += "; one that begins with two dashes goes behind --, all by themselves"
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in ("stdout", "stderr"):  # Python has none where the caller closed it, and print(file=None) means stdout
         if getattr(sys, stream) is None:
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_texts_last(sys.argv[1:] if argv is None else argv))
     if hasattr(sys.stdout, "reconfigure"):  # a terminal without UTF-8 gets escapes rather than an error half-way
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -48,6 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"pagedattn_lab {arguments.command}: {message}", file=sys.stderr)
         return 1
+
+
+def _texts_last(argv: Sequence[str]) -> list[str]:
+    """Put words with one dash behind ``--``, where a parser takes them for texts: the one option of this kind is -h.
+
+    Example:
+        >>> _texts_last(["generate", "-hello", "--json"])
+        ['generate', '--json', '--', '-hello']
+    """
+    end = [*argv, "--"].index("--")
+    texts = [word for word in argv[:end] if re.fullmatch(r"-[^-].*", word, re.DOTALL) and word != "-h"]
+    texts = [word for word in texts if not re.fullmatch(r"-([0-9]+|[0-9]*\.[0-9]+)", word)]  # perhaps an option's value
+    if not texts:
+        return [*argv]
+    return [*(word for word in argv[:end] if word not in texts), "--", *texts, *argv[end + 1 :]]
 
 
 def _parser() -> argparse.ArgumentParser:

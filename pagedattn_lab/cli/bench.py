@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from pagedattn_lab.bench import allocator, prefix
+from pagedattn_lab.bench import allocator, prefix, slots
 from pagedattn_lab.cli.arguments import add_json
+from pagedattn_lab.cli.output import print_json
 
 
 def add(commands: Any) -> None:
@@ -15,17 +15,17 @@ def add(commands: Any) -> None:
     benchmarks = commands.add_parser("bench", help="measure this machine").add_subparsers(
         dest="benchmark", required=True, metavar="{allocator,prefix}"
     )
-    for name, benchmark, help_, description in (
+    for name, benchmarks_of, help_, description in (
         (
             "allocator",
-            allocator,
+            (allocator, slots),
             "what memory management costs",
             "Measure what a block operation and an appended token cost in pools of 1,000, 30,000 and 1,000,000 "
-            "blocks. It takes some 10 seconds.",
+            "blocks, and what a manager's allocate_slots costs. It takes some 20 seconds.",
         ),
         (
             "prefix",
-            prefix,
+            (prefix,),
             "what a prefix cache costs",
             "Measure what it costs to look a prompt up and to find blocks for it, for prompts of 1,024 to 131,072 "
             "tokens, cached and not, by hash and with a radix tree. It takes some 15 seconds.",
@@ -33,11 +33,16 @@ def add(commands: Any) -> None:
     ):
         parser = benchmarks.add_parser(name, help=help_, description=description)
         add_json(parser)
-        parser.set_defaults(run=run, module=benchmark)
+        parser.set_defaults(run=run, modules=benchmarks_of)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print what was measured."""
-    report = arguments.module.measure()
-    print(json.dumps(report, indent=1) if arguments.json else arguments.module.describe(report))
+    report: dict[str, Any] = {}
+    for module in arguments.modules:
+        report |= module.measure()
+    if arguments.json:
+        print_json(report)
+    else:
+        print("\n".join(module.describe(report) for module in arguments.modules))
     return 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from pagedattn_lab.cli.arguments import add_json
+from pagedattn_lab.cli.output import print_json
 
 
 def add(commands: Any) -> None:
@@ -22,10 +22,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     report = examine()
     if arguments.json:
-        print(json.dumps(report, indent=1))
+        print_json(report)
     else:
         print(f"device         {report['device']}")
-        print(f"models in      {report['cache_directory']}")
+        print(f"models in      {report['cache_directory'] or 'no folder'}")
         for name, version in report["versions"].items():
             print(f"{name:<14} {version or 'not installed'}")
         for check in report["checks"]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.cli.arguments import add_json, finite, positive, seed, temperature, text, text_of_file
+from pagedattn_lab.cli.output import count, print_json
+from pagedattn_lab.studies.block_savings import Sharing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pagedattn_lab.block_table import BlockTable
-    from pagedattn_lab.engine.beam_search import Decoded
+    from pagedattn_lab.engine.core import EngineCore
+    from pagedattn_lab.engine.sampling import Decoded
     from pagedattn_lab.model_runner import ModelRunner
+    from pagedattn_lab.request import Request
+
+GIB = 2**30
 
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
 """``early_stopping`` of :func:`pagedattn_lab.engine.beam_search.beam_search` by what the command line calls it."""
@@ -31,7 +39,7 @@ def add(commands: Any) -> None:
         "shared at once, all that were copied before a write, and most that were saved at once, since every output "
         "(and the request that computed a shared prefix) would have needed its own.",
     )
-    parser.add_argument("prompt", type=text)
+    parser.add_argument("prompt", type=text, help="behind -- if it begins with two dashes")
     parser.add_argument("--model", type=text, help="a Hugging Face id or a folder (default: the book's model)")
     parser.add_argument("--max-tokens", type=positive, default=64, metavar="N", help="default: %(default)s")
     parser.add_argument("--attention", choices=("auto", "reference", "triton"), default="auto")
@@ -81,12 +89,15 @@ def add(commands: Any) -> None:
 
 @dataclass
 class _Usage:
-    """Blocks when most of them were in use: how many, and their slots that held no token."""
+    """Blocks when most of them were in use: how many, and their slots that held no token; and how outputs shared."""
 
     blocks_used: int
     empty_slots: int
+    sharing: Sharing = field(default_factory=Sharing)
 
-    def observe(self, tables: Sequence[BlockTable], *_: Any) -> None:
+    def on_step(self, tables: Sequence[BlockTable], parents: Sequence[int], num_copied: int) -> None:
+        """Look at the tables of one step: see :data:`pagedattn_lab.engine.core.OnStep`."""
+        self.sharing.observe(tables, num_copied)
         num_blocks = len({block for table in tables for block in table.blocks})
         if num_blocks >= self.blocks_used:
             self.blocks_used = num_blocks
@@ -97,7 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate, and print outputs and what they did with their blocks."""
     _refuse_contradictions(arguments)
     from pagedattn_lab import models
+    from pagedattn_lab.engine.core import EngineCore
+    from pagedattn_lab.engine.sampling import generate_greedily
     from pagedattn_lab.model_runner import ModelRunner
+    from pagedattn_lab.request import Request
 
     name, system, block_size = arguments.model or models.DEFAULT, arguments.shared_prefix, arguments.block_size
     model, tokenizer = models.load(name)
@@ -110,21 +124,26 @@ def run(arguments: argparse.Namespace) -> int:
             f"shorten the prompt{' or the shared prefix' if prefix else ''} or lower --max-tokens"
         )
     num_blocks = _num_blocks(len(prefix), len(prompt), arguments.max_tokens, arguments.beams or arguments.n, block_size)
+    _refuse_what_memory_cannot_hold(arguments, model, len(prompt), num_blocks)
     runner = ModelRunner(model, num_blocks, block_size, arguments.attention)
+    engine, request = EngineCore(runner), Request("prompt", prompt)
     stop_token_ids = models.stop_token_ids(model, tokenizer)
-    usage = _Usage(-(-len(prompt) // block_size), -len(prompt) % block_size)
+    usage = _Usage(cdiv(len(prompt), block_size), -len(prompt) % block_size)
 
     is_plain = arguments.n == 1 and system is None and arguments.beams is None and arguments.temperature is None
     if is_plain and not arguments.json:
-        num_new = _stream(runner, tokenizer, prompt, arguments.max_tokens, stop_token_ids, usage)
+        num_new = _stream(engine, tokenizer, request, arguments.max_tokens, stop_token_ids, usage)
         print(f"\n{_account(len(prompt), f'{num_new} new', usage, runner)}")
         return 0
 
-    table = _begin(runner, prefix, prompt)
-    hit_blocks, hit_tokens = len(table.blocks), table.num_tokens
-    decoded = _decode(arguments, runner, table, prompt, stop_token_ids, usage)
+    if prefix:  # one request computes it, and the next finds in the cache what is the prompt's too
+        generate_greedily(engine, [Request("prefix", prefix)], max_tokens=1)
+    hits_before = engine.manager.stats.hits
+    decoded = _decode(arguments, engine, request, stop_token_ids, usage)
+    hit_tokens = engine.manager.stats.hits - hits_before
+    hit_blocks = hit_tokens // block_size
     outputs = [
-        {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens, "score": score}
+        {"text": models.detokenize(tokenizer, tokens), "tokens": tokens, "score": score}
         for tokens, score in zip(decoded.sequences[: arguments.n], decoded.scores, strict=False)
     ]
     num_slots = usage.blocks_used * block_size
@@ -140,14 +159,14 @@ def run(arguments: argparse.Namespace) -> int:
         "bytes": usage.blocks_used * runner.cache.shape.bytes_per_block(block_size),
         "waste": usage.empty_slots / num_slots,
         # The request that computed the prefix is one of those who share its blocks, though it has ended.
-        "blocks_shared": max(decoded.sharing.most_shared, hit_blocks),
-        "blocks_copied": decoded.sharing.copied,
-        "blocks_saved": decoded.sharing.most_saved + hit_blocks,
+        "blocks_shared": max(usage.sharing.most_shared, hit_blocks),
+        "blocks_copied": usage.sharing.copied,
+        "blocks_saved": usage.sharing.most_saved + hit_blocks,
         "prefix_hit_tokens": hit_tokens,
         "outputs": outputs,
     }
     if arguments.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print_json(report)
         return 0
     for number, output in enumerate(outputs, 1):
         if len(outputs) > 1:
@@ -156,8 +175,10 @@ def run(arguments: argparse.Namespace) -> int:
     new = f"{report['output_tokens']} new" + (f" in {len(outputs)} outputs" if len(outputs) > 1 else "")
     print(f"\n{_account(len(prompt), new, usage, runner)}")
     if system is not None:
-        print(f"{hit_tokens} prompt tokens found in the cache, in full blocks of a shared prefix of {len(prefix)}")
-    print("{blocks_shared} blocks shared, {blocks_copied} copied, {blocks_saved} saved".format_map(report))
+        found = count(hit_tokens, "prompt token")
+        print(f"{found} found in the cache, in full blocks of a shared prefix of {len(prefix):,}")
+    shared = count(report["blocks_shared"], "block")
+    print(f"{shared} shared, {report['blocks_copied']:,} copied, {report['blocks_saved']:,} saved")
     return 0
 
 
@@ -178,70 +199,82 @@ def _num_blocks(prefix_len: int, prompt_len: int, max_tokens: int, width: int, b
     The last token of an output needs no slot. The prefix is computed before, and gives its blocks back.
     """
     full = prompt_len // block_size
-    others = -(-(prompt_len + max_tokens - 1) // block_size) - full
-    return 1 + max(-(-prefix_len // block_size), full + width * others)
+    others = cdiv(prompt_len + max_tokens - 1, block_size) - full
+    return 1 + max(cdiv(prefix_len, block_size), full + width * others)
+
+
+def _refuse_what_memory_cannot_hold(
+    arguments: argparse.Namespace, model: PreTrainedModel, prompt_len: int, num_blocks: int
+) -> None:
+    """Say which option asks for too much; an allocator would name bytes only, or the system end the process."""
+    from pagedattn_lab.kv_shape import KVShape
+
+    num_bytes = num_blocks * KVShape.from_config(model.config, model.dtype).bytes_per_block(arguments.block_size)
+    room = _memory(model.device)
+    if num_bytes <= room:
+        return
+    if arguments.block_size > prompt_len + arguments.max_tokens:
+        option = "--block-size"
+    elif (arguments.beams or arguments.n) > 1:
+        option = f"--{'n' if arguments.beams is None else 'beams'} or --max-tokens"
+    else:
+        option = "--max-tokens"
+    raise ValueError(
+        f"{num_blocks:,} blocks of {count(arguments.block_size, 'token')} take {-(-num_bytes // GIB):,} GiB, and "
+        f"{model.device.type} has {room / GIB:,.1f} GiB: lower {option}"
+    )
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; all that the machine has otherwise, for the system can make room."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _stream(
-    runner: ModelRunner,
+    engine: EngineCore,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Sequence[int],
+    request: Request,
     max_tokens: int,
     stop_token_ids: Collection[int],
     usage: _Usage,
 ) -> int:
     """Print the likeliest tokens as they come; give their number."""
-    from pagedattn_lab.model_runner import generate_greedily
+    from pagedattn_lab.engine.sampling import generate_greedily
+    from pagedattn_lab.models import IncrementalDetokenizer
 
-    output: list[int] = []
-    printed = ""
+    num_new = 0
+    detokenizer = IncrementalDetokenizer(tokenizer)
 
-    def on_token(_: int, token: int, table: BlockTable) -> None:
-        nonlocal printed
-        output.append(token)
-        usage.observe([table])
-        text = tokenizer.decode(output, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # half a character: wait for the rest
-            print(text[len(printed) :], end="", flush=True)
-            printed = text
+    def on_token(_: Request, token: int) -> None:
+        nonlocal num_new
+        num_new += 1
+        print(detokenizer.update(token), end="", flush=True)
 
-    generate_greedily(runner, runner.new_pool(), [prompt], max_tokens, stop_token_ids, on_token)
-    print(tokenizer.decode(output, skip_special_tokens=True)[len(printed) :])
-    return len(output)
-
-
-def _begin(runner: ModelRunner, prefix: Sequence[int], prompt: Sequence[int]) -> BlockTable:
-    """Let one request compute the prefix, if there is one, and another find in the cache what is the prompt's too."""
-    from pagedattn_lab.block_table import BlockTable
-    from pagedattn_lab.engine.beam_search import generate_cached
-    from pagedattn_lab.kv_manager import KVCacheManager
-    from pagedattn_lab.prefix_cache import Request
-
-    manager = KVCacheManager(runner.cache.num_blocks, runner.cache.block_size)
-    if prefix:
-        generate_cached(runner, manager, [Request("prefix", prefix)], max_tokens=1)
-    table = BlockTable(manager.block_pool)
-    table.adopt(manager.get_computed_blocks(Request("prompt", prompt))[0])
-    return table
+    generate_greedily(engine, [request], max_tokens, stop_token_ids, on_token, usage.on_step)
+    print(detokenizer.finish())
+    return num_new
 
 
 def _decode(
     arguments: argparse.Namespace,
-    runner: ModelRunner,
-    table: BlockTable,
-    prompt: Sequence[int],
+    engine: EngineCore,
+    request: Request,
     stop_token_ids: Collection[int],
     usage: _Usage,
 ) -> Decoded:
     """Search with beams, or draw outputs by chance; a single one is the likeliest unless a temperature was given."""
-    from pagedattn_lab.engine.beam_search import beam_search, sample
+    from pagedattn_lab.engine.beam_search import beam_search
+    from pagedattn_lab.engine.sampling import sample
 
-    common = {"stop_token_ids": stop_token_ids, "on_step": usage.observe}
+    common = {"stop_token_ids": stop_token_ids, "on_step": usage.on_step}
     if arguments.beams is not None:
         return beam_search(
-            runner,
-            table,
-            prompt,
+            engine,
+            request,
             arguments.beams,
             arguments.max_tokens,
             length_penalty=1.0 if arguments.length_penalty is None else arguments.length_penalty,
@@ -252,7 +285,7 @@ def _decode(
     if degrees is None:
         degrees = 0.0 if arguments.n == 1 else 1.0
     return sample(
-        runner, table, prompt, arguments.n, arguments.max_tokens, temperature=degrees, seed=arguments.seed, **common
+        engine, request, arguments.n, arguments.max_tokens, temperature=degrees, seed=arguments.seed, **common
     )
 
 
@@ -260,8 +293,9 @@ def _account(num_prompt_tokens: int, new: str, usage: _Usage, runner: ModelRunne
     """One line on the tokens and the memory that holds them."""
     block_size = runner.cache.block_size
     num_slots = usage.blocks_used * block_size
+    num_bytes = usage.blocks_used * runner.cache.shape.bytes_per_block(block_size)
     return (
-        f"{num_prompt_tokens} prompt tokens, {new}; {num_slots - usage.empty_slots} cached in {usage.blocks_used} "
-        f"blocks of {block_size}: {usage.blocks_used * runner.cache.shape.bytes_per_block(block_size):,} bytes, "
+        f"{count(num_prompt_tokens, 'prompt token')}, {new}; {num_slots - usage.empty_slots:,} cached in "
+        f"{count(usage.blocks_used, 'block')} of {block_size:,}: {num_bytes:,} bytes, "
         f"{usage.empty_slots / num_slots:.1%} of them empty slots"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive, seed
+from pagedattn_lab.cli.output import count, print_json
 from pagedattn_lab.studies.hit_rates import MOONCAKE_BLOCK_SIZE, POLICIES, measure
-from pagedattn_lab.workloads import MalformedTraceError, TraceRequest, load_mooncake_jsonl
+from pagedattn_lab.workloads import MalformedTraceError, TraceRequest, load_trace
 from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS, hashed
 
 SYNTHETIC_BLOCK_SIZE = 16
 """Tokens per block of a synthetic workload, unless another number is given."""
 
-FORMAT = "a JSON object per line with timestamp, input_length, output_length and hash_ids, as in Mooncake's traces"
+FORMAT = "JSON objects with timestamp, input_length, output_length and hash_ids, as in Mooncake's traces"
 """What a file must be."""
 
 
@@ -30,13 +30,14 @@ def add(commands: Any) -> None:
         description="Serve a trace with hashed blocks from an empty prefix cache, one request after the other. The hit "
         "rate is the number of tokens found in cached full blocks over the number of tokens in all prompts. The last "
         "token of a prompt is always computed, and blocks are found whole: a prompt that ends with a block finds that "
-        "block never, even if all of it is cached.",
+        "block never, even if all of it is cached. In a file, a last block that is not full has an id in all "
+        "requests or in none.",
     )
     parser.add_argument(
         "trace",
         type=name_or_file(SHARED_WORKLOADS),
         metavar="TRACE",
-        help=f"a file with {FORMAT}, or {' or '.join(SHARED_WORKLOADS)}: prompts made for the purpose",
+        help=f"a file, gzipped or not, with {FORMAT}, or {' or '.join(SHARED_WORKLOADS)}: prompts made for the purpose",
     )
     parser.add_argument(
         "--blocks", type=blocks, metavar="N|unlimited", help="blocks that the cache has room for (default: unlimited)"
@@ -82,13 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed if by_chance else None,
     }
     if arguments.json:
-        print(json.dumps(report, indent=1))
+        print_json(report)
     else:
         _print(report)
     if hits.refused:
         print(
-            f"pagedattn_lab hits: refused {hits.refused:,} of {_count(hits.num_requests, 'request')}, with prompts of "
-            f"more than {_count(hits.num_blocks, 'block')}: raise --blocks to serve them",
+            f"pagedattn_lab hits: refused {hits.refused:,} of {count(hits.num_requests, 'request')}, with prompts of "
+            f"more than {count(hits.num_blocks, 'block')}: raise --blocks to serve them",
             file=sys.stderr,
         )
     return 0
@@ -101,7 +102,7 @@ def _requests(arguments: argparse.Namespace) -> tuple[Iterable[TraceRequest], in
         block_size = block_size or SYNTHETIC_BLOCK_SIZE
         return hashed(islice(SHARED_WORKLOADS[name](arguments.seed), num_requests or 10_000), block_size), block_size
     try:
-        trace = load_mooncake_jsonl(name)
+        trace = load_trace(name)
     except MalformedTraceError as error:
         raise ValueError(f"{error}; hits reads {FORMAT}") from None
     if not any(request.hash_ids for request in trace):
@@ -115,9 +116,9 @@ def _requests(arguments: argparse.Namespace) -> tuple[Iterable[TraceRequest], in
 def _print(report: Mapping[str, Any]) -> None:
     num_blocks, policy = report["num_blocks"], report["policy"]
     rows = {
-        "trace": f"{Path(report['trace']).name}, {_count(report['num_requests'], 'request')}",
-        "cache": "unlimited" if num_blocks is None else _count(num_blocks, "block"),
-        "block size": _count(report["block_size"], "token"),
+        "trace": f"{Path(report['trace']).name}, {count(report['num_requests'], 'request')}",
+        "cache": "unlimited" if num_blocks is None else count(num_blocks, "block"),
+        "block size": count(report["block_size"], "token"),
         **({} if num_blocks is None else {"policy": f"{policy}: {POLICIES[policy]}"}),
         "tokens in prompts": f"{report['prompt_tokens']:>13,}",
         "tokens found": f"{report['hit_tokens']:>13,}",
@@ -127,7 +128,3 @@ def _print(report: Mapping[str, Any]) -> None:
     }
     for key, value in rows.items():
         print(f"{key:<20}{value}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

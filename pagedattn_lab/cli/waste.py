@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedattn_lab.cli.arguments import add_json, at_least, name_or_file, positive, rate, seed, size
+from pagedattn_lab.cli.output import count, print_json
 from pagedattn_lab.hardware import OPT_13B
 from pagedattn_lab.studies import memory_shares as waste
 from pagedattn_lab.workloads import WORKLOADS, Fit, TraceRequest, arrive, load_trace
@@ -33,7 +33,8 @@ def add(commands: Any) -> None:
         type=name_or_file(WORKLOADS),
         default="sharegpt",
         metavar="NAME|FILE",
-        help=f"{', '.join(WORKLOADS)}, or a trace: Azure's CSV or Mooncake's JSONL (default: %(default)s)",
+        help=f"{', '.join(WORKLOADS)}, or a trace, gzipped or not: Azure's CSV or Mooncake's JSON (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--model-len",
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     num_slots = arguments.budget // OPT_13B.bytes_per_token
     if num_slots < 2 * arguments.block_size:
         raise ValueError(
-            f"{arguments.budget:,} bytes hold {num_slots:,} tokens of OPT-13B, less than two blocks of "
+            f"{count(arguments.budget, 'byte')} hold {count(num_slots, 'token')} of OPT-13B, less than two blocks of "
             f"{arguments.block_size:,}: raise --budget or lower --block-size"
         )
     if num_slots // arguments.block_size > MOST_BLOCKS:
@@ -112,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not all(math.isfinite(value) for row in report["allocators"].values() for value in row.values()):
         raise ValueError("the load lasts longer than can be computed with: give a higher --rate")
     if arguments.json:
-        print(json.dumps(report, indent=1))
+        print_json(report)
     else:
         _print(report, reports)
     if not all(of.requests_per_second for of in reports.values()):
@@ -131,10 +132,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(report: Mapping[str, Any], reports: Mapping[str, waste.Report]) -> None:
-    requests = "request" if report["num_requests"] == 1 else "requests"
     how = {"saturated": "all waiting from the start", "trace": "arriving as in the trace"}
     print(
-        f"{Path(report['workload']).name}: {report['num_requests']:,} {requests} "
+        f"{Path(report['workload']).name}: {count(report['num_requests'], 'request')} "
         f"({report['refused']:,} refused, {report['cut']:,} cut), "
         + how.get(report["arrivals"], f"{report['rate']} per second")
     )

@@ -15,6 +15,7 @@ from pagedattn_lab.models.default import (
     ensure_default,
     is_cached,
 )
+from pagedattn_lab.models.detokenize import IncrementalDetokenizer, detokenize
 from pagedattn_lab.models.prompts import encode_prefix, encode_prompt
 from pagedattn_lab.models.quiet import quiet_transformers
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT",
+    "IncrementalDetokenizer",
     "ModelLoadError",
     "cache_directory",
     "corrupted_file",
+    "detokenize",
     "encode_prefix",
     "encode_prompt",
     "ensure_default",
@@ -42,8 +45,8 @@ def load(
     """Load a decoder and its tokenizer, ready to generate.
 
     Args:
-        name: :data:`DEFAULT`, a folder with a saved model, or the id of one on the Hugging Face hub. Code that comes
-            with a model is never run.
+        name: :data:`~pagedattn_lab.models.default.DEFAULT`, a folder with a saved model, or the id of one on the
+            Hugging Face hub. Code that comes with a model is never run.
         dtype: dtype of the weights; float32 by default, in which results can be compared token by token.
         device: by default a GPU where there is one, else the CPU.
 
@@ -106,8 +109,10 @@ def _explain(name: str, part: str, error: Exception) -> str:
     reason = textwrap.shorten(text, 200)
     if "trust_remote_code" in text:
         return f"{name!r} needs code of its own, which this book never runs: choose a model that transformers includes"
-    if part == "tokenizer":
+    if part == "tokenizer" and name != DEFAULT:
         return f"{name!r} has weights and no tokenizer that can be read ({reason}): save its tokenizer beside them"
+    if name == DEFAULT:
+        return f"{name} could not be read ({reason}): make its files in {cache_directory()} readable, or delete them"
     if os.path.isdir(name):
         return f"the folder {name!r} holds no decoder that transformers can load ({reason})"
     if os.sep in name and (os.path.isabs(name) or name.startswith(".")):

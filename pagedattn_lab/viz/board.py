@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from pagedattn_lab.recorder.frame import BlockState, Frame, TableState, count
+from pagedattn_lab.recorder.frame import BlockState, Frame, TableState
+from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Picture
 
 WIDTH = 760
@@ -109,14 +110,14 @@ def describe(frame: Frame) -> str:
         '3 usable blocks of 4 tokens. Free queue: 1, 2, 3.'
     """
     parts = [f"{frame.sentence} "] if frame.sentence else []
-    parts.append(f"{count(len(frame.ref_cnt) - 1, 'usable block')} of {count(frame.block_size, 'token')}. ")
+    parts.append(f"{counted(len(frame.ref_cnt) - 1, 'usable block')} of {counted(frame.block_size, 'token')}. ")
     for table in frame.tables:
         entries = [
             f"{block_id} ({frame.tokens_in(table, logical)}/{frame.block_size})"
             for logical, block_id in enumerate(table.block_ids)
         ]
         where = f"in block{'s' if len(entries) > 1 else ''} {', '.join(entries)}" if entries else "and no block"
-        parts.append(f"{table.name}: {count(table.num_tokens, 'token')} {where}. ")
+        parts.append(f"{table.name}: {counted(table.num_tokens, 'token')} {where}. ")
     for block in frame.blocks:
         if block.ref_cnt > 1 or block.ref_cnt != len(block.owners):
             parts.append(f"Block {block.block_id} has reference count {block.ref_cnt}. ")
@@ -307,7 +308,7 @@ def _tables(frame: Frame, dense: bool, left: int, top: int, width: int) -> tuple
         groups.append(
             f'<g transform="translate({x},{y})"><rect width="22" height="16" fill="{fill}" stroke="#555"/>'
             + _text(escape(table.mark), 11, 12, "middle", "pa-mark", ink, 11)
-            + _text(f"{name}: {count(table.num_tokens, 'token')}", 28, 12, "start", "pa-ink", "#222", 12)
+            + _text(f"{name}: {counted(table.num_tokens, 'token')}", 28, 12, "start", "pa-ink", "#222", 12)
             + "</g>"
         )
         for logical, block_id in enumerate(table.block_ids):
@@ -330,7 +331,7 @@ def _tables(frame: Frame, dense: bool, left: int, top: int, width: int) -> tuple
 
 def _free_queue(frame: Frame, dense: bool, top: int, width: int) -> tuple[list[str], int]:
     """The free queue in order. Returns the groups and where they end."""
-    groups = [_heading(f"Free queue: {count(len(frame.free), 'block')}, next one first", _PAD, top)]
+    groups = [_heading(f"Free queue: {counted(len(frame.free), 'block')}, next one first", _PAD, top)]
     x, y = _PAD, top + 12
     for text, number in runs(frame.free, dense):
         cached = number == 1 and int(text) in frame.hashes

@@ -17,7 +17,7 @@ class Lesson(widgets.VBox):
     """Controls, and below them a player of what ``draw`` makes of their values.
 
     Args:
-        draw: makes a trace, one or more pictures, or a recording from the controls' values, passed by name.
+        draw: makes a recorder, a recording, or one or more pictures from the controls' values, passed by name.
         label: what there is to see, in a few words; screen readers announce it.
         step: the frame to begin with, negative ones counted from the end.
         sweep: name of a control whose values the built book steps through, where no kernel can draw: a slider of whole

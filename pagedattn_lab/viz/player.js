@@ -1,4 +1,4 @@
-// The player: frames of a trace, or pictures, to step through. One source for JupyterLab (an anywidget) and for the built
+// The player: frames of a recording, or pictures, to step through. One source for JupyterLab (an anywidget) and for the built
 // book (a classic script). It follows board.js in one file.
 
 function tableOf(caption, columns, rows) {

@@ -1,4 +1,4 @@
-"""The player: step through a trace or a series of pictures, in JupyterLab, in the built book, and as a still picture.
+"""The player: step through a recording or some pictures, in JupyterLab, in the built book, and as a still picture.
 
 ``board.js`` and ``player.js`` are the one source of what moves; :mod:`pagedattn_lab.viz.board` draws the still.
 """
@@ -34,7 +34,7 @@ def recording(
     """Turn something into what a player plays: JSON values with a list of frames.
 
     Args:
-        source: a trace, a saved one (:func:`pagedattn_lab.recorder.load`), another recording, or one or more pictures.
+        source: a recorder, a saved recording (:func:`pagedattn_lab.recorder.load`), or one or more pictures.
         tokens: each request's tokens, to stand in the cells of the drawing: texts, or ids for ``tokenizer``.
         tokenizer: turns ids into texts.
 
@@ -93,9 +93,9 @@ class Player(anywidget.AnyWidget):
         >>> from pagedattn_lab.block_pool import BlockPool
         >>> from pagedattn_lab.block_table import BlockTable
         >>> pool = BlockPool(num_blocks=4, block_size=4)
-        >>> trace = Recorder(pool)
-        >>> _ = trace.add("Ada", BlockTable(pool)).append_tokens(5)
-        >>> player = Player(trace, "One request", step=0)
+        >>> recorder = Recorder(pool)
+        >>> _ = recorder.add("Ada", BlockTable(pool)).append_tokens(5)
+        >>> player = Player(recorder, "One request", step=0)
         >>> player.step = 1
         >>> player
         Player('One request', step 1 of 1): Ada appends 5 tokens and takes blocks 1 and 2 from the head of the free queue. 3 usable blocks of 4 tokens. Ada: 5 tokens in blocks 1 (4/4), 2 (1/4). Free queue: 3.

@@ -10,7 +10,8 @@ from html import escape
 from typing import NamedTuple
 
 from pagedattn_lab.baselines.contiguous import ContiguousAllocator, Reservation
-from pagedattn_lab.recorder.frame import count, mark_for
+from pagedattn_lab.recorder.frame import mark_for
+from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.board import COLOURS, shorten
 
@@ -114,7 +115,7 @@ def show_strip(allocator: ContiguousAllocator, running: Running, waiting: int = 
     ]
     height = y + 14
     opening = f"{sentence} " if sentence else ""
-    lines = [f"{count(len(slots), 'slot')}.", *(f"{_request(name, *held)}." for name, held in running.items())]
+    lines = [f"{counted(len(slots), 'slot')}.", *(f"{_request(name, *held)}." for name, held in running.items())]
     lines += [f"{queue}."] if queue else []
     rounding = f" (rounding {account.rounding})" if account.rounding else ""
     total = (
@@ -144,7 +145,7 @@ def read_slots(allocator: ContiguousAllocator, running: Running, waiting: int = 
     drawn = {id(held) for held, _ in running.values()}
     if len(drawn) < len(running) or drawn != {id(held) for held in allocator.reservations.values()}:
         raise ValueError(
-            f"{count(len(running), 'request')} named for {count(len(allocator.reservations), 'region')} in use: "
+            f"{counted(len(running), 'request')} named for {counted(len(allocator.reservations), 'region')} in use: "
             "name each region's request once, and leave out those that have ended"
         )
     slots = [Slot(None, FREE)] * allocator.num_slots
@@ -163,12 +164,12 @@ def read_slots(allocator: ContiguousAllocator, running: Running, waiting: int = 
 def _request(name: str, held: Reservation, tokens: int, longest: int | None = None) -> str:
     name = name if longest is None else shorten(name, longest)
     reserved = f" {held.reserved} reserved," if held.reserved < held.region.size else ""
-    return f"{name}: {count(tokens, 'token')},{reserved} slots {held.region.start}–{sum(held.region) - 1}"
+    return f"{name}: {counted(tokens, 'token')},{reserved} slots {held.region.start}–{sum(held.region) - 1}"
 
 
 def _queue(allocator: ContiguousAllocator, waiting: int) -> str:
     longest = max((gap.size for gap in allocator.strip.gaps), default=0)
-    return f"A request for {count(waiting, 'slot')} waits; the longest gap has {longest}" if waiting else ""
+    return f"A request for {counted(waiting, 'slot')} waits; the longest gap has {longest}" if waiting else ""
 
 
 def _colour(name: str) -> tuple[str, str]:

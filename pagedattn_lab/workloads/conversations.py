@@ -3,8 +3,9 @@
 A prompt is a list of named pieces, so that two prompts share a prefix exactly where their pieces agree. From pieces
 follow the ids of blocks of any size, as a trace with ``hash_ids`` has them, and token ids for a page table.
 
-Lengths of questions and answers are those of :func:`pagedattn_lab.workloads.sharegpt`; everything else, how many turns,
-how long a system prompt, how popular, is an assumption, chosen to show effects rather than to match any service.
+Lengths of questions and answers are those of :func:`~pagedattn_lab.workloads.lengths.sharegpt`; everything else, how
+many turns, how long a system prompt, how popular, is an assumption, chosen to show effects rather than to match any
+service.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from pagedattn_lab.kv_shape import at_least_one
-from pagedattn_lab.workloads import TraceRequest, sharegpt
+from pagedattn_lab.workloads.arrivals import TraceRequest
+from pagedattn_lab.workloads.lengths import sharegpt
 
 
 class Piece(NamedTuple):

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
+import highlighting
 import players
 import pytest
-from accessibility import violations
+from accessibility import COLOUR_RULES, violations
 from playwright.sync_api import Browser, Locator, Page, expect
 from watch import Watch, until
-
-from tests.helpers.built import build_book
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
@@ -25,6 +24,8 @@ TYPESET = "() => window.MathJax?.startup?.promise?.then(() => true)"
 THEMED = "scheme => document.documentElement.dataset.theme === scheme"
 LINKS = "() => [...document.querySelectorAll('a[href]')].map(link => link.href)"
 IDS = "() => [...document.querySelectorAll('[id]')].map(element => element.id)"
+HIDDEN = """() => [...document.querySelectorAll('body *')]
+  .flatMap((element, index) => element.checkVisibility({visibilityProperty: true}) ? [] : [index])"""
 TOO_WIDE = """() => {
   const wide = document.documentElement.scrollWidth, room = window.innerWidth;
   return wide <= room ? [] : [`${wide} pixels on a screen of ${room}`, ...[...document.querySelectorAll('main *')]
@@ -41,14 +42,16 @@ class Seen:
     links: list[str]
     ids: set[str]
     problems: list[str]
-    violations: dict[str, list[str]] = field(default_factory=dict)
     too_wide: dict[str, list[str]] = field(default_factory=dict)
+    highlighting: set[str] = field(default_factory=set)
+    hidden: dict[str, list[int]] = field(default_factory=dict)
+    violations: dict[str, list[str]] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
-def site(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the book as ``make book`` does."""
-    return build_book(tmp_path_factory.mktemp("book"))
+def site(chromium: str, site: Path) -> Path:
+    """Return the built book, where there is a browser to open it in."""
+    return site
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +69,28 @@ def watch(browser: Browser) -> Iterator[Watch]:
 
 
 def look_at(watch: Watch, page: Page, url: str) -> Seen:
-    """Open a page and look at it: light and dark, wide and narrow."""
+    """Open a page and look at it: wide and narrow, light and dark.
+
+    Highlighted code is flattened before axe sees it; its colours are judged by themselves. In the dark the page is the
+    same but for its colours, and what is hidden says so.
+    """
     watch.problems.clear()
     page.set_viewport_size({"width": 1280, "height": 900})
     page.emulate_media(color_scheme="light")
     response = page.goto(url)
     page.evaluate(TYPESET)
     seen = Seen(response.status, page.evaluate(LINKS), set(page.evaluate(IDS)), [])
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        page.wait_for_function(THEMED, arg=scheme)
-        seen.violations[scheme] = violations(page)
     for name, width in WIDTHS.items():
         page.set_viewport_size({"width": width, "height": 900})
         seen.too_wide[name] = page.evaluate(TOO_WIDE)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    seen.highlighting = highlighting.kinds_of(page)
+    highlighting.flatten(page)
+    for scheme, rules in {"light": (), "dark": COLOUR_RULES}.items():
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(THEMED, arg=scheme)
+        seen.hidden[scheme] = page.evaluate(HIDDEN)
+        seen.violations[scheme] = violations(page, rules=rules)
     seen.problems = list(watch.problems)
     return seen
 
@@ -146,6 +157,24 @@ def test_pages_are_accessible(crawled: dict[str, Seen], scheme: str) -> None:
     """Catches what keeps a reader out: no name on a control, too little contrast, a page without structure."""
     found = {path: seen.violations[scheme] for path, seen in crawled.items() if seen.violations[scheme]}
     assert found == {}
+
+
+def test_both_themes_show_the_same(crawled: dict[str, Seen]) -> None:
+    """Catches an element that only one theme shows: in the dark, axe judges nothing but colours."""
+    assert [path for path, seen in crawled.items() if seen.hidden["light"] != seen.hidden["dark"]] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_highlighted_code_can_be_read(watch: Watch, address: str, crawled: dict[str, Seen], scheme: str) -> None:
+    """Catches a colour of highlighted code with too little contrast: of each kind of text that any page holds."""
+    kinds = set().union(*(seen.highlighting for seen in crawled.values()))
+    assert {"k", "n", "nf", "s2", "c1", "mi", "o", "p"} <= highlighting.classes_of(kinds)
+    page = watch.new_page()
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{address}book/index.html")
+    page.wait_for_function(THEMED, arg=scheme)
+    highlighting.show(page, kinds)
+    assert highlighting.contrast(page) == ([], len(kinds))
 
 
 @pytest.mark.parametrize("screen", WIDTHS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -81,6 +82,29 @@ def ragged_batch(
     )
 
 
+def spread(tensor: torch.Tensor, dim: int, folder: Path) -> torch.Tensor:
+    """Copy a float16 tensor so that neighbours along ``dim`` lie 2**30 elements apart.
+
+    From the third neighbour on an offset needs more than 32 bits. The storage is a file with holes, and only the pages
+    of the copy itself exist. It reaches 2**31 elements to either side of the first element, so that an offset cut to
+    32 bits reads zeros and gives a wrong number rather than a crash.
+    """
+    rows = tensor.movedim(dim, 0)
+    reach, gap = 2**31, 2**30
+    size = reach + max(reach, len(rows) * gap) + tensor.numel()
+    file = folder / f"{size}.bin"
+    storage = torch.from_file(str(file), shared=True, size=size, dtype=torch.float16)
+    file.unlink()  # the mapping lives on; the name is not needed
+    copy = storage.as_strided(rows.shape, (gap, *rows[0].contiguous().stride()), reach)
+    return copy.copy_(rows).movedim(0, dim)
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Say whether two tensors hold the same bits: a NaN equals itself, and 0.0 is not -0.0."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    return first.dtype == second.dtype and torch.equal(first.view(integer), second.view(integer))
+
+
 def dense_attention(
     batch: Batch, scale: float | None = None, softcap: float | None = None, sliding_window: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,9 +136,7 @@ def dense_attention(
                 # error of a score into a relative error of its weight, which counts in the numerator and the sum.
                 score_error = (head_dim + 4) * eps * (keys.abs() @ query.abs()).max() * scale
                 relative = 2 * score_error + 2 * (len(keys) + 8) * eps
-                # Half a unit in the last place, except that Triton's interpreter cuts bfloat16 off instead of rounding.
-                unit = torch.finfo(dtype).eps if dtype == torch.bfloat16 else torch.finfo(dtype).eps / 2
-                rounding = unit * output[token, head].abs()
+                rounding = torch.finfo(dtype).eps / 2 * output[token, head].abs()  # half a unit in the last place
                 bound[token, head] = relative * values.abs().max(dim=0).values + rounding
     return output, bound
 

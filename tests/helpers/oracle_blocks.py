@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-Extra = tuple[str | None, str | None]
+Extra = str | None
 
 
 class Contents(NamedTuple):
-    """What a full block holds: ``extra`` are salt and adapter."""
+    """What a full block holds: ``extra`` is the salt."""
 
     extra: Extra
     tokens: tuple[int, ...]
@@ -39,12 +39,12 @@ class PlainBlocks:
         self.names: list[tuple[Contents, int]] = []  # in the order in which they became known
         self.copies: list[tuple[int, int]] = []
         self.handed_out = 0
-        self.let_go: dict[int, int] = {}
+        self.let_go: dict[int, int] = {}  # by block: how many had been handed out when its last owner went
+        self.distances: Counter[int] = Counter()
         self.reset_stats()
 
     def reset_stats(self) -> None:
         self.requests = self.queries = self.hits = self.evictions = 0
-        self.distances: Counter[int] = Counter()
 
     def counts(self) -> Counter[int]:
         return Counter(block_id for table in self.tables for block_id in table.ids)
@@ -79,6 +79,7 @@ class PlainBlocks:
         if count > len(self.free):
             return None
         taken, self.free = self.free[:count], self.free[count:]
+        self.handed_out += count
         for block_id in taken:
             self.evictions += block_id in self.marked()
             self.forget(block_id)
@@ -113,7 +114,6 @@ class PlainBlocks:
         taken = self.grow(table, num_new)
         if taken is None:
             return None
-        self.handed_out += len(taken)
         full = min(table.num_tokens, len(tokens)) // self.block_size
         if self.caching:
             for index in range(table.num_cached, full):
@@ -138,13 +138,9 @@ class PlainBlocks:
         self.tables.remove(table)
         still, marked = self.counts(), self.marked()
         gone = [block_id for block_id in reversed(table.ids) if block_id not in still]
+        self.let_go |= dict.fromkeys(gone, self.handed_out)
         unmarked = [block_id for block_id in gone if block_id not in marked]
         self.free = unmarked + self.free + [block_id for block_id in gone if block_id in marked]
-
-    def end(self, table: PlainTable) -> None:
-        """Release a request's table; its blocks were used last now."""
-        self.let_go |= dict.fromkeys(table.ids, self.handed_out)
-        self.release(table)
 
     def reset(self) -> bool:
         if any(table.ids for table in self.tables):

@@ -1,0 +1,153 @@
+"""One request: its tokens, how far it has come, and whom it may share blocks with (chapters 06 and 09).
+
+Source: vLLM's ``vllm/v1/request.py``, release 0.33.0, whose names these are.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Hashable, Iterable
+from enum import Enum
+from operator import index
+
+ExtraKey = tuple[str | int, ...]
+"""What, beside tokens, decides what a block holds: a kind and its value."""
+
+
+class RequestStatus(Enum):
+    """Where a request is on its way."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED_STOPPED = "finished: it chose a token that ends it"
+    FINISHED_LENGTH_CAPPED = "finished: it has as many tokens as it may have"
+    FINISHED_ABORTED = "finished: nobody wants the rest"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more is computed for the request.
+
+        Example:
+            >>> [status.name for status in RequestStatus if not status.is_finished]
+            ['WAITING', 'RUNNING']
+        """
+        return self not in (RequestStatus.WAITING, RequestStatus.RUNNING)
+
+
+class Request:
+    """The tokens of one request, and what else decides which blocks it may share.
+
+    Args:
+        request_id: its name, unique among running requests.
+        token_ids: the prompt.
+        cache_salt: requests share blocks only with those of the same salt.
+
+    Attributes:
+        token_ids: prompt and output so far. It only grows: use :meth:`append_token`.
+        num_prompt_tokens: how many of them are the prompt.
+        num_computed_tokens: how many have keys and values in the cache; whoever runs the model advances it.
+        status: where it is on its way; whoever runs it says so.
+        hashes: of its full blocks, kept by :func:`pagedattn_lab.prefix_cache.block_hashes`, so that each is computed
+            once.
+
+    Raises:
+        ValueError: no token, one that is no whole number of 64 bits, or an empty salt.
+
+    Example:
+        >>> request = Request("Ada", [5, 6, 7, 8, 9])
+        >>> request.append_token(10)
+        >>> request.num_tokens, request.num_prompt_tokens, request.output_token_ids
+        (6, 5, [10])
+    """
+
+    def __init__(self, request_id: str, token_ids: Iterable[int], cache_salt: str | None = None) -> None:
+        self.request_id = request_id
+        self.token_ids = _whole_numbers(request_id, token_ids)
+        if not self.token_ids:
+            raise ValueError(f"request {request_id!r} has no token: give it at least one")
+        if cache_salt == "":
+            raise ValueError(f"cache_salt of request {request_id!r} is empty: give a text, or None for none")
+        self.cache_salt = cache_salt
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.status = RequestStatus.WAITING
+        self.hashes: dict[Hashable, list[bytes]] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output so far."""
+        return len(self.token_ids)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """The tokens that were added to the prompt; a copy."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_output_tokens(self) -> int:
+        """How many tokens were added to the prompt."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def append_token(self, token_id: int) -> None:
+        """Add one token of output.
+
+        Raises:
+            ValueError: it is no whole number of 64 bits.
+        """
+        self.token_ids += _whole_numbers(self.request_id, (token_id,))
+
+    def extra_keys(self, start: int, stop: int) -> tuple[ExtraKey, ...]:
+        """What, beside tokens, decides the contents of a block of tokens ``start`` to ``stop - 1``.
+
+        The salt is in the first block only: through the parents' hashes it is in all others too.
+
+        Example:
+            >>> request = Request("Ada", range(8), cache_salt="blue")
+            >>> request.extra_keys(0, 4), request.extra_keys(4, 8)
+            ((('salt', 'blue'),), ())
+        """
+        return (("salt", self.cache_salt),) if self.cache_salt is not None and start == 0 else ()
+
+    def fork(self, request_id: str) -> Request:
+        """Make a second request of the same tokens, as far computed as this one, that goes on by itself.
+
+        It has no blocks yet: :meth:`pagedattn_lab.kv_manager.KVCacheManager.fork` gives it a share of this one's.
+
+        Example:
+            >>> first = Request("Ada", [5, 6])
+            >>> first.append_token(7)
+            >>> second = first.fork("Bo")
+            >>> second.append_token(8)
+            >>> first.output_token_ids, second.output_token_ids
+            ([7], [7, 8])
+        """
+        twin = Request(request_id, self.token_ids, self.cache_salt)
+        twin.num_prompt_tokens, twin.num_computed_tokens = self.num_prompt_tokens, self.num_computed_tokens
+        twin.status = self.status
+        twin.hashes = {key: list(hashes) for key, hashes in self.hashes.items()}
+        return twin
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.request_id!r}, {self.num_prompt_tokens} + {self.num_output_tokens} tokens, "
+            f"{self.num_computed_tokens} computed, {self.status.name})"
+        )
+
+
+def _whole_numbers(request_id: str, token_ids: Iterable[int]) -> list[int]:
+    """Give token ids as plain numbers, whatever kind of whole number they came as (NumPy's, or a tensor's)."""
+    tokens = list(token_ids)
+    try:
+        return array("q", tokens).tolist()
+    except (TypeError, OverflowError):
+        wrong = next(token for token in tokens if not _is_whole(token))
+        raise ValueError(
+            f"token id {wrong!r} of request {request_id!r} cannot be used: give whole numbers of 64 bits"
+        ) from None
+
+
+def _is_whole(token: object) -> bool:
+    try:
+        return -(2**63) <= index(token) < 2**63
+    except TypeError:
+        return False
