@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pagedattn_lab.arithmetic import at_least_one
+
 DTYPE_BYTES = {
     "float32": 4,
     "float16": 2,
@@ -62,21 +64,6 @@ _VARIANTS = {
 
 _QUERY_GROUPS = ("multi_query", "new_decoder_architecture", "multi_query_attention", "multi_query_group_num")
 _SETTINGS = (*_OTHER_CACHES, *_LAYER_PATTERNS, *_VARIANTS, *_QUERY_GROUPS, "per_layer_config", "kv_sharing_modes")
-
-
-def at_least_one(name: str, value: int) -> int:
-    """Return a whole number of at least 1, or say what is wrong with it.
-
-    Raises:
-        ValueError: it is not a whole number, or below 1.
-
-    Example:
-        >>> at_least_one("num_layers", 32)
-        32
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
-    return value
 
 
 _CAUSAL_WHATEVER_IS_DECODER_SAYS = {"gpt_neox", "gpt_neox_japanese"}

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from pagedattn_lab.baselines.accounting import Account, num_kv_tokens
 from pagedattn_lab.baselines.contiguous import (
-    Account,
     ContiguousAllocator,
     Reservation,
     max_length,
     next_power_of_two,
-    num_kv_tokens,
     oracle,
 )
 from pagedattn_lab.baselines.strip import Buddy, FirstFit, Region

@@ -16,10 +16,10 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
-    "hardware", "baselines.strip", "baselines.contiguous", "baselines.paged", "workloads", "workloads.conversations",
-    "studies.simulate", "studies.memory_shares", "studies.block_savings", "studies.hit_rates",
-    "studies.reuse_distances", "bench.allocator", "bench.slots", "bench.prefix",
-    "recorder.frame", "recorder.sentences", "recorder",
+    "hardware", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
+    "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
+    "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
+    "bench.allocator", "bench.slots", "bench.prefix", "recorder.frame", "recorder.sentences", "recorder",
 )  # fmt: skip
 
 
@@ -55,10 +55,11 @@ SPINE = [
     "engine.core", "engine.sampling", "engine.beam_search", "engine",
 ]  # fmt: skip
 APPARATUS = [
-    "baselines", "baselines.strip", "baselines.contiguous", "baselines.paged",
+    "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
     "workloads.lengths", "workloads.arrivals", "workloads.request_logs", "workloads", "workloads.conversations",
-    "studies", "studies.simulate", "studies.memory_shares", "studies.block_savings", "studies.hit_rates",
-    "studies.reuse_distances", "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
+    "studies", "studies.paper", "studies.report", "studies.simulate", "studies.memory_shares",
+    "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
+    "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
     "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments", "cli.output",

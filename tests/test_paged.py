@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from pagedattn_lab.baselines.contiguous import Account
+from pagedattn_lab.baselines.accounting import Account
 from pagedattn_lab.baselines.paged import PagedAllocator, Pages
 from tests.helpers.ledger import Ledger
 

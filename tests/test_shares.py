@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from pagedattn_lab.studies.memory_shares import FIG_2
+from pagedattn_lab.studies.paper import FIG_2
 from pagedattn_lab.viz.shares import KINDS, show_shares
 
 

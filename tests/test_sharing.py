@@ -11,7 +11,8 @@ from hypothesis import given
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, reorder, take_copies
-from pagedattn_lab.studies.block_savings import FIG_15, Sharing, replay
+from pagedattn_lab.studies.block_savings import Sharing, replay
+from pagedattn_lab.studies.paper import FIG_15
 from tests.helpers.genealogy import count
 
 

@@ -16,12 +16,15 @@ import tqdm
 from hypothesis import assume, example, given, settings
 
 from pagedattn_lab import workloads
-from pagedattn_lab.baselines.contiguous import Account, max_length, next_power_of_two, oracle
+from pagedattn_lab.baselines.accounting import Account, Allocator
+from pagedattn_lab.baselines.contiguous import max_length, next_power_of_two, oracle
 from pagedattn_lab.baselines.paged import PagedAllocator
 from pagedattn_lab.baselines.strip import FirstFit
-from pagedattn_lab.hardware import A100_OPT_13B, StepTime
-from pagedattn_lab.studies import simulate as simulate_module
-from pagedattn_lab.studies.simulate import MOST_SAMPLES, Allocator, Report, simulate
+from pagedattn_lab.hardware import StepTime
+from pagedattn_lab.studies import report as report_module
+from pagedattn_lab.studies.paper import A100_OPT_13B
+from pagedattn_lab.studies.report import MOST_SAMPLES, Report
+from pagedattn_lab.studies.simulate import simulate
 from pagedattn_lab.workloads import TraceRequest
 from tests.helpers.oracle_simulate import Blocks, Result, Strip, serve
 
@@ -319,7 +322,7 @@ def test_every_sample_is_kept_as_often_as_any_other(monkeypatch: pytest.MonkeyPa
     requests = [TraceRequest(0.0, 1, 1)] * 100  # one at a time: a state each
     everything = simulate(requests, oracle(8), max_num_seqs=1).samples
     assert len(everything) == 100
-    monkeypatch.setattr(simulate_module, "MOST_SAMPLES", 16)
+    monkeypatch.setattr(report_module, "MOST_SAMPLES", 16)
     assert simulate(requests, oracle(8), max_num_seqs=1).samples == everything[::8]
 
 

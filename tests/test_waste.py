@@ -7,20 +7,22 @@ from itertools import islice
 import pytest
 
 from pagedattn_lab import workloads
-from pagedattn_lab.hardware import A100_OPT_13B, OPT_13B, StepTime
+from pagedattn_lab.arithmetic import GIB
+from pagedattn_lab.hardware import GPU, GPUS, StepTime
 from pagedattn_lab.kv_shape import KVShape
-from pagedattn_lab.studies.memory_shares import (
+from pagedattn_lab.studies.memory_shares import LABELS, allocators, compare
+from pagedattn_lab.studies.paper import (
+    A100_OPT_13B,
     FIG_2,
+    FIG_11,
     FIG_13,
     FIG_13_RATES,
-    GIB,
     NAMES,
+    OPT_13B,
     PAPER_BUDGET,
     TABLE_1,
-    allocators,
-    compare,
 )
-from pagedattn_lab.studies.simulate import Report
+from pagedattn_lab.studies.report import Report
 
 NUM_SLOTS = PAPER_BUDGET // OPT_13B.bytes_per_token
 
@@ -47,10 +49,9 @@ def test_slots_of_the_papers_table_1() -> None:
 
 def test_what_the_paper_reports_is_complete() -> None:
     """Catches a scheme without a figure, and figures mistyped so far that a whole does not add up."""
-    assert (
-        set(FIG_2) == set(NAMES) == set(FIG_13["sharegpt"]) == set(FIG_13["alpaca"]) == set(allocators(4096, 512, 16))
-    )
-    assert set(FIG_13) == set(FIG_13_RATES) == set(workloads.PAPER_MEANS)
+    for named in (FIG_2, FIG_13["sharegpt"], FIG_13["alpaca"], LABELS, allocators(4096, 512, 16)):
+        assert set(named) == set(NAMES)
+    assert set(FIG_13) == set(FIG_13_RATES) == set(FIG_11)
     for name in ("max", "pow2", "oracle"):
         assert sum(FIG_2[name].values()) == pytest.approx(1, abs=0.0021)  # four figures of three decimals
 
@@ -145,17 +146,42 @@ def test_a_step_of_the_papers_machine() -> None:
     assert A100_OPT_13B.read == pytest.approx(2 * 40 * 5120 * 2 / 1.555e12)
     step = StepTime(weights=10.0, compute=2.0, read=0.5)
     assert [step.seconds(4, tokens) for tokens in (0, 5, 6)] == [12.0, 12.0, 14.0]
-    in_bytes = StepTime.roofline(KVShape(2, 4, 8, "float32"), 100, bandwidth=50, flops=25, weight_bytes=1)
+    gpu = GPU(gib=1, bandwidth=50, flops=25, source="made up")
+    in_bytes = StepTime.roofline(KVShape(2, 4, 8, "float32"), 100, gpu, weight_bytes=1)
     assert in_bytes == StepTime(weights=2.0, compute=8.0, read=2 * 2 * 4 * 8 * 4 / 50)
 
 
-@pytest.mark.parametrize("name", ["num_parameters", "bandwidth", "flops", "weight_bytes"])
+def test_the_papers_machine_is_in_the_table() -> None:
+    """Catches a machine whose memory could not hold what the paper put there: weights, and 12 GiB of cache beside."""
+    assert GPUS["A100-40GB"].gib * GIB > 26e9 + PAPER_BUDGET
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_gpus_are_those_of_their_data_sheets(name: str) -> None:
+    """Catches a unit that slipped: no GPU here reads its memory in under 10 ms or over 100, or its ratio is that of no
+    GPU made since 2020; and a figure without a source and its year."""
+    gpu = GPUS[name]
+    assert 0.01 < gpu.gib * GIB / gpu.bandwidth < 0.1
+    assert 100 < gpu.flops / gpu.bandwidth < 500
+    assert name.split("-")[0] in gpu.source and ", 20" in gpu.source
+
+
+@pytest.mark.parametrize("name", ["gib", "bandwidth", "flops"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_impossible_machines_are_refused(name: str, value: float) -> None:
     """Catches a machine that needs no time, less than none, or divides by zero."""
-    figures = {"num_parameters": 13e9, "bandwidth": 1e12, "flops": 1e14, "weight_bytes": 2} | {name: value}
+    sheet = {"gib": 40, "bandwidth": 1e12, "flops": 1e14, "source": "made up"} | {name: value}
     with pytest.raises(ValueError, match=f"{name} is {value!r}: give a number above 0"):
-        StepTime.roofline(OPT_13B, **figures)
+        GPU(**sheet)
+
+
+@pytest.mark.parametrize("name", ["num_parameters", "weight_bytes"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_impossible_models_are_refused(name: str, value: float) -> None:
+    """Catches a step that has no weights to read."""
+    model = {"num_parameters": 13e9, "weight_bytes": 2} | {name: value}
+    with pytest.raises(ValueError, match=f"{name} is {value!r}: give a number above 0"):
+        StepTime.roofline(OPT_13B, gpu=GPUS["L4"], **model)
 
 
 @pytest.mark.parametrize("times", [(0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, -1.0), (float("nan"), 1.0, 1.0)])

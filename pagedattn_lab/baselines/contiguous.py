@@ -10,46 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from pagedattn_lab.arithmetic import at_least_one
+from pagedattn_lab.baselines.accounting import Account, num_kv_tokens
 from pagedattn_lab.baselines.strip import Buddy, FirstFit, Region
-from pagedattn_lab.kv_shape import at_least_one
-
-
-class Account(NamedTuple):
-    """Where every slot of a memory is: the first five add up to all of it.
-
-    Attributes:
-        token_states: slots that hold a token.
-        reservation: slots that hold none yet, and will before their request ends.
-        internal: slots reserved for tokens that never come (internal fragmentation).
-        external: slots that nobody may use: gaps too short for the request that waits, and what the allocator adds to
-            a request's size by its own rules.
-        free: slots that the next request can have.
-        rounding: the part of ``external`` that is rounding, not gaps. Kwon et al. 2023 count it there ("external and
-            others" in Fig. 2); many textbooks would call it internal.
-    """
-
-    token_states: int
-    reservation: int
-    internal: int
-    external: int
-    free: int
-    rounding: int = 0
-
-    def check(self, num_slots: int) -> Account:
-        """Return the account if it is one of a memory of ``num_slots``.
-
-        Raises:
-            AssertionError: a negative entry, or entries that do not add up.
-
-        Example:
-            >>> Account(token_states=5, reservation=2, internal=1, external=0, free=8).check(16).free
-            8
-        """
-        if min(self) < 0 or self.rounding > self.external or sum(self[:5]) != num_slots:
-            raise AssertionError(f"{self} does not add up to {num_slots} slots")
-        return self
 
 
 @dataclass(slots=True)
@@ -182,19 +146,6 @@ class ContiguousAllocator:
             free=self.strip.unusable(self.num_slots + 1) - unusable,
             rounding=rounding,
         ).check(self.num_slots)
-
-
-def num_kv_tokens(prompt_len: int, output_len: int) -> int:
-    """How many tokens a request has in the cache in the end: the last one generated is never fed back.
-
-    Raises:
-        ValueError: a length below 1.
-
-    Example:
-        >>> num_kv_tokens(prompt_len=4, output_len=5)
-        8
-    """
-    return at_least_one("prompt_len", prompt_len) + at_least_one("output_len", output_len) - 1
 
 
 def max_length(num_slots: int, max_model_len: int) -> ContiguousAllocator:

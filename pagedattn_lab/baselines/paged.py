@@ -5,10 +5,10 @@ It is :class:`pagedattn_lab.block_pool.BlockPool` and :class:`pagedattn_lab.bloc
 
 from __future__ import annotations
 
-from pagedattn_lab.baselines.contiguous import Account, num_kv_tokens
+from pagedattn_lab.arithmetic import at_least_one, cdiv
+from pagedattn_lab.baselines.accounting import Account, num_kv_tokens
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.kv_shape import at_least_one
 
 
 class Pages:
@@ -61,13 +61,13 @@ class PagedAllocator:
             ValueError: a length below 1, or a request that would not fit into all blocks together.
         """
         block_size, usable = self.pool.block_size, self.pool.num_blocks - 1
-        blocks = -(-num_kv_tokens(prompt_len, output_len) // block_size)
+        blocks = cdiv(num_kv_tokens(prompt_len, output_len), block_size)
         if blocks > usable:
             raise ValueError(
                 f"a request of {prompt_len} + {output_len} tokens needs {blocks} blocks of {block_size}, and there are "
                 f"{usable}: give more memory or shorten the request"
             )
-        return -(-prompt_len // block_size) * block_size
+        return cdiv(prompt_len, block_size) * block_size
 
     def allocate(self, prompt_len: int, output_len: int) -> Pages | None:
         """Take the blocks of a request's prompt, or return ``None``, and nothing has changed, if too few are free.

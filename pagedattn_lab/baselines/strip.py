@@ -1,6 +1,7 @@
 """One strip of memory, and two ways to find a place in it: first fit, and a buddy system (chapter 02).
 
-Memory is counted in *slots*, each of which takes one token's keys and values.
+A strip is the whole *arena*; the part of it that one request has is a *region*. Both are counted in *slots*, each of
+which takes one token's keys and values.
 
 Source: Knuth, *The Art of Computer Programming*, volume 1, section 2.5.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import NamedTuple
 
-from pagedattn_lab.kv_shape import at_least_one
+from pagedattn_lab.arithmetic import at_least_one
 
 
 class Region(NamedTuple):

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.bench.load import BLOCK_SIZE, LONGEST_OUTPUT, LONGEST_PROMPT, lengths
 from pagedattn_lab.bench.timing import CLOCK, check_rising, nanoseconds, no_collection, summary, turns
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
@@ -147,7 +148,7 @@ def measure(
     if min(num_running, num_steps, num_calls) < 1:
         raise ValueError("give at least 1 request, step and call")
     check_rising("sizes", sizes, repetitions)
-    most = max(BLOCKS_PER_CALL, num_running * -(-(LONGEST_PROMPT + LONGEST_OUTPUT) // BLOCK_SIZE))
+    most = max(BLOCKS_PER_CALL, num_running * cdiv(LONGEST_PROMPT + LONGEST_OUTPUT, BLOCK_SIZE))
     if sizes[0] <= most:
         raise ValueError(f"a pool of {sizes[0]} blocks may be too small for {num_running} requests: give {most + 1}")
 

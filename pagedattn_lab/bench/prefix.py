@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.bench.timing import CLOCK, check_rising, clock, no_collection, summary, turns
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.prefix_cache import HashIndex
@@ -153,7 +154,7 @@ def measure(lengths: Sequence[int] = LENGTHS, *, repetitions: int = 15, progress
 
 
 def _num_blocks(length: int) -> int:
-    return -(-length // BLOCK_SIZE)
+    return cdiv(length, BLOCK_SIZE)
 
 
 def _summary(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.arithmetic import GIB, cdiv
 from pagedattn_lab.cli.arguments import add_json, finite, positive, seed, temperature, text, text_of_file
 from pagedattn_lab.cli.output import count, print_json
 from pagedattn_lab.studies.block_savings import Sharing
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pagedattn_lab.model_runner import ModelRunner
     from pagedattn_lab.request import Request
 
-GIB = 2**30
 
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
 """``early_stopping`` of :func:`pagedattn_lab.engine.beam_search.beam_search` by what the command line calls it."""
@@ -220,7 +219,7 @@ def _refuse_what_memory_cannot_hold(
     else:
         option = "--max-tokens"
     raise ValueError(
-        f"{num_blocks:,} blocks of {count(arguments.block_size, 'token')} take {-(-num_bytes // GIB):,} GiB, and "
+        f"{num_blocks:,} blocks of {count(arguments.block_size, 'token')} take {cdiv(num_bytes, GIB):,} GiB, and "
         f"{model.device.type} has {room / GIB:,.1f} GiB: lower {option}"
     )
 

@@ -10,10 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.cli.arguments import add_json, at_least, name_or_file, positive, rate, seed, size
 from pagedattn_lab.cli.output import count, print_json
-from pagedattn_lab.hardware import OPT_13B
-from pagedattn_lab.studies import memory_shares as waste
+from pagedattn_lab.studies import memory_shares
+from pagedattn_lab.studies.paper import FIG_2, OPT_13B, PAPER_BUDGET
+from pagedattn_lab.studies.report import Report
 from pagedattn_lab.workloads import WORKLOADS, Fit, TraceRequest, arrive, load_trace
 
 MOST_BLOCKS = 10_000_000
@@ -47,7 +49,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--budget",
         type=size,
-        default=waste.PAPER_BUDGET,
+        default=PAPER_BUDGET,
         metavar="SIZE",
         help="KV memory for OPT-13B: 12GiB, 500MiB, 12GB, 500MB; a plain number means GiB (default: 12GiB)",
     )
@@ -90,10 +92,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if num_slots // arguments.block_size > MOST_BLOCKS:
         raise ValueError(
-            f"{arguments.budget // waste.GIB:,} GiB make more than {MOST_BLOCKS:,} blocks of {arguments.block_size}: "
+            f"{arguments.budget // GIB:,} GiB make more than {MOST_BLOCKS:,} blocks of {arguments.block_size}: "
             "lower --budget (a plain number means GiB) or raise --block-size"
         )
-    reports = waste.compare(requests, num_slots, arguments.model_len, arguments.block_size, total=num_served)
+    reports = memory_shares.compare(requests, num_slots, arguments.model_len, arguments.block_size, total=num_served)
     report = {
         "workload": arguments.workload,
         "model_len": arguments.model_len,
@@ -131,24 +133,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print(report: Mapping[str, Any], reports: Mapping[str, waste.Report]) -> None:
+def _print(report: Mapping[str, Any], reports: Mapping[str, Report]) -> None:
     how = {"saturated": "all waiting from the start", "trace": "arriving as in the trace"}
     print(
         f"{Path(report['workload']).name}: {count(report['num_requests'], 'request')} "
         f"({report['refused']:,} refused, {report['cut']:,} cut), "
         + how.get(report["arrivals"], f"{report['rate']} per second")
     )
-    size = f"{report['budget_bytes'] / waste.GIB:,.4g} GiB"
+    size = f"{report['budget_bytes'] / GIB:,.4g} GiB"
     print(
         f"OPT-13B on one A100, at most {report['model_len']:,} tokens per request; "
         f"{size} hold {report['num_slots']:,}; blocks of {report['block_size']:,}."
     )
     print("Averages until the last request has been admitted:\n")
-    print(waste.table(reports) + "\n")
-    print(waste.bars(reports, ascii_only=not _can_print(waste.BLOCKS)))
+    print(memory_shares.table(reports) + "\n")
+    print(memory_shares.bars(reports, ascii_only=not _can_print(memory_shares.BLOCKS)))
     setting = [report[key] for key in ("workload", "model_len", "budget_bytes", "block_size", "arrivals")]
-    if setting == ["sharegpt", 2048, waste.PAPER_BUDGET, 16, "saturated"]:
-        paper = ", ".join(f"{row['token_states']:.1%}" for row in waste.FIG_2.values())
+    if setting == ["sharegpt", 2048, PAPER_BUDGET, 16, "saturated"]:
+        paper = ", ".join(f"{row['token_states']:.1%}" for row in FIG_2.values())
         print(f"\nToken states in the paper's Fig. 2, in the same order: {paper}.")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises import Exercise
 
 
 def _blocks(num_prompt_tokens: int, num_new_tokens: int, block_size: int) -> int:
-    return -(-(num_prompt_tokens + num_new_tokens - 1) // block_size)
+    return cdiv(num_prompt_tokens + num_new_tokens - 1, block_size)
 
 
 def _check_blocks(answer: Callable[[int, int, int], int]) -> None:
@@ -22,7 +23,7 @@ def _check_blocks(answer: Callable[[int, int, int], int]) -> None:
 
 def _requests(memory_bytes: int, bytes_per_token: int, block_size: int, tokens_per_request: int) -> int:
     num_blocks = memory_bytes // (bytes_per_token * block_size)
-    return max(0, num_blocks - 1) // -(-tokens_per_request // block_size)
+    return max(0, num_blocks - 1) // cdiv(tokens_per_request, block_size)
 
 
 def _check_requests(answer: Callable[[int, int, int, int], int]) -> None:
@@ -42,11 +43,11 @@ blocks_at_the_end = Exercise(
     _check_blocks,
     reference=_blocks,
     wrong={
-        "counts the last token, which is never cached": lambda prompt, new, size: -(-(prompt + new) // size),
+        "counts the last token, which is never cached": lambda prompt, new, size: cdiv(prompt + new, size),
         "rounds down": lambda prompt, new, size: (prompt + new - 1) // size,
         "always adds a block": lambda prompt, new, size: (prompt + new - 1) // size + 1,
         "gives prompt and answer blocks of their own": lambda prompt, new, size: (
-            -(-prompt // size) + -(-(new - 1) // size)
+            cdiv(prompt, size) + cdiv(new - 1, size)
         ),
     },
 )
@@ -59,13 +60,13 @@ requests_that_fit = Exercise(
             memory // (per_token * tokens)
         ),
         "forgets the null block": lambda memory, per_token, size, tokens: (
-            memory // (per_token * size) // -(-tokens // size)
+            memory // (per_token * size) // cdiv(tokens, size)
         ),
         "shares the last block between requests": lambda memory, per_token, size, tokens: (
             max(0, memory // (per_token * size) - 1) * size // tokens
         ),
         "goes below zero in a tiny memory": lambda memory, per_token, size, tokens: (
-            (memory // (per_token * size) - 1) // -(-tokens // size)
+            (memory // (per_token * size) - 1) // cdiv(tokens, size)
         ),
     },
 )

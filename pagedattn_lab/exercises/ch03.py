@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.exercises import Exercise
 
@@ -28,7 +29,7 @@ _STEPS = [  # held, new tokens, free blocks, block size, blocks granted, what th
 def _reference_admit(held: Sequence[int], new: Sequence[int], num_free_blocks: int, block_size: int) -> list[int]:
     granted = []
     for tokens, more in zip(held, new, strict=True):
-        needed = -(-(tokens + more) // block_size) - -(-tokens // block_size)
+        needed = cdiv(tokens + more, block_size) - cdiv(tokens, block_size)
         if needed > num_free_blocks:
             break
         num_free_blocks -= needed
@@ -245,7 +246,7 @@ _LOADS = [  # lengths, supported block sizes, target
 
 
 def _utilisation(lengths: Sequence[int], block_size: int) -> float:
-    return sum(lengths) / sum(-(-length // block_size) * block_size for length in lengths)
+    return sum(lengths) / sum(cdiv(length, block_size) * block_size for length in lengths)
 
 
 def _reference_choose(lengths: Sequence[int], supported: Sequence[int], target: float) -> int | None:
@@ -279,7 +280,7 @@ def _check_choose(answer: Choice) -> None:
             continue
         assert result is not None, f"for {case} you return None, but {expected} reaches the target"
         assert result in supported, f"for {case} you return {result}, which the backend does not support"
-        reached = f"{sum(lengths)} tokens lie in {sum(-(-n // result) * result for n in lengths)} slots"
+        reached = f"{sum(lengths)} tokens lie in {sum(cdiv(n, result) * result for n in lengths)} slots"
         assert _utilisation(lengths, result) >= target, f"for {case} block size {result} falls short: {reached}"
         assert result == expected, (
             f"for {case} block size {result} reaches the target, and so does {expected}: look at every supported size, "

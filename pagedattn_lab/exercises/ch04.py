@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises import Exercise
 
 Rows = Sequence[Sequence[int]]
@@ -89,7 +90,7 @@ def _check_step_slots(answer: Callable[..., list[int]]) -> None:
         size = rng.choice([1, 2, 3, 16])
         lens = [(rng.randrange(0, 40), rng.randrange(0, 40)) for _ in range(rng.randrange(1, 5))]
         ids = rng.sample(range(1, 500), 200)
-        rows = [[ids.pop() for _ in range(-(-(old + new) // size))] for old, new in lens] if size > 1 else None
+        rows = [[ids.pop() for _ in range(cdiv(old + new, size))] for old, new in lens] if size > 1 else None
         if rows is None:
             rows = [[rng.randrange(1, 500) for _ in range(old + new)] for old, new in lens]
         old, new = [pair[0] for pair in lens], [pair[1] for pair in lens]
@@ -129,7 +130,7 @@ def owners_of_slot(slot: int, block_tables: Rows, seq_lens: Sequence[int], block
     block_id, offset = divmod(slot, block_size)
     owners = []
     for request, (row, seq_len) in enumerate(zip(block_tables, seq_lens, strict=True)):
-        for logical in range(-(-seq_len // block_size)):
+        for logical in range(cdiv(seq_len, block_size)):
             position = logical * block_size + offset
             if row[logical] == block_id and position < seq_len:
                 owners.append((request, position))
@@ -139,7 +140,7 @@ def owners_of_slot(slot: int, block_tables: Rows, seq_lens: Sequence[int], block
 def _counts_empty_slots(
     slot: int, block_tables: Rows, seq_lens: Sequence[int], block_size: int
 ) -> list[tuple[int, int]]:
-    rounded = [-(-seq_len // block_size) * block_size for seq_len in seq_lens]
+    rounded = [cdiv(seq_len, block_size) * block_size for seq_len in seq_lens]
     return owners_of_slot(slot, block_tables, rounded, block_size)
 
 
@@ -181,7 +182,7 @@ def _check_owners(answer: Callable[..., list[tuple[int, int]]]) -> None:
         size = rng.choice([1, 3, 16])
         lens = [rng.randrange(1, 50) for _ in range(4)]
         ids = rng.sample(range(1, 400), 250)
-        rows = [[ids.pop() for _ in range(-(-seq_len // size) + 1)] for seq_len in lens]
+        rows = [[ids.pop() for _ in range(cdiv(seq_len, size) + 1)] for seq_len in lens]
         for request, (row, seq_len) in enumerate(zip(rows, lens, strict=True)):
             position = rng.randrange(seq_len)
             slot = row[position // size] * size + position % size
@@ -220,7 +221,7 @@ def illegal_blocks(block_tables: Rows, seq_lens: Sequence[int], block_size: int)
     written = set()
     illegal = set()
     for row, seq_len in zip(block_tables, seq_lens, strict=True):
-        in_use = -(-seq_len // block_size)
+        in_use = cdiv(seq_len, block_size)
         for logical, block_id in enumerate(row[:in_use]):
             places.setdefault(block_id, []).append(logical)
         written.add(row[in_use - 1])
@@ -235,7 +236,7 @@ def illegal_blocks(block_tables: Rows, seq_lens: Sequence[int], block_size: int)
 def _no_sharing_at_all(block_tables: Rows, seq_lens: Sequence[int], block_size: int) -> set[int]:
     seen, repeated = set(), set()
     for row, seq_len in zip(block_tables, seq_lens, strict=True):
-        for block_id in row[: -(-seq_len // block_size)]:
+        for block_id in row[: cdiv(seq_len, block_size)]:
             (repeated if block_id in seen or block_id == 0 else seen).add(block_id)
     return repeated
 
@@ -249,7 +250,7 @@ def _only_partial_blocks_are_written(block_tables: Rows, seq_lens: Sequence[int]
     found = illegal_blocks(block_tables, seq_lens, block_size)
     places: dict[int, set[int]] = {}
     for row, seq_len in zip(block_tables, seq_lens, strict=True):
-        for logical, block_id in enumerate(row[: -(-seq_len // block_size)]):
+        for logical, block_id in enumerate(row[: cdiv(seq_len, block_size)]):
             places.setdefault(block_id, set()).add(logical)
     return {block_id for block_id in found if block_id == 0 or len(places[block_id]) > 1 or block_id in partial}
 
@@ -258,7 +259,7 @@ def _positions_ignored(block_tables: Rows, seq_lens: Sequence[int], block_size: 
     owners: dict[int, set[int]] = {}
     written = set()
     for request, (row, seq_len) in enumerate(zip(block_tables, seq_lens, strict=True)):
-        in_use = -(-seq_len // block_size)
+        in_use = cdiv(seq_len, block_size)
         for block_id in row[:in_use]:
             owners.setdefault(block_id, set()).add(request)
         written.add(row[in_use - 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.exercises import Exercise
@@ -229,7 +230,7 @@ _CASES = [  # prompt, output, samples, block size
 
 def _library_needs(prompt_len: int, output_len: int, n: int, block_size: int) -> tuple[int, int]:
     """Let the library's tables play the case through."""
-    pool = BlockPool(2 + n * -(-(prompt_len + output_len) // block_size), block_size)
+    pool = BlockPool(2 + n * cdiv(prompt_len + output_len, block_size), block_size)
     tables, copies = [BlockTable(pool)], 0
     tables[0].append_tokens(prompt_len)
     tables += [tables[0].fork() for _ in range(n - 1)]
@@ -251,13 +252,13 @@ def _check_needs(answer: Need) -> None:
 
 def _needs(prompt_len: int, output_len: int, n: int, block_size: int) -> tuple[int, int]:
     shared = prompt_len // block_size
-    each = -(-(prompt_len + output_len) // block_size)
+    each = cdiv(prompt_len + output_len, block_size)
     return shared + n * (each - shared), (n - 1) * (prompt_len % block_size > 0)
 
 
 def _needs_shares_the_tail(prompt_len: int, output_len: int, n: int, block_size: int) -> tuple[int, int]:
-    shared = -(-prompt_len // block_size)
-    return shared + n * (-(-(prompt_len + output_len) // block_size) - shared), 0
+    shared = cdiv(prompt_len, block_size)
+    return shared + n * (cdiv(prompt_len + output_len, block_size) - shared), 0
 
 
 def _needs_copies_for_all(prompt_len: int, output_len: int, n: int, block_size: int) -> tuple[int, int]:
@@ -270,7 +271,7 @@ def _needs_always_copies(prompt_len: int, output_len: int, n: int, block_size: i
 
 
 def _needs_parts_apart(prompt_len: int, output_len: int, n: int, block_size: int) -> tuple[int, int]:
-    blocks = -(-prompt_len // block_size) + n * -(-output_len // block_size)
+    blocks = cdiv(prompt_len, block_size) + n * cdiv(output_len, block_size)
     return blocks, _needs(prompt_len, output_len, n, block_size)[1]
 
 

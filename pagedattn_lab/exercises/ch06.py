@@ -8,6 +8,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises import Exercise
 
 Prompts = Sequence[Sequence[int]]
@@ -42,7 +43,7 @@ def _found_to_the_token(earlier: Prompts, prompt: Sequence[int], block_size: int
 
 def _found_in_partial_blocks(earlier: Prompts, prompt: Sequence[int], block_size: int) -> int:
     longest = tokens_found(earlier, prompt, 1)
-    return min(-(-longest // block_size) * block_size, (len(prompt) - 1) // block_size * block_size)
+    return min(cdiv(longest, block_size) * block_size, (len(prompt) - 1) // block_size * block_size)
 
 
 def _blocks(tokens: Sequence[int], block_size: int) -> list[tuple[int, ...]]:

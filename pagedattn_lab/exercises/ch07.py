@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises import Exercise
 
 Partial = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -230,7 +231,7 @@ def _launch_cost(
     row_bytes = 2 * head_dim * dtype_bytes  # a key and a value
     return {
         "programs": len(seq_lens) * num_heads,
-        "longest_loop": -(-max(seq_lens) // tile),
+        "longest_loop": cdiv(max(seq_lens), tile),
         "bytes_requested": sum(seq_lens) * num_heads * row_bytes,
         "bytes_stored": sum(seq_lens) * num_kv_heads * row_bytes,
     }
@@ -274,12 +275,12 @@ launch_cost = Exercise(
     wrong={
         "one program per KV head": _changed(programs=lambda lens, heads, kv, *_: len(lens) * kv),
         "one loop for all tokens of the batch": _changed(
-            longest_loop=lambda lens, heads, kv, dim, width, tile: -(-sum(lens) // tile)
+            longest_loop=lambda lens, heads, kv, dim, width, tile: cdiv(sum(lens), tile)
         ),
         "rounds the loop down": _changed(longest_loop=lambda lens, heads, kv, dim, width, tile: max(lens) // tile),
         "counts masked lanes as bytes": _changed(
             bytes_requested=lambda lens, heads, kv, dim, width, tile: (
-                sum(-(-n // tile) for n in lens) * tile * heads * 2 * dim * width
+                sum(cdiv(n, tile) for n in lens) * tile * heads * 2 * dim * width
             )
         ),
         "pads every request to the longest": _changed(

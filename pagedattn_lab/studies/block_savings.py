@@ -10,21 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, reorder, take_copies
-
-FIG_15 = {
-    "parallel sampling": {
-        "alpaca": {2: (0.0609, 0.0609), 4: (0.0853, 0.0853), 6: (0.0979, 0.0979)},
-        "sharegpt": {2: (0.162, 0.305), 4: (0.162, 0.305), 6: (0.162, 0.305)},
-    },
-    "beam search": {
-        "alpaca": {2: (0.3756, 0.3756), 4: (0.5313, 0.5313), 6: (0.5516, 0.5516)},
-        "sharegpt": {2: (0.443, 0.663), 4: (0.443, 0.663), 6: (0.443, 0.663)},
-    },
-}
-"""Least and most blocks saved, by number of outputs or beams: Kwon et al. 2023, section 6.3 and Fig. 15. For ShareGPT
-the text gives one range for all widths."""
 
 
 @dataclass
@@ -90,7 +78,7 @@ def replay(prompt_len: int, genealogy: Iterable[Sequence[int]], block_size: int)
         raise ValueError(f"prompt_len is {prompt_len} and block_size {block_size}: both are at least 1 token")
     steps = list(genealogy)
     widest = max([1, *map(len, steps)])
-    pool = BlockPool(1 + widest * -(-(prompt_len + len(steps)) // block_size), block_size)
+    pool = BlockPool(1 + widest * cdiv(prompt_len + len(steps), block_size), block_size)
     tables, sharing = [BlockTable(pool)], Sharing()
     tables[0].append_tokens(prompt_len)
     for parents in steps:

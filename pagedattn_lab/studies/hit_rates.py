@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from pagedattn_lab.kv_shape import at_least_one
+from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.workloads import TraceRequest
 
 Policy = Literal["lru", "fifo", "random"]
@@ -113,7 +113,7 @@ class BlockCache:
         Raises:
             ValueError: neither one id for each block nor one for each full block.
         """
-        num_blocks = -(-num_tokens // self.block_size)
+        num_blocks = cdiv(num_tokens, self.block_size)
         if num_tokens < 1 or len(hash_ids) not in (num_tokens // self.block_size, num_blocks):
             raise ValueError(
                 f"{len(hash_ids)} hash_ids for {num_tokens} tokens in blocks of {self.block_size}: there must be one "

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.recorder.frame import BlockState, Frame, TableState
 from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Picture
@@ -75,7 +76,7 @@ def draw(frame: Frame, words: Words | None = None, width: int = WIDTH) -> str:
         x = _PAD + block.block_id % columns * (tile.width + gap)
         y = 30 + block.block_id // columns * (tile.height + gap)
         groups.append(_block(block, frame, tile, words, owners, block.block_id in free, x, y))
-    bottom = 30 + -(-len(frame.ref_cnt) // columns) * (tile.height + gap)
+    bottom = 30 + cdiv(len(frame.ref_cnt), columns) * (tile.height + gap)
     if frame.tables:
         left, top = (width - _PAD - tables_width, 18) if beside else (_PAD, bottom + 14)
         drawn, end = _tables(frame, tile.dense, left, top, tables_width)
@@ -167,7 +168,7 @@ def _tile(num_blocks: int, block_size: int, with_words: bool) -> _Tile:
         return _Tile(34 if num_blocks > 96 else 64, 30, 0, 0, num_blocks > 96)
     cell = 52 if with_words else 18
     columns = min(block_size, 4 if with_words else 8)
-    return _Tile(max(columns * cell, 44), 16 + -(-block_size // columns) * 18 + 6, columns, cell, False)
+    return _Tile(max(columns * cell, 44), 16 + cdiv(block_size, columns) * 18 + 6, columns, cell, False)
 
 
 def _heading(text: str, x: int, y: int) -> str:
@@ -324,7 +325,7 @@ def _tables(frame: Frame, dense: bool, left: int, top: int, width: int) -> tuple
                 f'<rect width="5" height="{height}" fill="{fill}"/>'
                 f'<text x="{chip // 2 + 2}" y="{height - 6}" text-anchor="middle" {_INK}>{label}</text></g>'
             )
-        rows = -(-len(table.block_ids) // per_row)
+        rows = cdiv(len(table.block_ids), per_row)
         ends[index % columns] = y + _LINE + rows * (height + 4) + 8
     return groups, max(ends)
 

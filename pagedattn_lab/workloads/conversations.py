@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
-from pagedattn_lab.kv_shape import at_least_one
+from pagedattn_lab.arithmetic import at_least_one
 from pagedattn_lab.workloads.arrivals import TraceRequest
 from pagedattn_lab.workloads.lengths import sharegpt
 
