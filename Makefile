@@ -54,10 +54,11 @@ book-serve: book ## build the book and show it on http://127.0.0.1:8000
 pdf: book ## build the book and print it with Chromium into build/pagedattention.pdf
 	@$(VENV_PYTHON) tools/book.py build/book build/pagedattention.pdf
 
-lint: setup ## check style and formatting, chapters included
+lint: setup ## check style and formatting, chapters included, and the types of the half without torch
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m mypy
 
 clean: ## remove .venv and every cache in this folder; the downloaded model stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist book/api *.egg-info chapters/.ipynb_checkpoints
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist book/api *.egg-info chapters/.ipynb_checkpoints
 	find pagedattn_lab tests tools chapters -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,8 +27,9 @@ class KVCacheBlock:
         self.block_id = block_id
         self.ref_cnt = 0
         self.block_hash: Hashable | None = None
-        self.prev_free_block: KVCacheBlock | None = None
-        self.next_free_block: KVCacheBlock | None = None
+        # A block or None. Not said to the type checker: between the sentinels it is a block, and to ask costs time.
+        self.prev_free_block: Any = None
+        self.next_free_block: Any = None
 
     def __repr__(self) -> str:
         return f"KVCacheBlock(block_id={self.block_id}, ref_cnt={self.ref_cnt}, block_hash={self.block_hash!r})"
@@ -232,7 +233,8 @@ class BlockPool:
         """
         ordered_blocks = list(ordered_blocks)
         self.check_held(ordered_blocks)
-        reusable, cached = [], []
+        reusable: list[KVCacheBlock] = []
+        cached: list[KVCacheBlock] = []
         for block in ordered_blocks:
             block.ref_cnt -= 1
             if block.ref_cnt == 0:

@@ -239,7 +239,7 @@ class KVCacheManager:
         """
         for block_id in block_ids:
             block = self.block_pool.blocks[block_id]
-            if block.block_hash is not None:
+            if self.prefix_cache is not None and block.block_hash is not None:
                 self.prefix_cache.forget(block)
                 block.block_hash = None
 
@@ -299,5 +299,7 @@ class KVCacheManager:
         return table
 
     def _evicted(self, block: KVCacheBlock) -> None:
+        """Called by the pool, and only if there is a prefix cache, just before a block loses its mark."""
+        assert self.prefix_cache is not None
         self.prefix_cache.forget(block)
         self.stats.evictions += 1

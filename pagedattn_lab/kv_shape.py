@@ -6,7 +6,7 @@ Every later figure of memory in the book is a multiple of :attr:`KVShape.bytes_p
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ _NAMES = {
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
     "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "num_key_value_heads_per_layer"),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
-    "head_dim": ("head_dim", "attention_head_dim", "kv_channels", "dim_head"),
+    "head_dim": ("head_dim", "kv_channels", "dim_head"),
     "dtype": ("dtype", "torch_dtype"),
     "layer_types": ("layer_types", "layers_block_type"),
 }
@@ -181,7 +181,7 @@ def _with_class_defaults(mapping: Mapping[str, Any]) -> Any:
     except ImportError:
         return mapping
     model_type = mapping.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if model_type is None or model_type not in CONFIG_MAPPING:
         return mapping
     try:
         return CONFIG_MAPPING[model_type].from_dict(_as_in_json(mapping))
@@ -206,7 +206,9 @@ def _text_fields(config: Any) -> dict[str, Any]:
     else:
         text = outer.get_text_config(decoder=True)
     for name in ("is_decoder", "is_causal", "causal"):  # of the class: any configuration may carry a stray is_decoder
-        matters = hasattr(type(text), name) and text.model_type not in _CAUSAL_WHATEVER_IS_DECODER_SAYS
+        matters = (
+            hasattr(type(text), name) and getattr(text, "model_type", None) not in _CAUSAL_WHATEVER_IS_DECODER_SAYS
+        )
         if matters and getattr(text, name) is False:
             raise ValueError(f"this configuration sets {name} = False, so its tokens see later ones and none is cached")
     fields = _fields(text)
@@ -221,7 +223,8 @@ def _text_fields(config: Any) -> dict[str, Any]:
 def _fields(source: Any) -> dict[str, Any]:
     """Read what this module knows of, from an object's attributes or a mapping's keys."""
     if isinstance(source, Mapping):
-        read, per_layer = source.get, source.get("per_layer_config")
+        read: Callable[[str], Any] = source.get
+        per_layer = source.get("per_layer_config")
     else:  # an object has dtype alone, and prints a warning when asked for torch_dtype
         read, per_layer = (lambda name: None if name == "torch_dtype" else getattr(source, name, None)), None
         if getattr(source, "is_heterogeneous", False):

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 from pagedattn_lab.block_pool import KVCacheBlock
@@ -182,7 +182,7 @@ class HashIndex:
         self.block_size, self.hash_function = block_size, hash_function
         default = SHA256_ROOT if hash_function is sha256 else os.urandom(32)
         self.root = default if root is None else root
-        self._blocks: dict[bytes, dict[int, KVCacheBlock]] = {}
+        self._blocks: dict[Hashable, dict[int, KVCacheBlock]] = {}
 
     def find(self, request: Request, num_blocks: int) -> list[KVCacheBlock]:
         """Look hashes up one after the other and stop at the first miss. Of several blocks the oldest is given."""

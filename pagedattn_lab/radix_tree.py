@@ -112,6 +112,7 @@ class RadixTree:
             return
         at = len(node.blocks) - 1 if node.blocks[-1] is block else node.blocks.index(block)  # ends mostly go first
         dropped = self._split(node, at) if at else node
+        assert dropped.parent is not None  # only the root has none, and it holds no block
         del dropped.parent.children[dropped.keys[0]]
         nodes = [dropped]
         while nodes:

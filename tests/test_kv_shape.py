@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, BertConfig, FalconConfig, GPT2Config, LlamaConfig
+from transformers import AutoConfig, BertConfig, FalconConfig, GPT2Config, GPTNeoXConfig, LlamaConfig
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 from transformers.utils import logging
 
@@ -29,6 +29,7 @@ def test_paper_example() -> None:
             {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "dtype": "float16"},
             KVShape(2, 4, 16, "float16"),
         ),
+        (GPTNeoXConfig(is_decoder=False), KVShape(44, 64, 96, "float32")),  # causal whatever this says
         (FalconConfig(), KVShape(32, 1, 64, "float32")),
         (FalconConfig(new_decoder_architecture=True, num_kv_heads=8), KVShape(32, 8, 64, "float32")),
         ({"n_layer": 2, "n_embd": 64, "n_head": 4, "multi_query": True}, KVShape(2, 1, 16, "float32")),
@@ -166,6 +167,7 @@ def test_a_configuration_that_its_class_refuses_is_named() -> None:
         (AutoConfig.for_model("t5gemma"), "is_encoder_decoder"),
         (AutoConfig.for_model("mamba"), "none of the configuration's layers has attention"),
         (AutoConfig.for_model("xlstm"), "no num_attention_heads"),
+        (AutoConfig.for_model("xlm"), "sets causal = False"),
         (BertConfig(), "is_decoder = False"),
         (BertConfig(is_decoder=True, add_cross_attention=True), "add_cross_attention"),
         # OpenELM, DeciLM-7B and Nemotron-NAS, whose classes are not transformers' own.

@@ -18,6 +18,7 @@ NUM_TOKENS, NUM_LAYERS = 3, 8
 NEEDED: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 4, 6]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "cpmant": {"dim_head": 48},
     "dbrx": {
         "d_model": 64, "n_heads": 4, "vocab_size": 64, "ffn_config": {"ffn_hidden_size": 32},
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},

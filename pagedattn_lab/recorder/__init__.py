@@ -156,7 +156,8 @@ class Recorder:
             changed = tuple(dict.fromkeys([*written, *numbers]))
             sentence = append_sentence(name, num_tokens, written, numbers, evicted)
         elif kind == "copy-on-write":
-            sentence = copy_sentence(name, *blocks, evicted)
+            source, copy = blocks
+            sentence = copy_sentence(name, source, copy, evicted)
         elif kind == "fork":
             sentence = fork_sentence(name, blocks)
         elif kind == "hit":

@@ -133,11 +133,18 @@ class Ledger:
 
     def report(self, num_slots: int, now: float, num_steps: int, num_finished: int) -> Report:
         """Divide by the time and the memory."""
+        assert self.measured is not None, "a report is made once the last request has been admitted"
         measured_seconds, measured_finished = self.measured
         # A reservation of nothing is a difference of two equal sums, which rounding may leave below zero.
         shares = [max(0.0, integral) / measured_seconds / num_slots for integral in self.integrals[:6]]
+        token_states, reservation, internal, external, free, rounding = shares
         return Report(
-            *shares,
+            token_states,
+            reservation,
+            internal,
+            external,
+            free,
+            rounding,
             mean_running=self.integrals[6] / measured_seconds,
             requests_per_second=measured_finished / measured_seconds,
             num_finished=num_finished,
