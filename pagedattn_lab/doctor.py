@@ -48,6 +48,7 @@ def kernel_error() -> tuple[float, float]:
     import torch
 
     from pagedattn_lab.attention import paged_attention
+    from pagedattn_lab.attention.tolerance import tolerance
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
@@ -62,18 +63,16 @@ def kernel_error() -> tuple[float, float]:
     arguments = [tensor.to(device) for tensor in (query, *caches, tables, torch.tensor(seq_lens, dtype=torch.int32))]
     outputs = [paged_attention(*arguments, backend=backend) for backend in ("triton", "reference")]
     difference = (outputs[0] - outputs[1]).abs().max().item()
-    # A sum of n terms is off by at most about n eps times their size: head_dim terms a score, seq_len an output.
-    largest = caches.nan_to_num().abs().max().item()
-    return difference, (head_dim + max(seq_lens)) * torch.finfo(torch.float32).eps * largest
+    return difference, tolerance(query, *caches.nan_to_num(), num_tokens=max(seq_lens))
 
 
 def _kernel_check() -> Check:
     try:
-        difference, tolerance = kernel_error()
+        difference, allowed = kernel_error()
     except Exception as error:  # a kernel that cannot run is what this check is there to find
         return Check("kernel", False, f"it raised {type(error).__name__}: {' '.join(str(error).split())}")
-    agrees = difference <= tolerance  # false for NaN as well
-    return Check("kernel", agrees, f"largest difference {difference:.1e}, {tolerance:.1e} allowed")
+    agrees = difference <= allowed  # false for NaN as well
+    return Check("kernel", agrees, f"largest difference {difference:.1e}, {allowed:.1e} allowed")
 
 
 def _model_check() -> Check:
