@@ -27,7 +27,7 @@ class KVCacheBlock:
         self.block_id = block_id
         self.ref_cnt = 0
         self.block_hash: Hashable | None = None
-        # A block or None. Not said to the type checker: between the sentinels it is a block, and to ask costs time.
+        # A block, or None outside the queue. Typed Any: inside it is never None, and to assert that would cost time.
         self.prev_free_block: Any = None
         self.next_free_block: Any = None
 

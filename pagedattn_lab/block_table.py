@@ -95,8 +95,9 @@ class BlockTable:
         """
         pool, blocks = self.pool, self.blocks
         room = len(blocks) * pool.block_size - self.num_tokens
+        # Nearly every token goes this way, so num_empty_slots and must_copy are written out: calls cost more than sums.
         fits = 0 <= num_tokens <= room and not (num_tokens and blocks[-1].ref_cnt > 1)
-        if fits and not pool.observers:  # nearly every token goes this way
+        if fits and not pool.observers:
             self.num_tokens += num_tokens
             return []
 

@@ -125,6 +125,8 @@ class KVCacheManager:
                                           when it is admitted   the last block, then
                                                                 blocks from the pool
 
+        When a request is admitted the first part is empty; afterwards the second is.
+
         Blocks are remembered here, before they are computed: a request that is admitted in the same step can already
         share them, since every layer writes all keys and values of a step before anything reads them.
 
@@ -167,7 +169,7 @@ class KVCacheManager:
             table = self._admit(request, computed_blocks)
         new_blocks = table.append_tokens(max(0, num_tokens - table.num_tokens))
 
-        # Remember what is full now. Tokens that are only guessed, past the request's own, are not worth remembering.
+        # Remember what is full now. Speculative tokens, past the request's own, are not.
         if self.prefix_cache is not None:
             start, stop = self._num_cached_blocks[name], min(num_tokens, request.num_tokens) // block_size
             if start < stop:

@@ -4,8 +4,8 @@ A model looks its attention function up by name at every call. :class:`ModelRunn
 length of one forward pass: it writes the step's keys and values through the slot mapping, then attends through the
 page table. The model's own ``generate`` stays as it was.
 
-What a step may be is checked once, in :meth:`ModelRunner.execute`. The layers trust it: they call a backend and write
-to the cache without looking at values, for which a GPU would have to be waited for, and a CPU ask thirty times.
+What a step may be is checked once, in :meth:`ModelRunner.execute`. The layers trust it: looking at values would stall a
+GPU, and cost a CPU the same check in every layer.
 
 Source: transformers' ``AttentionInterface``; the forward context follows vLLM's ``vllm/forward_context.py``.
 """
@@ -184,7 +184,10 @@ def _attention_through_page_table(
 
 
 def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) -> torch.Tensor | None:
-    """Tell a layer's window in one number, where transformers would draw it as a mask."""
+    """Answer with a layer's window, where transformers asks for a mask: one number, in a tensor of no dimension.
+
+    :func:`_attention_through_page_table` takes the number out again.
+    """
     return None if local_size is None else torch.tensor(local_size)
 
 

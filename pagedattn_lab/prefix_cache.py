@@ -5,7 +5,7 @@ parent's hash, its own tokens, and whatever else changes them. Equal hashes, equ
 the same tokens can read the same blocks.
 
 Source: vLLM's ``vllm/v1/core/kv_cache_utils.py`` and ``block_pool.py``, release 0.33.0. Hashes are not those of vLLM
-byte for byte: it serialises with pickle or CBOR, this module in a form that fits on one line.
+byte for byte: it serialises with pickle or CBOR, this module packs lengths, parent, tokens and keys itself.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One request: its tokens, how far it has come, and whom it may share blocks with (chapters 06 and 09).
 
-Source: vLLM's ``vllm/v1/request.py``, release 0.33.0, whose names these are.
+Source: vLLM's ``vllm/v1/request.py``, release 0.33.0; counts and statuses have its names.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Request:
         num_prompt_tokens: how many of them are the prompt.
         num_computed_tokens: how many have keys and values in the cache; whoever runs the model advances it.
         status: where it is on its way; whoever runs it says so.
-        hashes: of its full blocks, kept by :func:`pagedattn_lab.prefix_cache.block_hashes`, so that each is computed
-            once.
+        hashes: of its full blocks (vLLM: ``block_hashes``), kept by :func:`pagedattn_lab.prefix_cache.block_hashes`, so
+            that each is computed once.
 
     Raises:
         ValueError: no token, one that is no whole number of 64 bits, or an empty salt.

@@ -15,25 +15,20 @@ if TYPE_CHECKING:
 PAGE = "book/layout"
 PACKAGE = Path(pagedattn_lab.__file__).parent
 LISTS = re.compile(r"(?:^%modules .*\n)+", flags=re.MULTILINE)
-CHAPTERS = re.compile(r" \(chapters? ([^)]*)\)\.$")
 
 
-def summary(module: str) -> tuple[str, str]:
-    """Give the first sentence of a module's docstring, and the chapters that it names."""
+def summary(module: str) -> str:
+    """Give the first sentence of a module's docstring, with the chapters that it names."""
     path = PACKAGE.joinpath(*module.split("."))
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
-    first = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
-    chapters = CHAPTERS.search(first)
-    return CHAPTERS.sub(".", first), chapters[1] if chapters else ""
+    first = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
+    return " ".join(re.sub(r":\w+:`~?([^`]*)`", r"`\1`", first).split()).replace("``", "`")
 
 
 def table(match: re.Match[str]) -> str:
     """Turn a list of modules into a table."""
-    rows = ["| module | what it holds | chapter |", "|---|---|---|"]
-    for module in match[0].replace("%modules", "").split():
-        text, chapters = summary(module)
-        text = text.replace("``", "`")
-        rows.append(f"| `{module}` | {text} | {chapters} |")
+    rows = ["| module | what it holds |", "|---|---|"]
+    rows += [f"| `{module}` | {summary(module)} |" for module in match[0].replace("%modules", "").split()]
     return "\n".join(rows) + "\n"
 
 

@@ -60,6 +60,7 @@ def paged_attention(
         >>> paged_attention(torch.ones(1, 1, 4), key_cache, value_cache, tables, lens)
         tensor([[[14.6667, 15.6667, 16.6667, 17.6667]]])
     """
+    # Refuse what does not fit; of values only those on a CPU, since a GPU would have to be waited for.
     check_name(backend)
     if query_start_loc is None:
         query_start_loc = torch.arange(len(seq_lens) + 1, dtype=torch.int32, device=seq_lens.device)
@@ -72,6 +73,7 @@ def paged_attention(
         raise ValueError(
             f"sliding_window is {sliding_window}: a token sees at least itself, so give 1 or more, or None"
         )
+    # Choose a backend, and run it: from here on nothing is checked but what the backend alone needs.
     features = {"softcap": softcap, "sliding_window": sliding_window}
     chosen = choose(backend, query.device, prompts=len(query) > len(seq_lens), **features)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)

@@ -1,6 +1,6 @@
-"""What :func:`pagedattn_lab.attention.paged_attention` refuses, before anything is read (chapter 04).
+"""What ``paged_attention`` refuses, before anything is read (chapter 04).
 
-Checks are for the edge: whoever calls with tensors of his own goes through them. A model's layers, whose metadata the
+Checks are for the edge: whoever calls with their own tensors goes through them. A model's layers, whose metadata the
 library laid out itself, call a backend without.
 """
 

@@ -45,7 +45,9 @@ def _attend(
     compute = torch.promote_types(query.dtype, torch.float32)
     query_len, num_heads, head_dim = query.shape
     seq_len, num_kv_heads, _ = key.shape
+    # Query heads in groups of those that share a KV head: [query_len, num_kv_heads, group, head_dim].
     grouped = query.to(compute).reshape(query_len, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    # [num_kv_heads, group, query_len, seq_len]
     scores = torch.einsum("qkgd,skd->kgqs", grouped, key.to(compute)) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

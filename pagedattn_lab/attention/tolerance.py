@@ -19,7 +19,9 @@ def tolerance(
     With ``u`` half of the machine epsilon, a score of ``d`` products is off by at most about ``d u`` times the largest
     score there can be. An error in a score becomes a relative error of its weight, in numerator and denominator; the
     two sums over ``n`` tokens add ``2 n u``; the output is a mean of values, so all of it scales with the largest of
-    them. Two ways may each be off by that much, and each rounds once more where it stores its result.
+    them. Two ways may each be off by that much, and each rounds once more where it stores its result. Scores are scaled
+    by ``1 / sqrt(head_dim)``. The formula has ``d + 10`` for ``d`` and ``4 n + 8`` for ``2 n``: a margin for the
+    exponential, the rescaling of an online softmax and the division.
 
     Args:
         query: ``[..., head_dim]``.

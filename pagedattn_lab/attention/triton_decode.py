@@ -55,7 +55,7 @@ def paged_decode_kernel(
     sequence = tl.load(sequence_ptr + token).to(tl.int64)
     context_len = tl.load(context_lens_ptr + token)
 
-    dims = tl.arange(0, PADDED_DIM)
+    dims = tl.arange(0, PADDED_DIM)  # this, query and acc: [PADDED_DIM]
     real_dim = dims < HEAD_DIM
     query_row = query_ptr + token * query_stride_token + head * query_stride_head
     query = tl.load(query_row + dims, mask=real_dim, other=0.0).to(tl.float32) * scale
@@ -64,18 +64,19 @@ def paged_decode_kernel(
     running_sum = 0.0
     acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
     for start in range(0, context_len, TILE):
-        positions = start + tl.arange(0, TILE)
+        positions = start + tl.arange(0, TILE)  # this, block, slot, scores and weights: [TILE]
         in_sequence = positions < context_len
         table_row = block_tables_ptr + sequence * table_stride
         block = tl.load(table_row + positions // BLOCK_SIZE, mask=in_sequence, other=0).to(tl.int64)
         slot = (positions % BLOCK_SIZE).to(tl.int64)
-        mask = in_sequence[:, None] & real_dim[None, :]
+        mask = in_sequence[:, None] & real_dim[None, :]  # this, key and value: [TILE, PADDED_DIM]
 
         key_rows = key_ptr + block * key_stride_block + slot * key_stride_slot + kv_head * key_stride_head
         key = tl.load(key_rows[:, None] + dims[None, :], mask=mask, other=0.0).to(tl.float32)
         scores = tl.sum(query[None, :] * key, axis=1)
         scores = tl.where(in_sequence, scores, float("-inf"))
 
+        # Online softmax: a larger maximum shrinks what has been summed so far.
         new_max = tl.maximum(running_max, tl.max(scores, axis=0))
         rescale = tl.exp(running_max - new_max)
         weights = tl.exp(scores - new_max)

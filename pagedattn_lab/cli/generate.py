@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"\n{_account(len(prompt), f'{num_new} new', usage, runner)}")
         return 0
 
-    if prefix:  # one request computes it, and the next finds in the cache what is the prompt's too
+    if prefix:  # an earlier request computes it; the prompt then finds its full blocks in the cache
         generate_greedily(engine, [Request("prefix", prefix)], max_tokens=1)
     hits_before = engine.manager.stats.hits
     decoded = _decode(arguments, engine, request, stop_token_ids, usage)

@@ -20,7 +20,9 @@ _LARGEST_EXPONENT = 600  # a float holds exp(709): what scores are divided by le
 
 
 class _Beam(NamedTuple):
-    """A sequence: its new tokens, and the sum of their log-probabilities (divided by its length once it has ended)."""
+    """A sequence and its score: the sum of log-probabilities while it runs, and once it has ended that sum divided by
+    ``length ** length_penalty``.
+    """
 
     tokens: list[int]
     score: float
@@ -51,9 +53,9 @@ class _Search:
         self.length = 0  # of every running sequence, in new tokens
 
     def choose(self, _: Sequence[Request], logits: torch.Tensor) -> list[Choice]:
-        """Take one step: score, part, judge, go on."""
+        """One step: score, split, stop or go on."""
         self.length += 1
-        goes_on = self.part(self.score(logits))
+        goes_on = self.split(self.score(logits))
         if self.is_over(goes_on):
             return []
         self.running = [_Beam([*self.running[parent].tokens, token], total) for parent, token, total in goes_on]
@@ -62,7 +64,8 @@ class _Search:
     def score(self, logits: torch.Tensor) -> list[_Continuation]:
         """Phase 1: continue every sequence by every token, and keep the best, best first.
 
-        So many are kept that there are enough to go on with even if every beam could end in every way.
+        With s stop tokens at most s x ``num_beams`` of the best can end, so (1 + s) x ``num_beams`` leave enough to go
+        on with. At least twice ``num_beams`` are kept, as transformers does.
 
         Args:
             logits: ``[len(running), vocab_size]``.
@@ -77,10 +80,10 @@ class _Search:
             for (parent, token), total in zip(places, best.values.tolist(), strict=True)
         ]
 
-    def part(self, continuations: Sequence[_Continuation]) -> list[_Continuation]:
+    def split(self, continuations: Sequence[_Continuation]) -> list[_Continuation]:
         """Phase 2: put aside what has ended, and give what goes on, at most ``num_beams`` of either.
 
-        Only a sequence among the best ``num_beams`` of all may end: a worse one would be let go, had it not ended.
+        A sequence may end only from among the best ``num_beams`` of all: a worse one would have been dropped anyway.
         """
         goes_on: list[_Continuation] = []
         for rank, continuation in enumerate(continuations):
@@ -125,7 +128,8 @@ def beam_search(
 
     Args:
         engine: the model and its blocks.
-        request: the prompt; one of the beams continues it, the others fork it.
+        request: the prompt; one of the beams continues it, the others fork it. Read sequences from the result: a
+            request lacks the last token, and none says which beam it was.
         num_beams: sequences kept at each step, and returned; fewer if there are not so many, as with more beams than
             words and one step (transformers fills up with repetitions).
         max_tokens: tokens of each at most.

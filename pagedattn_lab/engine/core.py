@@ -9,7 +9,8 @@ client brings: :func:`~pagedattn_lab.engine.sampling.generate_greedily`, :func:`
 :func:`~pagedattn_lab.engine.beam_search.beam_search`.
 
 Source: ``EngineCore.step`` in vLLM's ``vllm/v1/engine/core.py``, release 0.33.0, which schedules, executes and updates
-in this order. Here every request runs in every step; the scheduler of chapter 09 decides that.
+in this order. Here every request runs in every step. Which ones should is a scheduler's choice: chapter 09, in
+preparation.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Choice(NamedTuple):
 
 Choose = Callable[[Sequence[Request], torch.Tensor], Sequence[Choice]]
 """A client: from the requests of a step and ``[num_seqs, vocab_size]`` logits that follow their last tokens to what
-goes on. A request may go on several times; one that does not has ended."""
+goes on. A request may go on several times. One that does not go on has ended: its last token and its status are the
+client's to set, or else the status becomes ``FINISHED_ABORTED``."""
 
 OnStep = Callable[[Sequence[BlockTable], Sequence[int], int], None]
 """Called at every step but the first, once blocks have been found for its tokens and before they are computed: with the
@@ -119,7 +121,7 @@ class EngineCore:
                 self._go_on(running, choices)
                 parents = [choice.parent for choice in choices]
         finally:
-            for request in running:  # something failed: what the step was to write is not there
+            for request in running:  # empty unless something failed: then what the step was to write is not there
                 first = request.num_computed_tokens // self.manager.block_pool.block_size
                 self.manager.evict_blocks(self.manager.block_ids(request.request_id)[first:])
                 self._end(request)

@@ -106,7 +106,8 @@ def sample(
 
     Args:
         engine: the model and its blocks.
-        request: the prompt; the first output that is still running continues it, the others fork it.
+        request: the prompt; the first output that is still running continues it, the others fork it. It ends as one of
+            them: read all of them from the result.
         n: how many outputs.
         max_tokens: tokens of each at most.
         temperature: below 1, likely tokens become likelier; 0 always takes the likeliest.
@@ -136,6 +137,7 @@ def sample(
         )
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: give a number from 0 to {2**32 - 1}")
+    # One for each output: fewer than 1,000,003 of them never share one, whatever their seeds.
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in range(n)]
     sequences: list[list[int]] = [[] for _ in range(n)]
     scores = [0.0] * n
@@ -155,9 +157,10 @@ def sample(
                 choices.append(Choice(place, token))
                 outputs.append(number)
             else:
-                ended[place] = status
+                ended[place] = token, status
         for place in ended.keys() - {choice.parent for choice in choices}:
-            running[place].status = ended[place]
+            token, running[place].status = ended[place]
+            running[place].append_token(token)
         return choices
 
     engine.run([request], choose, on_step)

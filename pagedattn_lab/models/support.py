@@ -1,4 +1,4 @@
-"""What a model may not be, to run on the paged cache, and why (chapter 04)."""
+"""Models that the paged cache cannot run, and why (chapter 04)."""
 
 from __future__ import annotations
 

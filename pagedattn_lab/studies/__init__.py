@@ -6,5 +6,5 @@
 * :mod:`.memory_shares`: where the memory goes with four of them;
 * :mod:`.block_savings`: what tables that continue one another have in common;
 * :mod:`.hit_rates`: how much of its prompts a prefix cache of a given size would find;
-* :mod:`.reuse_distances`: how much is touched before a block is touched again.
+* :mod:`.reuse_distances`: how many blocks are handed out before a block is found again.
 """

@@ -12,7 +12,7 @@ MOST_SAMPLES = 1024
 
 
 class Sample(NamedTuple):
-    """The state after one step.
+    """The state at one moment: after the steps that lead to an event, or as idle time begins.
 
     Attributes:
         seconds: since the first arrival.
