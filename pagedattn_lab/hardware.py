@@ -21,8 +21,8 @@ class GPU:
     """One GPU, as its maker describes it.
 
     Attributes:
-        gib: memory in GiB. Data sheets write GB, but memory is built in powers of two; a driver reports up to two
-            percent less than this, which it keeps for itself.
+        gib: memory in GiB. Data sheets write GB, but memory is built in powers of two; a driver reports
+            somewhat less than this, and keeps the rest for itself.
         bandwidth: bytes per second from that memory.
         flops: floating-point operations per second of matrix products in 16 bits with sums in 32, without sparsity.
         source: title and year of the data sheet.

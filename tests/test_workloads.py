@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 
 from pagedattn_lab import workloads
+from pagedattn_lab.studies.paper import FIG_11
 from pagedattn_lab.workloads import (
-    PAPER_MEANS,
     WORKLOADS,
     Fit,
     TraceRequest,
@@ -35,22 +35,22 @@ def standard_errors(numbers: list[int], expected: float) -> float:
     return abs(mean(numbers) - expected) / (stdev(numbers) / math.sqrt(len(numbers)))
 
 
-@pytest.mark.parametrize("name", PAPER_MEANS)
+@pytest.mark.parametrize("name", FIG_11)
 def test_lengths_have_the_papers_means(name: str) -> None:
     """Catches medians taken for means, prompts taken for outputs, and pairs longer than the model."""
     pairs = list(islice(WORKLOADS[name](1), NUM_DRAWN))
     assert max(map(sum, pairs)) <= OPT_MAX_LEN and min(map(min, pairs)) >= 1
-    for lengths, expected in zip(zip(*pairs, strict=True), PAPER_MEANS[name], strict=True):
+    for lengths, expected in zip(zip(*pairs, strict=True), FIG_11[name], strict=True):
         assert standard_errors(lengths, expected) < MOST_ERRORS
         assert all(type(length) is int for length in lengths)
 
 
 def test_a_fit_that_forgets_the_longest_would_be_seen() -> None:
     """Catches a check of the means that is too kind: medians without the correction miss it by far."""
-    mus = [math.log(m) - s * s / 2 for m, s in zip(PAPER_MEANS["sharegpt"], AZURE_SPREAD, strict=True)]
+    mus = [math.log(m) - s * s / 2 for m, s in zip(FIG_11["sharegpt"], AZURE_SPREAD, strict=True)]
     rng = random.Random("lengths 1")
     pairs = list(islice(_draw_lognormal(rng, mus[0], AZURE_SPREAD[0], mus[1], AZURE_SPREAD[1], 2048), NUM_DRAWN))
-    errors = [standard_errors(*pair) for pair in zip(zip(*pairs, strict=True), PAPER_MEANS["sharegpt"], strict=True)]
+    errors = [standard_errors(*pair) for pair in zip(zip(*pairs, strict=True), FIG_11["sharegpt"], strict=True)]
     assert min(errors) > MOST_ERRORS
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.hardware import GPUS, StepTime
 from pagedattn_lab.kv_shape import KVShape
-from pagedattn_lab.workloads import PAPER_MEANS
 
 NAMES = {"max": "Orca (Max)", "pow2": "Orca (Pow2)", "oracle": "Orca (Oracle)", "paged": "vLLM"}
 """What section 6.1 calls the four that it compares."""
@@ -57,7 +56,7 @@ FIG_2 = {
 }
 """Shares of KV memory: Fig. 2. Its "external" is "external fragmentation and others"."""
 
-FIG_11 = PAPER_MEANS
+FIG_11 = {"sharegpt": (161.31, 337.99), "alpaca": (19.31, 58.45)}
 """Mean tokens in prompts and in outputs, by workload: Fig. 11."""
 
 FIG_13 = {

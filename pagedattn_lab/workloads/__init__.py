@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from pagedattn_lab.workloads.arrivals import Fit, TraceRequest, arrive
 from pagedattn_lab.workloads.lengths import (
-    PAPER_MEANS,
     WORKLOADS,
     alpaca,
     azure_code,
@@ -27,7 +26,6 @@ from pagedattn_lab.workloads.request_logs import (
 )
 
 __all__ = [
-    "PAPER_MEANS",
     "WORKLOADS",
     "Fit",
     "MalformedTraceError",

@@ -24,10 +24,9 @@ from functools import cache
 from itertools import pairwise, repeat
 from statistics import NormalDist
 
-Lengths = Iterator[tuple[int, int]]
+from pagedattn_lab.studies.paper import FIG_11
 
-PAPER_MEANS = {"sharegpt": (161.31, 337.99), "alpaca": (19.31, 58.45)}
-"""Mean tokens in prompts and outputs: Kwon et al. 2023, Fig. 11."""
+Lengths = Iterator[tuple[int, int]]
 
 AZURE_SPREAD = (0.985, 0.859)
 """Standard deviation of the logarithms of prompt and output lengths in the Azure conversation trace."""
@@ -170,12 +169,12 @@ def _interpolate(rng: random.Random, levels: tuple[float, ...], table: tuple[flo
 
 def sharegpt(seed: int = 0) -> Lengths:
     """Lengths with the means of ShareGPT, the paper's chat load: see the module's text for what can be trusted."""
-    return lognormal(PAPER_MEANS["sharegpt"], seed=seed)
+    return lognormal(FIG_11["sharegpt"], seed=seed)
 
 
 def alpaca(seed: int = 0) -> Lengths:
     """Lengths with the means of Alpaca, the paper's load of short instructions."""
-    return lognormal(PAPER_MEANS["alpaca"], seed=seed)
+    return lognormal(FIG_11["alpaca"], seed=seed)
 
 
 def azure_conv(seed: int = 0) -> Lengths:
