@@ -229,8 +229,8 @@ def take_copies(tables: Iterable[BlockTable]) -> list[tuple[int, int]]:
     """Collect the copies that tables are waiting for, for :meth:`pagedattn_lab.kv_cache.PagedKVCache.copy_blocks`.
 
     They must be carried out, all together, after the tables of a step have grown and before its keys and values are
-    written. Forgetting one leaves a sequence with whatever the block held before; so the metadata of a step takes them
-    along.
+    written. Forgetting one leaves a sequence with whatever the block held before; so a model runner takes them with the
+    step.
 
     Returns:
         ``(source, destination)`` block numbers.

@@ -222,7 +222,7 @@ class KVCacheManager:
         table = self.tables.pop(request.request_id, None)
         if table is None:
             return
-        del self._num_cached_blocks[request.request_id]
+        self._num_cached_blocks.pop(request.request_id, None)
         table.release()
 
     def evict_blocks(self, block_ids: Iterable[int]) -> None:
@@ -292,8 +292,8 @@ class KVCacheManager:
         """Give a request a page table that begins with its hits, and count the look-up: a refused one looks again."""
         table = BlockTable(self.block_pool, request.request_id)
         table.adopt(computed_blocks)
-        self.tables[request.request_id] = table
         self._num_cached_blocks[request.request_id] = len(computed_blocks)
+        self.tables[request.request_id] = table
         if self.prefix_cache is not None:
             self.stats.requests += 1
             self.stats.queries += request.num_tokens

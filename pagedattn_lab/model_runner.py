@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from pagedattn_lab.attention.backends import check_name, choose
 from pagedattn_lab.attention.metadata import AttentionMetadata
+from pagedattn_lab.block_table import take_copies
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.models.implementation import attention_of
@@ -125,7 +126,7 @@ class ModelRunner:
                 f"a sequence has {metadata.max_seq_len} tokens, and beyond {self._rotary_limit} the rotary angles of "
                 f"{type(self.model).__name__} depend on the longest sequence of a batch: keep to shorter ones"
             )
-        self.cache.copy_blocks(metadata.block_copies)
+        self.cache.copy_blocks(take_copies(metadata.tables))
         context = _ForwardContext(metadata, self.cache, self.attention if metadata.is_decode else "auto")
         last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
@@ -161,8 +162,9 @@ def _attention_through_page_table(
     """Stand in for one layer's attention: shapes ``[1, heads, num_tokens, head_dim]`` in, tokens before heads out."""
     context = _forward_context.get()
     metadata, cache, layer = context.metadata, context.cache, module.layer_idx
-    if attention_mask is not None and not attention_mask.dim():  # what _window_in_place_of_mask put there
-        sliding_window, attention_mask = int(attention_mask), None
+    window = getattr(attention_mask, "window", None)  # what _window_in_place_of_mask put there; no other mask has it
+    if window is not None:
+        sliding_window, attention_mask = window, None
     refuse_layer(module, key, value, attention_mask, sliding_window, s_aux, cache.shape, layer in context.layers_done)
     cache.store(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), metadata.slot_mapping)
     context.layers_done.add(layer)
@@ -184,11 +186,16 @@ def _attention_through_page_table(
 
 
 def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) -> torch.Tensor | None:
-    """Answer with a layer's window, where transformers asks for a mask: one number, in a tensor of no dimension.
+    """Answer with a layer's window, where transformers asks for a mask.
 
-    :func:`_attention_through_page_table` takes the number out again.
+    The number hangs on a tensor with the four dimensions of a mask. :func:`_attention_through_page_table` takes it off
+    again; a model that makes a mask of its own from ours loses it, and is refused.
     """
-    return None if local_size is None else torch.tensor(local_size)
+    if local_size is None:
+        return None
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    mask.window = local_size
+    return mask
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention_through_page_table)

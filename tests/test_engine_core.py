@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from pagedattn_lab import models
 from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import NoFreeBlocksError
-from pagedattn_lab.engine.core import EngineCore
+from pagedattn_lab.engine.core import Choice, EngineCore
 from pagedattn_lab.engine.sampling import generate_greedily, sample
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
@@ -337,3 +338,64 @@ def test_a_refused_step_leaves_nothing_in_the_cache() -> None:
     blocks, _ = manager.get_computed_blocks(Request("Dora", [1, 2, 3, 4, 5]))
     assert [block.block_id for block in blocks] == [1], "Ada's was computed, Bo's was not"
     assert manager.block_pool.num_used_blocks == 0 and len(manager.prefix_cache) == 1
+
+
+@pytest.mark.parametrize("as_index", [int, torch.tensor, np.int64])
+def test_choices_of_any_whole_number(as_index: Callable) -> None:
+    """Catches parents compared by identity: one request would stand twice in a step, and grow by both tokens."""
+    engine, seen = engine_of(), []
+
+    def choose(running: Sequence[Request], logits: torch.Tensor) -> list[Choice]:
+        seen.append([list(request.token_ids) for request in running])
+        if len(seen) == 3:
+            return []
+        return [Choice(as_index(0), as_index(1)), Choice(as_index(0), as_index(2))]
+
+    engine.run([Request("Ada", [5])], choose)
+    assert seen == [[[5]], [[5, 1], [5, 2]], [[5, 1, 1], [5, 1, 2]]]
+    assert_at_rest(engine.manager)
+
+
+@pytest.mark.parametrize(
+    ("choices", "error"),
+    [
+        ([Choice(0, 1), Choice(3, 1)], ValueError),
+        ([Choice(-1, 1)], ValueError),
+        ([Choice(0, 1), Choice(0, 1.5)], TypeError),
+        ([Choice("0", 1)], TypeError),
+    ],
+)
+def test_choices_that_make_no_sense(choices: list[Choice], error: type) -> None:
+    """Catches choices that are carried out in part before one of them is refused, and blocks that stay behind."""
+    engine = engine_of()
+    requests = requests_of([[5, 6], [7], [8, 9, 10]])
+    with pytest.raises(error):
+        engine.run(requests, lambda running, logits: choices)
+    assert [request.token_ids for request in requests] == [[5, 6], [7], [8, 9, 10]]
+    assert_at_rest(engine.manager)
+    assert generate_greedily(engine, requests_of([PROMPT]), 3) == expected_of([PROMPT], 3)
+
+
+def test_a_client_cannot_lose_a_request() -> None:
+    """Catches the engine's own list given away: what a client takes out of it would hold its blocks for good."""
+    engine = engine_of()
+
+    def choose(running: Sequence[Request], logits: torch.Tensor) -> list[Choice]:
+        assert not hasattr(running, "pop")
+        return []
+
+    engine.run(requests_of([[5, 6], [7]]), choose)
+    assert_at_rest(engine.manager)
+
+
+def test_a_run_within_a_run() -> None:
+    """Catches requests that hit blocks which the step under way has made known and not computed."""
+    engine = engine_of()
+
+    def on_step(*_: object) -> None:
+        generate_greedily(engine, requests_of([PROMPT]), 1)
+
+    with pytest.raises(RuntimeError, match="a run is under way"):
+        sample(engine, Request("Ada", PROMPT), 2, 4, on_step=on_step)
+    assert_at_rest(engine.manager)
+    assert generate_greedily(engine, iter(requests_of([PROMPT])), 3) == expected_of([PROMPT], 3)

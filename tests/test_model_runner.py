@@ -160,9 +160,13 @@ def test_a_step_carries_out_its_copies() -> None:
     tables = [table, table.fork()]
     for each in tables:
         each.append_tokens(1)
+    attention_metadata(tables)  # laid out to be looked at
     step = attention_metadata(tables)
-    assert step.block_copies == ((2, 3),) and [each.pending_copy for each in tables] == [None, None]
+    with pytest.raises(ValueError, match="1 tokens but 2 slots"):
+        runner.execute([5], step)
+    assert [each.pending_copy for each in tables] == [(2, 3), None], "refused, it has taken no copy"
     logits = runner.execute([5, 9], step)
+    assert [each.pending_copy for each in tables] == [None, None]
     for row, token in zip(logits, (5, 9), strict=True):
         expected = model(torch.tensor([[*prompt, token]])).logits[0, -1]
         assert row.argmax() == expected.argmax() and not row.isnan().any()
@@ -216,6 +220,8 @@ def test_unsupported_models_are_refused_by_name() -> None:
     [
         ("diffllama", {}, "attends more than once in a step"),
         ("doge", {"keep_window_size": 4}, "builds an attention mask of its own"),
+        ("doge", {"sliding_window": 5}, "builds an attention mask of its own"),
+        ("doge", {"sliding_window": 100}, "builds an attention mask of its own"),
         ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}, "beyond 16 the rotary angles"),
         ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 16}, "beyond 16 the rotary angles"),
     ],

@@ -202,14 +202,14 @@ def test_nothing_leaks_whatever_is_raised(
     assert share(engine, PROMPT, 4, 7).sequences == expected.sequences
 
 
-def test_a_name_that_is_taken_by_a_fork() -> None:
-    """Catches a fork that cannot be named after blocks were shared out, and leaves some of them taken."""
+def test_a_fork_finds_a_name_that_nobody_has() -> None:
+    """Catches a fork named as somebody else is, which would end the run with advice that its caller cannot follow."""
     engine = engine_of(3)
-    theirs = Request("Ada (2)", [1, 2])
-    engine.manager.allocate_slots(theirs, 2)
-    with pytest.raises(ValueError, match=r"'Ada \(2\)' holds blocks already"):
-        sample(engine, Request("Ada", PROMPT), 4, 5)
-    assert engine.manager.tables.keys() == {"Ada (2)"} and engine.manager.block_pool.num_used_blocks == 1
+    for number in range(1, 4):
+        engine.manager.allocate_slots(Request(f"Ada ({number})", [1, 2]), 2)
+    decoded = sample(engine, Request("Ada", PROMPT), 4, 5)
+    assert decoded == sample(engine_of(3), Request("Ada", PROMPT), 4, 5)
+    assert engine.manager.tables.keys() == {"Ada (1)", "Ada (2)", "Ada (3)"}
 
 
 @pytest.mark.parametrize(
@@ -219,6 +219,10 @@ def test_a_name_that_is_taken_by_a_fork() -> None:
         (sample, {"n": 2, "temperature": -0.5}, "temperature -0.5"),
         (sample, {"n": 2, "temperature": float("nan")}, "temperature nan"),
         (sample, {"n": 2, "temperature": float("inf")}, "temperature inf"),
+        (sample, {"n": 2.0}, "n is 2.0"),
+        (sample, {"n": 2, "seed": 1.5}, "seed is 1.5"),
+        (sample, {"n": 2, "max_tokens": 2.5}, "max_tokens is 2.5"),
+        (beam_search, {"num_beams": 2.5}, "num_beams is 2.5"),
         (sample, {"n": 2, "seed": -1}, "seed is -1"),
         (sample, {"n": 2, "seed": 2**32}, "seed is 4294967296"),
         (sample, {"n": 2, "max_tokens": 0}, "max_tokens is 0"),

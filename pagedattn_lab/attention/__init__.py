@@ -69,9 +69,10 @@ def paged_attention(
         check_values(query, key_cache, block_tables, seq_lens, query_start_loc)
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}: give a positive number, or None for no cap")
-    if sliding_window is not None and sliding_window < 1:
+    if sliding_window is not None and (not isinstance(sliding_window, int) or sliding_window < 1):
         raise ValueError(
-            f"sliding_window is {sliding_window}: a token sees at least itself, so give 1 or more, or None"
+            f"sliding_window is {sliding_window!r}: a token sees at least itself, so give a whole number from 1 on, "
+            "or None"
         )
     # Choose a backend, and run it: from here on nothing is checked but what the backend alone needs.
     features = {"softcap": softcap, "sliding_window": sliding_window}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pagedattn_lab.block_table import BlockTable, take_copies
+from pagedattn_lab.block_table import BlockTable
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,11 @@ class AttentionMetadata:
         slot_mapping: ``[num_tokens]`` int64, where this step's keys and values go.
         positions: ``[num_tokens]`` int64, each token's place in its own sequence.
         max_seq_len: the largest of ``seq_lens``, known without asking the device.
-        block_copies: ``(source, destination)`` block numbers, to be copied before anything is written.
+        tables: the page tables themselves: whoever carries the step out takes their pending copies first.
         num_blocks, block_size: of the pool that the tables are on, for whoever owns a cache to compare.
+
+    Layers trust it: every slot and every table entry in use is a block of the pool. Make it with
+    :func:`attention_metadata`.
     """
 
     block_tables: torch.Tensor
@@ -34,7 +37,7 @@ class AttentionMetadata:
     slot_mapping: torch.Tensor
     positions: torch.Tensor
     max_seq_len: int
-    block_copies: tuple[tuple[int, int], ...]
+    tables: tuple[BlockTable, ...]
     num_blocks: int
     block_size: int
 
@@ -49,8 +52,8 @@ def attention_metadata(
 ) -> AttentionMetadata:
     """Lay the page tables of a ragged batch out as tensors, for one step.
 
-    Copies that tables are waiting for move into the result, and with it to whoever carries the step out. So lay a step
-    out once, and when all of its tables have grown.
+    Nothing changes: copies that tables are waiting for are carried out with the step. Lay it out when all of its tables
+    have grown, and carry it out before another step: until then the blocks to copy from may be handed out again.
 
     Args:
         tables: one per sequence, with the tokens of this step already appended.
@@ -103,7 +106,7 @@ def attention_metadata(
         slot_mapping=torch.tensor(slots, dtype=torch.int64, device=device),
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
         max_seq_len=max(seq_lens),
-        block_copies=tuple(take_copies(tables)),
+        tables=tuple(tables),
         num_blocks=pool.num_blocks,
         block_size=pool.block_size,
     )

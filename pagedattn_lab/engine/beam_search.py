@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from pagedattn_lab.arithmetic import at_least_one
 from pagedattn_lab.engine.core import Choice, EngineCore, OnStep
-from pagedattn_lab.engine.sampling import Decoded, check_max_tokens
+from pagedattn_lab.engine.sampling import Decoded
 from pagedattn_lab.request import Request
 
 _LARGEST_EXPONENT = 600  # a float holds exp(709): what scores are divided by leaves them room
@@ -158,9 +159,8 @@ def beam_search(
         >>> len(decoded.sequences), decoded.scores == sorted(decoded.scores, reverse=True)
         (2, True)
     """
-    check_max_tokens(max_tokens)
-    if num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}: keep at least 1 sequence")
+    at_least_one("max_tokens", max_tokens)
+    at_least_one("num_beams", num_beams)
     if not isinstance(early_stopping, bool) and early_stopping != "never":
         raise ValueError(f"early_stopping is {early_stopping!r}: use True, False or 'never'")
     if not math.isfinite(length_penalty) or abs(length_penalty) * math.log(max_tokens) > _LARGEST_EXPONENT:

@@ -16,6 +16,7 @@ preparation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,7 @@ class EngineCore:
         self.runner = runner
         cache = runner.cache
         self._num_forks = 0  # they give forks their names
+        self._is_running = False
         self.manager = KVCacheManager(cache.num_blocks, cache.block_size, enable_prefix_caching, index)
 
     def run(self, requests: Sequence[Request], choose: Choose, on_step: OnStep | None = None) -> None:
@@ -102,8 +104,15 @@ class EngineCore:
 
         Raises:
             NoFreeBlocksError: blocks ran out.
-            ValueError: one name given to two requests, or to one that holds blocks already.
+            ValueError: one name given to two requests, or to one that holds blocks already; a choice of a request that
+                is not there, or of what is no token.
+            RuntimeError: called from within a run, by a client or by ``on_step``.
         """
+        if self._is_running:
+            raise RuntimeError(
+                "a run is under way: blocks of its step are known and not computed yet; let it end first"
+            )
+        requests = list(requests)
         names = [request.request_id for request in requests]
         taken = self.manager.tables.keys() & set(names)
         if len(set(names)) < len(names) or taken:
@@ -114,17 +123,19 @@ class EngineCore:
         running, parents = list(requests), None
         for request in running:
             request.status = RequestStatus.RUNNING
+        self._is_running = True
         try:
             while running:
                 logits = self._step(running, parents, on_step)
-                choices = list(choose(running, logits))
+                choices = list(choose(tuple(running), logits))
                 self._go_on(running, choices)
-                parents = [choice.parent for choice in choices]
+                parents = [index(parent) for parent, _ in choices]
         finally:
             for request in running:  # empty unless something failed: then what the step was to write is not there
                 first = request.num_computed_tokens // self.manager.block_pool.block_size
                 self.manager.evict_blocks(self.manager.block_ids(request.request_id)[first:])
                 self._end(request)
+            self._is_running = False
 
     def _step(self, running: Sequence[Request], parents: Sequence[int] | None, on_step: OnStep | None) -> torch.Tensor:
         """Compute every token that has not been computed; give ``[num_seqs, vocab_size]`` logits."""
@@ -134,7 +145,8 @@ class EngineCore:
         query_lens = [request.num_tokens - request.num_computed_tokens for request in running]
         metadata = attention_metadata(tables, query_lens, self.runner.model.device)
         if on_step is not None and parents is not None:
-            on_step(tables, parents, len(metadata.block_copies))
+            num_copied = sum(table.pending_copy is not None for table in tables)
+            on_step(tuple(tables), tuple(parents), num_copied)
         token_ids = [token for request in running for token in request.token_ids[request.num_computed_tokens :]]
         logits = self.runner.execute(token_ids, metadata)
         for request in running:
@@ -158,21 +170,33 @@ class EngineCore:
     def _go_on(self, running: list[Request], choices: Sequence[Choice]) -> None:
         """Continue requests as chosen: the first that continues one takes it over, others fork it, the rest end."""
         before, taken = list(running), set()
+        # Plain numbers, checked before anything changes; a tensor as an index would be a parent of its own each time.
+        plain = [(index(parent), index(token)) for parent, token in choices]
+        for parent, _ in plain:
+            if not 0 <= parent < len(before):
+                raise ValueError(f"a choice continues request {parent} of {len(before)}: give an index among them")
         children: list[Request] = []
-        for parent, _ in choices:
+        for parent, _ in plain:
             request = before[parent]
             if parent in taken:
-                self._num_forks += 1
-                request = self.manager.fork(request, f"{request.request_id} ({self._num_forks})")
+                request = self.manager.fork(request, self._name_of_fork(request))
                 running.append(request)  # whatever happens next, its blocks will be given back
             taken.add(parent)
             children.append(request)
-        for index, request in enumerate(before):
-            if index not in taken:
+        for place, request in enumerate(before):
+            if place not in taken:
                 self._end(request)
         running[:] = children
-        for request, (_, token) in zip(children, choices, strict=True):
+        for request, (_, token) in zip(children, plain, strict=True):
             request.append_token(token)
+
+    def _name_of_fork(self, request: Request) -> str:
+        """Find a name that nobody has."""
+        while True:
+            self._num_forks += 1
+            name = f"{request.request_id} ({self._num_forks})"
+            if name not in self.manager.tables:
+                return name
 
     def _end(self, request: Request) -> None:
         """Give a request's blocks back."""

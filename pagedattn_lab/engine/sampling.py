@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pagedattn_lab.arithmetic import at_least_one
 from pagedattn_lab.engine.core import Choice, EngineCore, OnStep
 from pagedattn_lab.request import Request, RequestStatus
 
@@ -67,7 +68,8 @@ def generate_greedily(
         >>> first == again, engine.manager.stats.hits
         (True, 8)
     """
-    check_max_tokens(max_tokens)
+    at_least_one("max_tokens", max_tokens)
+    requests = list(requests)
     starts = [request.num_tokens for request in requests]
     num_tokens_at_most = {request.request_id: request.num_tokens + max_tokens for request in requests}
 
@@ -130,12 +132,11 @@ def sample(
         >>> [len(tokens) for tokens in decoded.sequences], engine.manager.block_pool.num_used_blocks
         ([4, 4, 4], 0)
     """
-    check_max_tokens(max_tokens)
-    if n < 1 or not 0 <= temperature < math.inf:
-        raise ValueError(
-            f"n is {n} and temperature {temperature}: give at least 1 output and a finite temperature of 0 or more"
-        )
-    if not 0 <= seed < 2**32:
+    at_least_one("max_tokens", max_tokens)
+    at_least_one("n", n)
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature {temperature}: give a finite number of 0 or more")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}: give a number from 0 to {2**32 - 1}")
     # One for each output: fewer than 1,000,003 of them never share one, whatever their seeds.
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in range(n)]
@@ -172,16 +173,6 @@ def _status_after(token: int, is_last: bool, stop_token_ids: Collection[int]) ->
     if token in stop_token_ids:
         return RequestStatus.FINISHED_STOPPED
     return RequestStatus.FINISHED_LENGTH_CAPPED if is_last else None
-
-
-def check_max_tokens(max_tokens: int) -> None:
-    """Refuse to generate nothing.
-
-    Raises:
-        ValueError: ``max_tokens`` below 1.
-    """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}: ask for at least 1")
 
 
 def _draw(log_probs: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
