@@ -142,8 +142,7 @@ def _open(path: str | PathLike[str]) -> Iterator[tuple[int, str, Iterator[str]]]
                 if not is_utf_16 and re.match(pattern, head):
                     raise MalformedTraceError(f"{path}: this is {what}")
             encoding = "utf-16" if is_utf_16 else "utf-8-sig"
-            # newline="": the csv module wants line ends as they are, for those within quotes
-            lines = stack.enter_context(io.TextIOWrapper(file, encoding, errors="replace", newline=""))
+            lines = stack.enter_context(io.TextIOWrapper(file, encoding, errors="replace"))
             number, first = next(((n, line) for n, line in enumerate(lines, 1) if line.strip()), (0, ""))
             if not first:
                 raise MalformedTraceError(f"{path}: the file is empty")
