@@ -399,3 +399,20 @@ def test_a_run_within_a_run() -> None:
         sample(engine, Request("Ada", PROMPT), 2, 4, on_step=on_step)
     assert_at_rest(engine.manager)
     assert generate_greedily(engine, iter(requests_of([PROMPT])), 3) == expected_of([PROMPT], 3)
+
+
+def test_a_fork_that_fails_takes_the_others_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches forks that were made before one of them failed, and that nobody gives back."""
+    engine = engine_of()
+    fork, calls = engine.manager.fork, itertools.count()
+
+    def fork_twice(request: Request, name: str) -> Request:
+        if next(calls) == 2:
+            raise StopHereError
+        return fork(request, name)
+
+    monkeypatch.setattr(engine.manager, "fork", fork_twice)
+    with pytest.raises(StopHereError):
+        sample(engine, Request("Ada", PROMPT), 5, 4)
+    assert_at_rest(engine.manager)
+    assert engine.manager.tables == {}

@@ -84,4 +84,5 @@ def test_a_fork_goes_its_own_way() -> None:
     ada.append_token(7)
     assert block_hashes(bo, 2)[:2] == block_hashes(ada, 2)[:2] == first
     assert block_hashes(bo, 2)[2] == block_hashes(Request("Cy", [1, 2, 3, 4, 5, 6], "blue"), 2)[2]
+    assert block_hashes(ada, 2)[2] == block_hashes(Request("Dora", [1, 2, 3, 4, 5, 7], "blue"), 2)[2]
     assert ada.output_token_ids == [5, 7] and bo.output_token_ids == [5, 6]
