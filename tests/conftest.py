@@ -14,6 +14,7 @@ pytest.register_assert_rewrite("tests.helpers")  # before anything is imported f
 from tests.helpers.built import built_once  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+collect_ignore = ["conftest.py", "browser/conftest.py"]  # no doctests here, and two modules cannot share a name
 SLOW = (ROOT / "tests" / "browser", ROOT / "chapters")  # take minutes: none may begin when the other worker is done
 ONE_CHAPTER = re.compile(r"(tests/browser/\w+\.py)::\w+\[(?:chapters/)?([0-9A]\d_\w+|tour)\b")
 
