@@ -83,8 +83,8 @@ class BlockTable:
         """Make room for more tokens; allocate only for those that the last block cannot hold.
 
         If the first of them goes into a block that another table names too, this table gets a copy of it in its place,
-        and :attr:`pending_copy` tells which block must be copied where before anything is written. A step that is laid
-        out by :func:`pagedattn_lab.attention.metadata.attention_metadata` carries that out.
+        and :attr:`pending_copy` tells which block must be copied where before anything is written. Whoever carries the
+        next step out, as :meth:`pagedattn_lab.model_runner.ModelRunner.execute` does, copies it first.
 
         Returns:
             The blocks that were taken from the pool, often none; a private copy comes first.

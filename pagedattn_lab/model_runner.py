@@ -115,9 +115,10 @@ class ModelRunner:
         """
         if len(token_ids) != len(metadata.slot_mapping):
             raise ValueError(f"{len(token_ids)} tokens but {len(metadata.slot_mapping)} slots: give one slot per token")
-        if metadata.block_size != self.cache.block_size or metadata.num_blocks > self.cache.num_blocks:
+        pool = metadata.tables[0].pool
+        if pool.block_size != self.cache.block_size or pool.num_blocks > self.cache.num_blocks:
             raise ValueError(
-                f"page tables on a pool of {metadata.num_blocks} blocks of {metadata.block_size} tokens do not fit a "
+                f"page tables on a pool of {pool.num_blocks} blocks of {pool.block_size} tokens do not fit a "
                 f"cache of {self.cache.num_blocks} blocks of {self.cache.block_size}: make the pool as large as the "
                 "cache"
             )

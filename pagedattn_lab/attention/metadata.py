@@ -24,8 +24,7 @@ class AttentionMetadata:
         slot_mapping: ``[num_tokens]`` int64, where this step's keys and values go.
         positions: ``[num_tokens]`` int64, each token's place in its own sequence.
         max_seq_len: the largest of ``seq_lens``, known without asking the device.
-        tables: the page tables themselves: whoever carries the step out takes their pending copies first.
-        num_blocks, block_size: of the pool that the tables are on, for whoever owns a cache to compare.
+        tables: the page tables themselves, on one pool: whoever carries the step out takes their pending copies first.
 
     Layers trust it: every slot and every table entry in use is a block of the pool. Make it with
     :func:`attention_metadata`.
@@ -38,8 +37,6 @@ class AttentionMetadata:
     positions: torch.Tensor
     max_seq_len: int
     tables: tuple[BlockTable, ...]
-    num_blocks: int
-    block_size: int
 
     @property
     def is_decode(self) -> bool:
@@ -107,6 +104,4 @@ def attention_metadata(
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
         max_seq_len=max(seq_lens),
         tables=tuple(tables),
-        num_blocks=pool.num_blocks,
-        block_size=pool.block_size,
     )

@@ -112,24 +112,22 @@ class EngineCore:
             raise RuntimeError(
                 "a run is under way: blocks of its step are known and not computed yet; let it end first"
             )
-        requests = list(requests)
-        names = [request.request_id for request in requests]
+        running: list[Request] = list(requests)
+        parents: list[int] | None = None
+        names = [request.request_id for request in running]
         taken = self.manager.tables.keys() & set(names)
         if len(set(names)) < len(names) or taken:
             raise ValueError(
                 f"requests {names} and those that hold blocks already, {list(self.manager.tables)}, share a name: "
                 "give every request its own"
             )
-        running, parents = list(requests), None
         for request in running:
             request.status = RequestStatus.RUNNING
         self._is_running = True
         try:
             while running:
                 logits = self._step(running, parents, on_step)
-                choices = list(choose(tuple(running), logits))
-                self._go_on(running, choices)
-                parents = [index(parent) for parent, _ in choices]
+                parents = self._go_on(running, choose(tuple(running), logits))
         finally:
             for request in running:  # empty unless something failed: then what the step was to write is not there
                 first = request.num_computed_tokens // self.manager.block_pool.block_size
@@ -167,8 +165,12 @@ class EngineCore:
             )
         request.num_computed_tokens = num_computed
 
-    def _go_on(self, running: list[Request], choices: Sequence[Choice]) -> None:
-        """Continue requests as chosen: the first that continues one takes it over, others fork it, the rest end."""
+    def _go_on(self, running: list[Request], choices: Sequence[Choice]) -> list[int]:
+        """Continue requests as chosen: the first that continues one takes it over, others fork it, the rest end.
+
+        Returns:
+            For each that goes on, the index of the one that it continues.
+        """
         before, taken = list(running), set()
         # Plain numbers, checked before anything changes; a tensor as an index would be a parent of its own each time.
         plain = [(index(parent), index(token)) for parent, token in choices]
@@ -189,6 +191,7 @@ class EngineCore:
         running[:] = children
         for request, (_, token) in zip(children, plain, strict=True):
             request.append_token(token)
+        return [parent for parent, _ in plain]
 
     def _name_of_fork(self, request: Request) -> str:
         """Find a name that nobody has."""
