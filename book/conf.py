@@ -40,6 +40,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "api_page",
     "glossary_index",
+    "guess_boxes",
     "inline_svg",
     "layout_page",
 ]

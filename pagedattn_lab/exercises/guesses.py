@@ -16,7 +16,7 @@ from urllib.parse import quote
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.sentence import Sentence
 
-MIME = "application/vnd.pagedattn-lab.answer+json"
+ANSWER = "application/vnd.pagedattn-lab.answer+json"
 KINDS = ("points", "count", "factor", "label")
 LARGEST_COUNT = 100
 Evidence = str | list[str] | Sentence | Picture
@@ -202,7 +202,7 @@ class Answer:
             text += f"\n\n{_markdown(self.shown_by)}"
         if self.guess is None:
             text = f"<details><summary>Show the answer</summary>\n\n{text}\n\n</details>"
-        return {"text/markdown": text, "text/plain": repr(self), MIME: self.quantity.as_json()}
+        return {"text/markdown": text, "text/plain": repr(self), ANSWER: self.quantity.as_json()}
 
 
 def reconcile(

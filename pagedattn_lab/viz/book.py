@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from myst_nb.core.render import MimeData, NbElementRenderer
 
 EXPORTS = "export default { render };\nexport { boardText };\n"
+FOR_SCRIPTS = "application/vnd.pagedattn-lab."  # what begins so is for scripts of the book, and shows nothing by itself
 # What a kernel does for the player in JupyterLab: keep its values and tell it when one changes.
 BOOT = """
 for (const mount of document.querySelectorAll(".pa-mount")) {
@@ -54,7 +55,7 @@ class PlayerRenderer:
         from docutils.nodes import raw
 
         if data.mime_type != MIME or inline:
-            return None
+            return [] if data.mime_type.startswith(FOR_SCRIPTS) and data.mime_type != MIME else None
         values = data.content
         still = picture(values, values["step"]).svg
         text = json.dumps(values).replace("<", "\\u003c")  # no tag, comment or script can begin or end in it
