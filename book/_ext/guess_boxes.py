@@ -8,21 +8,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from docutils import nodes
+from inline_svg import as_picture
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
-from pagedattn_lab.exercises.guesses import ANSWER
+from pagedattn_lab.exercises.guesses import ANSWER, ON_WHITE
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 GUESS = re.compile(r"^(guess_\w+) = None +# (.+)$")
 RECONCILE = re.compile(r"\breconcile\((guess_\w+)")
+SHOWN = re.compile(r'<img class="pa-shown" [^>]*src="data:image/svg\+xml,([^"]+)">')
 logger = logging.getLogger(__name__)
 
 
@@ -54,6 +57,15 @@ def box(chapter: str, name: str, question: str, quantity: dict[str, Any]) -> str
     )
 
 
+def draw(node: nodes.Node, prefix: str) -> None:
+    """Put the pictures that show an answer into the page itself, as all others are."""
+    for raw in list(node.findall(nodes.raw)):
+        image = SHOWN.fullmatch(raw.astext().strip())
+        if image:
+            svg = unquote(unescape(image[1])).replace(ON_WHITE, "", 1)
+            raw.replace_self(as_picture(svg, prefix))
+
+
 class GuessBoxes(SphinxTransform):
     """Replace the cells that take guesses, and make each answer known by the guess's name."""
 
@@ -72,7 +84,9 @@ class GuessBoxes(SphinxTransform):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         known = {name: (number, quantity) for name, number, quantity in answers(cells)}
         for name, (number, _) in known.items():
-            shown[number]["ids"].append(f"answer-{name.replace('_', '-')}")
+            identifier = f"answer-{name.replace('_', '-')}"
+            shown[number]["ids"].append(identifier)
+            draw(shown[number], identifier)
         for number, node in shown.items():
             boxes = []
             for name, question in guesses("".join(cells[number]["source"])):

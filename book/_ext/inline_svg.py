@@ -20,6 +20,11 @@ def with_own_ids(svg: str, prefix: str) -> str:
     return REFERENCE.sub(rf"\g<1>{prefix}-", svg)
 
 
+def as_picture(svg: str, prefix: str) -> nodes.raw:
+    """Wrap an image for the page; no other may have the same prefix there."""
+    return nodes.raw(text=f'<div class="picture">{with_own_ids(svg, prefix)}</div>', format="html")
+
+
 class InlineSvg(SphinxTransform):
     """Replace image nodes that MyST-NB made from SVG outputs, before Sphinx collects image files."""
 
@@ -30,12 +35,7 @@ class InlineSvg(SphinxTransform):
         for number, image in enumerate(list(self.document.findall(nodes.image))):
             if getattr(image.parent, "attributes", {}).get("mime_type") == "image/svg+xml":
                 svg = Path(f"{self.env.srcdir}{image['uri']}").read_text(encoding="utf-8")
-                image.replace_self(
-                    nodes.raw(
-                        text=f'<div class="picture">{with_own_ids(svg, f"svg{number}")}</div>',
-                        format="html",
-                    )
-                )
+                image.replace_self(as_picture(svg, f"svg{number}"))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

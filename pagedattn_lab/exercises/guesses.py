@@ -17,6 +17,7 @@ from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.sentence import Sentence
 
 ANSWER = "application/vnd.pagedattn-lab.answer+json"
+ON_WHITE = "background:#fff;"
 KINDS = ("points", "count", "factor", "label")
 LARGEST_COUNT = 100
 Evidence = str | list[str] | Sentence | Picture
@@ -169,7 +170,8 @@ def _markdown(evidence: Evidence) -> str:
     A picture becomes an image that holds its data, for HTML in Markdown keeps no SVG where a notebook is not trusted.
     """
     if isinstance(evidence, Picture):
-        data = quote(evidence.svg, safe=" !$()*,-./:;=?@_~")
+        svg = evidence.svg.replace('style="', f'style="{ON_WHITE}', 1)  # an image cannot follow a dark theme
+        data = quote(svg, safe=" !$()*,-./:;=?@_~")
         return f'<img class="pa-shown" alt="{escape(evidence.alt)}" src="data:image/svg+xml,{data}">'
     return "```text\n" + "\n".join(evidence) + "\n```" if isinstance(evidence, list) else str(evidence)
 
