@@ -144,8 +144,8 @@ def test_one_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ([], 2, "required: {doctor,generate,waste,hits,bench}"),
-        (["fly"], 2, "there is no command 'fly': choose from doctor, generate, waste, hits, bench"),
+        ([], 2, f"required: {{{','.join(cli.COMMANDS)}}}"),
+        (["fly"], 2, f"there is no command 'fly': choose from {', '.join(cli.COMMANDS)}"),
         (["generate"], 2, "required: prompt"),
         (["generate", " "], 2, "prompt: it is empty"),
         (["generate", "x", "--model", ""], 2, "--model: it is empty"),
