@@ -22,8 +22,8 @@ from pagedattn_lab.viz.board import draw
 FILE = Path(__file__).resolve().parents[1] / "book" / "_static" / "paging.svg"
 SVG = "{http://www.w3.org/2000/svg}"
 SECONDS = 1.6  # a frame: its sentence can be read
-FADE = 0.25  # seconds in which a change appears
-TOP, LINE = 54, 20  # pixels above the board for two lines of text
+WIDTH = 480  # pixels: a phone shows it at three quarters of its size, and its letters can still be read
+TOP, LINE = 48, 19  # pixels above the board for two lines of text
 STILL = 9  # the frame in which the third request has taken the blocks that came back
 WORDS = {
     "Ada": ["What", " is", " a", " page", " table", "?", " A", " list", " of", " blocks", ".", " It"],
@@ -62,18 +62,20 @@ def alt(frames: Sequence[Frame]) -> str:
 def film(frames: Sequence[Frame]) -> str:
     """Draw the frames of a recording as one SVG that shows them in turn, for ever."""
     seen: dict[str, list[int]] = {}  # each thing drawn, and the frames in which it is
-    width = height = 0
+    height = 0
     for number, frame in enumerate(frames):
-        board = ET.fromstring(draw(frame, WORDS))
+        board = ET.fromstring(draw(frame, WORDS, WIDTH))
         parts = [part for part in board if "pa-paper" not in part.get("class", "")]
         legend = [part for part in parts if "pa-soft" in part.get("class", "")]
-        width, height = int(board.get("width", 0)), max(height, int(board.get("height", 0)) - 16 * len(legend))
+        height = max(height, int(board.get("height", 0)) - 16 * len(legend))
         for part in parts:
             if part not in legend:
                 seen.setdefault(_written(part), []).append(number)
-        for line, text in enumerate(textwrap.wrap(frame.sentence, 84)):
-            caption = f'<text x="8" y="{22 + line * LINE - TOP}" font-size="15" class="pa-ink" fill="#222">'
-            seen.setdefault(f"{caption}{escape(text)}</text>", []).append(number)
+        caption = ""
+        for line, text in enumerate(textwrap.wrap(frame.sentence, 62)):
+            caption += f'<text x="8" y="{20 + line * LINE - TOP}" font-size="14" class="pa-ink" fill="#222">'
+            caption += f"{escape(text)}</text>"
+        seen.setdefault(caption, []).append(number)
     times = {tuple(numbers): f"k{index}" for index, numbers in enumerate(dict.fromkeys(map(tuple, seen.values())))}
     rules, body = [], []
     for numbers, name in times.items():
@@ -86,13 +88,13 @@ def film(frames: Sequence[Frame]) -> str:
     dark = "".join(f".{name}{{{style}}}" for name, style in DARK.items())
     style = (
         ".part{opacity:0}.still{opacity:1}"
-        f"@media(prefers-reduced-motion:no-preference){{.part{{animation:{len(frames) * SECONDS:g}s infinite}}"
+        f"@media(prefers-reduced-motion:no-preference){{.part{{animation:{len(frames) * SECONDS:g}s step-end infinite}}"
         f"{''.join(rules)}}}@media(prefers-color-scheme:dark){{{dark}}}"
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(alt(frames))}" '
-        f'viewBox="0 {-TOP} {width} {height + TOP}" width="{width}" height="{height + TOP}" font-family="sans-serif" '
-        f'font-size="12"><style>{style}</style><rect class="pa-paper" y="{-TOP}" width="{width}" '
+        f'viewBox="0 {-TOP} {WIDTH} {height + TOP}" width="{WIDTH}" height="{height + TOP}" font-family="sans-serif" '
+        f'font-size="12"><style>{style}</style><rect class="pa-paper" y="{-TOP}" width="{WIDTH}" '
         f'height="{height + TOP}" fill="#fff"/>{"".join(body)}</svg>\n'
     )
 
@@ -111,16 +113,9 @@ def _written(part: ET.Element) -> str:
 
 
 def _keyframes(numbers: Sequence[int], num_frames: int) -> str:
-    """Say when a part is seen. It appears over what was there before, which goes when the new one is there in full."""
-    fade = 100 * FADE / (SECONDS * num_frames)
-    stops: dict[float, int] = {0: int(0 in numbers)}
-    for number in range(1, num_frames):
-        before, now = number - 1 in numbers, number in numbers
-        at = 100 * number / num_frames
-        if before != now:
-            stops |= {at: int(before), at + fade: int(now)} if now else {at + fade: 1, at + fade + 0.01: 0}
-    stops[100] = stops[max(stops)]
-    return "".join(f"{round(at, 2):g}%{{opacity:{opacity}}}" for at, opacity in stops.items())
+    """Say when a part is seen: at the start, and wherever that changes. Nothing fades, or two sentences would mix."""
+    changes = [number for number in range(num_frames) if number == 0 or (number in numbers) != (number - 1 in numbers)]
+    return "".join(f"{round(100 * at / num_frames, 2):g}%{{opacity:{int(at in numbers)}}}" for at in changes)
 
 
 def main() -> None:
