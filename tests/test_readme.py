@@ -65,7 +65,8 @@ def test_moving_picture_shows_every_frame() -> None:
     """Catches a part that appears a frame early or stays a frame late, and, for those who asked for less motion, a
     picture that moves, is empty, or mixes two frames.
     """
-    frames, picture = moving_picture.recorded(), ET.fromstring(moving_picture.FILE.read_text())
+    frames = moving_picture.recorded()
+    picture = ET.fromstring(moving_picture.film(frames))
     style = picture.findtext(f"{moving_picture.SVG}style")
     moving = style.index("@media(prefers-reduced-motion:no-preference)")
     assert "animation" not in style[:moving] and style.startswith(".part{opacity:0}.still{opacity:1}")
