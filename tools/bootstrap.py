@@ -108,7 +108,9 @@ def copied_files() -> "list[Path]":
         try:
             table = tomllib.load(file)["tool"]["setuptools"]["data-files"]
         except ValueError as error:
-            raise SetupError(f"pyproject.toml cannot be read ({error}): undo the last change to it, then try again.")
+            raise SetupError(
+                f"pyproject.toml cannot be read ({error}): undo the last change to it, then try again."
+            ) from error
     return sorted({path for patterns in table.values() for pattern in patterns for path in ROOT.glob(pattern)})
 
 
