@@ -8,13 +8,13 @@ import { followRuns } from "./runs.js";
 async function keepPython({ ready, model, saveState }) {
   await ready;
   const kept = new Map(["kernelspec", "language_info"].map((key) => [key, model.getMetadata(key)]));
+  const isKept = (key) => kept.get(key) && kept.get(key).name === model.getMetadata(key)?.name;
   model.metadataChanged.connect((_, { key }) => {
-    if (kept.has(key) && !model.dirty) queueMicrotask(() => (model.dirty = false)); // JupyterLab sets it after this signal
+    if (isKept(key) && !model.dirty) queueMicrotask(() => (model.dirty = false)); // JupyterLab sets it after this signal
   });
   saveState.connect((_, state) => {
     if (state !== "started") return;
-    for (const [key, value] of kept)
-      if (value && model.getMetadata(key)?.name === value.name) model.setMetadata(key, value);
+    for (const [key, value] of kept) if (isKept(key)) model.setMetadata(key, value);
   });
 }
 

@@ -110,11 +110,16 @@ function playerRenderer(host, options) {
   output.renderModel = async (model) => {
     const id = model.trusted && model.data[WIDGET]?.model_id;
     if (!follow || !id) return play(model);
-    const late = setTimeout(() => void play(model), PATIENCE);
-    if (await mayHave(output, id)) await follow(model);
+    let plays = false;
+    const late = setTimeout(() => {
+      plays = true;
+      void play(model);
+    }, PATIENCE);
+    const asked = await mayHave(output, id);
+    if (asked) await follow(model);
     clearTimeout(late);
     if (isLive()) stop();
-    else await play(model);
+    else if (asked || !plays) await play(model); // who steps through the recording already is not thrown back
   };
   const dispose = output.dispose.bind(output);
   output.dispose = () => {

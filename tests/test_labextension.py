@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from jupyterlab.commands import get_app_dir
 
 from tests.helpers.data_files import ROOT, data_files, place_data_files
 
@@ -49,6 +50,12 @@ def test_jupyterlab_finds_what_the_extension_loads(tmp_path: Path) -> None:
         names |= set(re.findall(r'"(?:\./)?([\w.]+\.(?:js|css|json))"', source))
     assert {"extension.js", "runs.js", "recordings.js", "player.js", "player.css", "execution.json"} <= names
     assert [name for name in sorted(names) if not (static / name).is_file()] == []
+
+
+def test_jupyterlab_reads_the_settings() -> None:
+    """Catches settings that pip copies to a folder in which JupyterLab does not look."""
+    read = Path(get_app_dir()).relative_to(sys.prefix) / "settings" / "overrides.d"
+    assert f"{read.as_posix()}/pagedattn-lab.json" in data_files()
 
 
 def test_one_source() -> None:

@@ -12,14 +12,15 @@ from typing import Any
 import players
 import pytest
 from accessibility import violations
-from jupyter_page import Lab, Notebook
+from jupyter_page import IS_READY, Lab, Notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import Browser, Page, expect
-from watch import until
+from watch import PATIENCE, until
 
 from pagedattn_lab.viz.player import MIME
 from tools import notebooks
 
+LONG = 1000 * PATIENCE  # ms
 NAME = "03_blocks.ipynb"  # a chapter's name: how long that one takes is known
 LESSON = """
 import ipywidgets as widgets
@@ -157,7 +158,7 @@ def again(ran: Days) -> Days:
 def scrub(page: Page) -> None:
     """Step through the lesson's recording by mouse and keyboard."""
     player = page.locator(".jp-Notebook .pa-player")
-    expect(player).to_have_count(1)
+    expect(player).to_have_count(1, timeout=LONG)
     recording = page.evaluate(RECORDING)
 
     def check(step: int, text: bool = False) -> None:
@@ -179,7 +180,7 @@ def test_first_opening_shows_what_the_chapter_shows(fresh: Days) -> None:
     page = fresh.page
     assert page.evaluate("() => jupyterapp.shell.currentWidget.content.model.cells.get(1).trusted") is False
     scrub(page)
-    expect(page.locator(".jp-OutputArea img")).to_have_attribute("alt", "A blue square.")
+    expect(page.locator(".jp-OutputArea img")).to_have_attribute("alt", "A blue square.", timeout=LONG)
     assert page.locator(".jp-OutputArea img").evaluate("image => image.naturalWidth") == 40
     assert page.locator(".jp-OutputArea").get_by_text("Lesson(").count() == 0
     assert violations(page, include=".jp-OutputArea") == []
@@ -241,13 +242,14 @@ def test_run_all_keeps_the_place(ran: Days) -> None:
 def test_run_all_says_how_far_it_is(ran: Days) -> None:
     """Catches a run without a sign of progress, without the time it takes, or without an end."""
     seconds = re.escape(f"{round(usual_seconds())} s")
-    expect(ran.page.locator(".pa-run")).to_have_attribute("data-state", "done")
+    expect(ran.page.locator(".pa-run")).to_have_attribute("data-state", "done", timeout=LONG)
     ran.page.wait_for_timeout(100)
     told = list(dict.fromkeys(ran.page.evaluate("told")))
-    counted = [re.match(rf"(\d) of 4 cells have run · \d+ s of about {seconds}", text) for text in told]
+    known = rf"(\d) of 4 cells have run · \d+ s( of about {seconds}|; it took {seconds} where it was measured)"
+    counted = [re.match(known, text) for text in told]
     numbers = [int(match[1]) for match in counted if match]
     assert numbers == sorted(numbers) and 2 in numbers
-    assert re.match(r"All 4 cells have run, in \d+ s\.", told[-1])
+    assert any(re.match(r"All 4 cells have run, in \d+ s\.", text) for text in told)
 
 
 def usual_seconds() -> float:
@@ -309,7 +311,7 @@ def test_keys_lead_through_a_lesson_and_out(ran: Days) -> None:
     field = lesson.locator(".widget-readout").first
     field.fill("7")
     field.press("Shift+Enter")  # ipywidgets takes it for the number typed, as it takes Enter
-    expect(lesson.locator("[role=slider]").first).to_have_attribute("aria-valuenow", re.compile("^7"))
+    expect(lesson.locator("[role=slider]").first).to_have_attribute("aria-valuenow", re.compile("^7"), timeout=LONG)
 
 
 def test_running_changes_nothing_but_ids(ran: Days) -> None:
@@ -320,12 +322,26 @@ def test_running_changes_nothing_but_ids(ran: Days) -> None:
     assert drop.sub("", after) == drop.sub("", ran.text)
 
 
+def test_reload_finds_the_widget(ran: Days) -> None:
+    """Catches a recording that stays in the place of a lesson whose kernel still runs."""
+    page = ran.page
+    page.evaluate(SAVE)
+    page.reload()
+    page.wait_for_function(IS_READY)
+    expect(page.locator(".jp-Notebook [role=slider]")).to_have_count(2, timeout=LONG)
+    expect(page.locator(".jp-Notebook .pa-player")).to_have_count(1, timeout=LONG)
+    expect(page.locator(".pa-recorded")).to_have_count(0, timeout=LONG)
+
+
 def test_second_day_shows_the_recording(again: Days) -> None:
     """Catches "Error displaying widget" where a kernel that is gone had the widget."""
     page = again.page
+    expect(page.locator(".pa-recorded")).to_have_count(1, timeout=LONG)
     scrub(page)
+    page.wait_for_timeout(3000)  # longer than a widget is waited for: what the reader does with the recording stays
+    expect(page.locator(".jp-Notebook .pa-player")).to_have_attribute("data-step", "0")
     assert page.get_by_text("Error displaying widget").count() == 0
-    expect(page.locator(".jp-OutputArea img")).to_have_attribute("alt", "A blue square.")
+    expect(page.locator(".jp-OutputArea img")).to_have_attribute("alt", "A blue square.", timeout=LONG)
     assert again.notebook.watch.problems == []
 
 
@@ -336,15 +352,15 @@ def test_run_that_stops_says_where(again: Days) -> None:
     page.evaluate(GO, [0, 0])
     again.notebook.run_all()
     strip = page.locator(".pa-run")
-    expect(strip).to_have_attribute("data-state", "stopped")
+    expect(strip).to_have_attribute("data-state", "stopped", timeout=LONG)
     assert page.evaluate(STRIP).startswith("The run stopped at cell 3 of 4: ZeroDivisionError.")
     assert page.evaluate(PLACE)[0] == 0
     assert violations(page, include=".pa-run") == []
     strip.get_by_role("button", name="Go to the cell").click()
     until(lambda: page.evaluate(PLACE)[0] == 3, lambda: f"the reader is at {page.evaluate(PLACE)}")
-    expect(page.get_by_text("ZeroDivisionError: division by zero")).to_be_in_viewport()
+    expect(page.get_by_text("ZeroDivisionError: division by zero")).to_be_in_viewport(timeout=LONG)
     strip.get_by_role("button", name="Close").click()
-    expect(strip).to_be_hidden()
+    expect(strip).to_be_hidden(timeout=LONG)
 
 
 def test_restart_and_run_all_keeps_the_place(again: Days) -> None:
@@ -355,13 +371,13 @@ def test_restart_and_run_all_keeps_the_place(again: Days) -> None:
         page.evaluate(GO, [1, 60])  # JupyterLab moves a little when it closes a dialog
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Restart Kernel and Run All Cells").click()
-        expect(page.get_by_role("dialog")).to_be_visible()
-        expect(strip).to_be_hidden()
+        expect(page.get_by_role("dialog")).to_be_visible(timeout=LONG)
+        expect(strip).to_be_hidden(timeout=LONG)
         page.get_by_role("dialog").get_by_role("button", name=f"{answer} Kernel Restart").click()
-        expect(page.get_by_role("dialog")).to_have_count(0)
-    expect(strip).to_have_attribute("data-state", "done")
-    assert page.evaluate(STRIP).startswith("All 4 cells have run")
+        expect(page.get_by_role("dialog")).to_have_count(0, timeout=LONG)
+    expect(strip).to_have_attribute("data-state", "done", timeout=LONG)
+    expect(strip.locator(".pa-run-end")).to_have_text(re.compile("^All 4 cells have run"))
     index, top = page.evaluate(PLACE)
     assert index == 1 and abs(top - 60) < 100
-    expect(page.locator(".jp-Notebook [role=slider]")).to_have_count(2)
+    expect(page.locator(".jp-Notebook [role=slider]")).to_have_count(2, timeout=LONG)
     assert again.notebook.watch.problems == []
