@@ -110,16 +110,12 @@ function playerRenderer(host, options) {
   output.renderModel = async (model) => {
     const id = model.trusted && model.data[WIDGET]?.model_id;
     if (!follow || !id) return play(model);
-    let plays = false;
-    const late = setTimeout(() => {
-      plays = true;
-      void play(model);
-    }, PATIENCE);
+    const late = setTimeout(() => void play(model), PATIENCE);
     const asked = await mayHave(output, id);
     if (asked) await follow(model);
     clearTimeout(late);
     if (isLive()) stop();
-    else if (asked || !plays) await play(model); // who steps through the recording already is not thrown back
+    else if (asked) await play(model); // else it plays by now, and who steps through it is not thrown back
   };
   const dispose = output.dispose.bind(output);
   output.dispose = () => {

@@ -21,6 +21,7 @@ from pagedattn_lab.viz.player import MIME
 from tools import notebooks
 
 LONG = 1000 * PATIENCE  # ms
+WIDGET = "application/vnd.jupyter.widget-view+json"
 NAME = "03_blocks.ipynb"  # a chapter's name: how long that one takes is known
 LESSON = """
 import ipywidgets as widgets
@@ -338,11 +339,22 @@ def test_second_day_shows_the_recording(again: Days) -> None:
     page = again.page
     expect(page.locator(".pa-recorded")).to_have_count(1, timeout=LONG)
     scrub(page)
-    page.wait_for_timeout(3000)  # longer than a widget is waited for: what the reader does with the recording stays
-    expect(page.locator(".jp-Notebook .pa-player")).to_have_attribute("data-step", "0")
     assert page.get_by_text("Error displaying widget").count() == 0
     expect(page.locator(".jp-OutputArea img")).to_have_attribute("alt", "A blue square.", timeout=LONG)
     assert again.notebook.watch.problems == []
+
+
+def test_recording_is_not_thrown_back(again: Days) -> None:
+    """Catches a recording that starts anew, under the reader's hands, when the wait for its widget ends."""
+    page = again.page
+    data = {MIME: page.evaluate(RECORDING), WIDGET: {"model_id": "gone", "version_major": 2, "version_minor": 0}}
+    output = {"output_type": "display_data", "metadata": {}, "data": data | {"text/plain": "x"}}
+    page.evaluate("output => jupyterapp.shell.currentWidget.content.model.cells.get(5).outputs.add(output)", output)
+    player = page.locator(".jp-Notebook .jp-Cell").nth(5).locator(".pa-player")
+    player.wait_for(state="attached")
+    player.locator(".pa-first").dispatch_event("click")
+    page.wait_for_timeout(3000)  # longer than a widget is waited for
+    expect(player).to_have_attribute("data-step", "0")
 
 
 def test_run_that_stops_says_where(again: Days) -> None:
