@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -197,7 +198,10 @@ def test_the_library_is_described(site: Path, parsed: dict[Path, BeautifulSoup])
         assert [link["href"] for link in summary] == [f"#module-{name}" for name in here], path.name
         assert re.findall(rf" at 0x|{re.escape(str(ROOT))}", parsed[path].get_text()) == [], path.name
     assert described == {package: sorted(names) for package, names in expected.items() if names}
+    overview = parsed[site / "book" / "api.html"].select("article table td:first-child a")
+    assert {link["href"].removesuffix(".html").removeprefix("api/") for link in overview} == set(described)
     block_pool = parsed[site / "book" / "api" / "pagedattn_lab.html"]
+    assert block_pool.select_one("article ul a[href='#pagedattn_lab.block_pool.BlockPool']")
     assert block_pool.find(id="pagedattn_lab.block_pool.BlockPool.get_new_blocks")
 
 
@@ -208,6 +212,16 @@ def test_general_index_holds_the_glossary(site: Path, parsed: dict[Path, Beautif
     assert terms and set(terms) <= set(entries)
     assert entries["block table"].a["href"] == "book/glossary.html#block-table"
     assert "book/index.html#" in str(entries["block table"])
+    assert entries["LRU"].a["href"] == "book/glossary.html#least-recently-used"  # another name of a term
+
+
+def test_cards_have_every_definition(site: Path) -> None:
+    """Catches a term whose links would show nothing, or where it is introduced instead of what it means."""
+    script = (site / "_static" / "glossary_terms.js").read_text(encoding="utf-8")
+    cards = json.loads(script.removeprefix("window.glossaryTerms = ").removesuffix(";\n"))
+    terms = re.findall(r"^## (.+)$", (BOOK / "glossary.md").read_text(), flags=re.MULTILINE)
+    assert [name for name, _ in cards.values()] == terms
+    assert [name for name, text in cards.values() if len(text.split()) < 5 or "Introduced in" in text] == []
 
 
 def test_bibliography_holds_every_reference(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:

@@ -24,7 +24,9 @@
       button.setAttribute("aria-pressed", root.hasAttribute("data-story"));
       window.scrollBy(0, button.getBoundingClientRect().top - place);
     });
-    title.after(button);
+    const badge = document.querySelector(".bd-article h1 + p:has(img)");
+    if (badge) badge.prepend(button);
+    else title.after(button);
   }
 
   const progress = () => JSON.parse(localStorage.getItem(CHAPTERS) ?? "{}");
