@@ -1,7 +1,7 @@
 // Excerpts of what the search found. Sphinx's own begin with the words of the theme's buttons, look for letters instead
 // of words ("lru": ModelRunner), and find nothing at an anchor that stands before its text, as those of the index do.
 (() => {
-  const FURNITURE = ".headerlink, script, style, svg, summary, .onlyprint, .bd-header-article, .prev-next-footer, .letters";
+  const FURNITURE = ".headerlink, script, style, svg, .above-input, .onlyprint, .bd-header-article, .letters, footer";
   const BEFORE = 120; // letters
   const LONGEST = 240;
 

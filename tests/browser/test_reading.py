@@ -54,7 +54,7 @@ def test_folded_code_unfolds(watch: Watch, chromium: str, site: Path) -> None:
     page.locator("summary", has_text="Show the code that imports").focus()
     page.keyboard.press("Enter")
     expect(imports).to_be_visible()
-    expect(page.locator("summary[aria-label]")).to_have_count(0)
+    expect(page.locator(".bd-article summary[aria-label]")).to_have_count(0)
 
 
 def test_the_map_leads_and_remembers(watch: Watch, chromium: str, site: Path) -> None:
@@ -82,11 +82,11 @@ def test_the_map_leads_and_remembers(watch: Watch, chromium: str, site: Path) ->
 def test_a_glossary_link_shows_its_definition(watch: Watch, chromium: str, site: Path) -> None:
     """Catches a card that only a mouse opens, that no key puts away, or that vanishes under the pointer."""
     page = watch.new_page()
-    page.goto((site / "chapters" / "03_blocks.html").as_uri())
-    link, card = page.locator("a[href$='glossary.html#block-size']").first, page.get_by_role("tooltip")
+    page.goto((site / "book" / "index.html").as_uri())
+    link, card = page.locator("a[href$='glossary.html#block']"), page.get_by_role("tooltip")
     expect(card).to_have_count(0)
     link.hover()
-    expect(card).to_contain_text("The number of tokens that one block holds.")
+    expect(card).to_contain_text("The unit in which memory for the KV cache is handed out")
     card.hover()
     page.wait_for_timeout(500)  # longer than the card waits for the pointer
     expect(card).to_be_visible()
@@ -148,6 +148,7 @@ def test_search_finds_what_readers_type(watch: Watch, site: Path, serve: Callabl
     assert first == "book/glossary.html#least-recently-used" and "The order of eviction" in excerpt
     assert second == "chapters/06_prefix_caching.html"
     for query in ("copy on write", "copy-on-write"):
-        (first, excerpt), *_ = results(page, address, query)
+        (first, _), *_ = results(page, address, query)
         assert first == "chapters/05_fork_and_copy_on_write.html"
-        assert "The question:" in excerpt and ".ipynb" not in excerpt and "Contents" not in excerpt
+    (_, excerpt), *_ = results(page, address, "prefix caching")
+    assert excerpt.split("\n")[-1].startswith("06 · Prefix caching The question: How do strangers")
