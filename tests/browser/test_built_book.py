@@ -35,13 +35,14 @@ TOO_WIDE = """() => {
 CRAMPED = """() => {
   const folds = [...document.querySelectorAll('details:not([open])')];
   folds.forEach(fold => { fold.open = true; });
-  const found = [...document.querySelectorAll('div.highlight pre')].flatMap(block => {
-    const overflows = () => block.scrollWidth > block.clientWidth + 1;
-    const scrolls = overflows();
-    block.style.whiteSpace = 'pre';
-    const wraps = !scrolls && block.closest('.cell_input') && overflows();
-    block.style.whiteSpace = '';
-    const kind = scrolls ? 'scrolls' : wraps ? 'wraps' : '';
+  const blocks = [...document.querySelectorAll('div.highlight pre')];
+  const overflow = () => blocks.map(block => block.scrollWidth > block.clientWidth + 1);  // one layout for all blocks
+  const scrolls = overflow();
+  blocks.forEach(block => { block.style.whiteSpace = 'pre'; });
+  const wraps = overflow();
+  blocks.forEach(block => { block.style.whiteSpace = ''; });
+  const found = blocks.flatMap((block, index) => {
+    const kind = scrolls[index] ? 'scrolls' : wraps[index] && block.closest('.cell_input') ? 'wraps' : '';
     const columns = block.closest('.in-columns') ? ', in columns' : '';
     return kind ? [`${kind}${columns}: ${block.textContent.trim().slice(0, 60)}`] : [];
   });
@@ -100,7 +101,8 @@ def look_at(watch: Watch, page: Page, url: str) -> Seen:
     for name, width in WIDTHS.items():
         page.set_viewport_size({"width": width, "height": 900})
         seen.too_wide[name] = page.evaluate(TOO_WIDE)
-        seen.cramped[name] = page.evaluate(CRAMPED)
+        if name != "projector":
+            seen.cramped[name] = page.evaluate(CRAMPED)
     page.set_viewport_size({"width": 1280, "height": 900})
     seen.highlighting = highlighting.kinds_of(page)
     highlighting.flatten(page)
