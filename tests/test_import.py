@@ -63,7 +63,8 @@ APPARATUS = [
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
-    "viz.lesson", "viz.book", "exercises", "doctor", "cli.arguments", "cli.output",
+    "viz.lesson", "viz.book", "exercises", "doctor", "cli.output",
+    "cli.terminal", "cli.arguments", "cli.parser",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
