@@ -39,10 +39,12 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinxcontrib.bibtex",
     "api_page",
+    "folded_cells",
     "glossary_index",
     "guess_boxes",
     "inline_svg",
     "layout_page",
+    "map_page",
 ]
 
 # Notebooks and Markdown
@@ -50,6 +52,8 @@ nb_execution_mode = "off"
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # the default scripts lie on other hosts
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]  # needs a kernel
 nb_render_markdown_format = "myst"  # tables in outputs
+nb_code_prompt_show = "Show the code"
+nb_code_prompt_hide = "Hide the code"
 myst_enable_extensions = ["amsmath", "dollarmath", "substitution"]
 myst_heading_anchors = 3
 
@@ -84,7 +88,13 @@ html_title = project
 html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["book.css"]
-html_js_files = [("accessible.js", {"defer": "defer"})]
+html_js_files = [
+    "reading.js",
+    ("accessible.js", {"defer": "defer"}),
+    ("glossary_terms.js", {"defer": "defer"}),
+    ("glossary_card.js", {"defer": "defer"}),
+]
+html_search_scorer = str(BOOK / "_ext" / "search_scorer.js")
 html_show_sourcelink = False
 html_sourcelink_suffix = ""
 html_additional_pages = {"index": "redirect.html"}  # the site's root leads to the front page
@@ -132,8 +142,15 @@ def write_scripts(app: Sphinx) -> None:
     shutil.copy(ROOT / "pagedattn_lab" / "viz" / "player.css", static)
 
 
+def mend_excerpts(app: Sphinx, pagename: str, *_: object) -> None:
+    """Let the search page alone load what makes its excerpts."""
+    if pagename == "search":
+        app.add_js_file("search_excerpts.js", defer="defer")
+
+
 def setup(app: Sphinx) -> None:
     """Register what every page loads."""
     app.connect("builder-inited", write_scripts)
+    app.connect("html-page-context", mend_excerpts)
     app.add_css_file("player.css")
     app.add_js_file("player.book.js", defer="defer")

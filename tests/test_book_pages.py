@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_contents_list_every_page(site: Path, parsed: dict[Path, BeautifulSoup])
     reference = {path for path in parsed if path.parent.name == "book"} - {front}
     assert listed == written | reference | {site / "genindex.html"}
     library = site / "book" / "api.html"
-    listed = {(library.parent / link["href"]).resolve() for link in parsed[library].select(".toctree-wrapper a")}
+    listed = {(library.parent / link["href"]).resolve() for link in parsed[library].select("article table a")}
     assert listed == {path for path in parsed if path.parent.name == "api"}
 
 
@@ -195,11 +196,12 @@ def test_the_library_is_described(site: Path, parsed: dict[Path, BeautifulSoup])
     for path in (site / "book" / "api").iterdir():
         here = [tag["id"].removeprefix("module-") for tag in parsed[path].find_all(id=re.compile("^module-"))]
         described[path.stem] = sorted(here)
-        summary = parsed[path].select_one("article ul").select("li > p > a:first-child")
+        summary = parsed[path].select_one("article ul").select("li > p:first-child > a:first-child")
         assert [link["href"] for link in summary] == [f"#module-{name}" for name in here], path.name
         assert re.findall(rf" at 0x|{re.escape(str(ROOT))}", parsed[path].get_text()) == [], path.name
     assert described == {package: sorted(names) for package, names in expected.items() if names}
     block_pool = parsed[site / "book" / "api" / "pagedattn_lab.html"]
+    assert block_pool.select_one("article ul a[href='#pagedattn_lab.block_pool.BlockPool']")
     assert block_pool.find(id="pagedattn_lab.block_pool.BlockPool.get_new_blocks")
 
 
@@ -210,6 +212,16 @@ def test_general_index_holds_the_glossary(site: Path, parsed: dict[Path, Beautif
     assert terms and set(terms) <= set(entries)
     assert entries["block table"].a["href"] == "book/glossary.html#block-table"
     assert "book/index.html#" in str(entries["block table"])
+    assert entries["LRU"].a["href"] == "book/glossary.html#least-recently-used"  # another name of a term
+
+
+def test_cards_have_every_definition(site: Path) -> None:
+    """Catches a term whose links would show nothing, or where it is introduced instead of what it means."""
+    script = (site / "_static" / "glossary_terms.js").read_text(encoding="utf-8")
+    cards = json.loads(script.removeprefix("window.glossaryTerms = ").removesuffix(";\n"))
+    terms = re.findall(r"^## (.+)$", (BOOK / "glossary.md").read_text(), flags=re.MULTILINE)
+    assert [name.replace("’", "'") for name, _ in cards.values()] == terms
+    assert [name for name, text in cards.values() if len(text.split()) < 5 or "Introduced in" in text] == []
 
 
 def test_bibliography_holds_every_reference(site: Path, parsed: dict[Path, BeautifulSoup]) -> None:

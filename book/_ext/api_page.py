@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import pkgutil
 import re
 from pathlib import Path
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from docutils import nodes
     from sphinx.application import Sphinx
 
-FOLDER = "book/api"
+OVERVIEW = "book/api"
+FOLDER = OVERVIEW
 LIBRARY = pagedattn_lab.__name__
 LONGEST_VALUE = 80  # in letters
 
@@ -36,6 +38,21 @@ def first_sentence(file: Path) -> str:
     return re.split(r"(?<=\.)\s|\n\n", text)[0].replace("\n", " ")
 
 
+def public_names(module: str) -> list[str]:
+    """Return the classes and functions that a module defines for readers, in its order, without importing it.
+
+    Kernels are left out, as autodoc leaves them out: a compiled function is no function to it.
+    """
+    file = Path(importlib.util.find_spec(module).origin)
+    defined = [
+        node
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and not any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+    ]
+    return [node.name for node in defined if not node.name.startswith("_") and ast.get_docstring(node)]
+
+
 def pages() -> dict[str, str]:
     """Return the source of each page by the name of its package; the library's own page holds its flat modules."""
     modules = public_modules()
@@ -48,9 +65,12 @@ def pages() -> dict[str, str]:
 
 
 def page(package: str, modules: dict[str, str]) -> str:
-    """Write a package's page: what each module is for, then the modules."""
+    """Write a package's page: a summary of what each module is for and holds, then the modules."""
     lines = [f"# Package `{short(package)}`", "", "```{eval-rst}"]
-    lines += [f"* :py:mod:`{short(name)} <{name}>`: {sentence}" for name, sentence in modules.items()]
+    for name, sentence in modules.items():
+        lines.append(f"* :py:mod:`{short(name)} <{name}>`: {sentence}")
+        if held := public_names(name):
+            lines += ["", "  " + ", ".join(f":py:obj:`{each} <{name}.{each}>`" for each in held), ""]
     lines += ["```", ""]
     for name in modules:
         lines += [f"## `{short(name)}`", "", "```{eval-rst}", f".. automodule:: {name}", "```", ""]
@@ -72,6 +92,17 @@ def write_pages(app: Sphinx) -> None:
     for path, source in wanted.items():
         if not path.exists() or path.read_text(encoding="utf-8") != source:
             path.write_text(source, encoding="utf-8")
+
+
+def list_packages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put a line for each package, with what it is for, in place of ``%packages`` on the library's page."""
+    if docname == OVERVIEW:
+        modules = public_modules()
+        rows = ["| package | what it is for |", "|---|---|"]
+        for package in pages():
+            sentence = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", modules[package]).replace("``", "`")
+            rows.append(f"| [`{short(package)}`](api/{short(package)}.md) | {sentence} |")
+        source[0] = source[0].replace("%packages\n", "\n".join(rows) + "\n")
 
 
 def keep_first_line(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -104,6 +135,8 @@ def keep_annotation(app: Sphinx, env: Any, node: addnodes.pending_xref, text: no
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.connect("builder-inited", write_pages)
+    app.connect("source-read", list_packages)
+    app.connect("env-get-outdated", lambda *_: [OVERVIEW])  # what it shows comes from files that Sphinx does not watch
     app.connect("autodoc-process-docstring", keep_first_line, priority=400)  # napoleon's is 500
     app.connect("autodoc-skip-member", skip_tuple_fields)
     app.connect("doctree-read", drop_unreadable_values)

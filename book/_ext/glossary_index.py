@@ -1,8 +1,14 @@
-"""Put the glossary's terms into the general index: where each is defined, and every place that links to it."""
+"""The glossary in the built book: its terms in the general index, letters to jump to, and definitions for cards.
+
+The index lists where a term is defined, under each of its names, and every place that links to it.
+"""
 
 from __future__ import annotations
 
+import html
+import json
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +20,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PAGE = "book/glossary"
+ALSO = re.compile(r"Also: (.+?)\.")
 
 
 def anchor(heading: str) -> str:
@@ -24,6 +31,30 @@ def anchor(heading: str) -> str:
 def index_entry(term: str, target: str, definition: bool) -> addnodes.index:
     """Make the node that lists ``target`` under ``term``; a definition is listed first."""
     return addnodes.index(entries=[("single", term, target, "main" if definition else "", None)])
+
+
+def entries_of(document: nodes.document) -> list[nodes.section]:
+    """Return the glossary's entries, one section each."""
+    return [section for section in document.findall(nodes.section) if section.parent is not document]
+
+
+def letters(sections: list[nodes.section]) -> str:
+    """Make a bar of letters, each a link to its first entry."""
+    groups = groupby(sections, key=lambda section: section[0].astext()[0].upper())
+    links = [f'<a href="#{next(group)["ids"][0]}">{html.escape(letter)}</a>' for letter, group in groups]
+    return f'<nav class="letters" aria-label="Letters">{" ".join(links)}</nav>'
+
+
+def write_terms(app: Sphinx, exception: Exception | None) -> None:
+    """Write each entry's name and definition, for ``glossary_card.js``: a page opened as a file can fetch no other."""
+    if exception or app.builder.format != "html":
+        return
+    terms = {}
+    for section in entries_of(app.env.get_doctree(PAGE)):
+        *definition, _ = (paragraph.astext() for paragraph in section.findall(nodes.paragraph))
+        terms[section["ids"][0]] = section[0].astext(), " ".join(" ".join(definition).split())
+    script = f"window.glossaryTerms = {json.dumps(terms, ensure_ascii=False)};\n"
+    (Path(app.outdir) / "_static" / "glossary_terms.js").write_text(script, encoding="utf-8")
 
 
 class IndexGlossary(SphinxTransform):
@@ -43,9 +74,13 @@ class IndexGlossary(SphinxTransform):
         for raw in list(self.document.findall(nodes.raw)):
             if raw.astext().startswith(("<span id=", "</span>")):
                 raw.parent.remove(raw)
-        for section in self.document.findall(nodes.section):
-            if section.parent is not self.document:
-                section.insert(1, index_entry(section[0].astext(), section["ids"][0], definition=True))
+        sections = entries_of(self.document)
+        for section in sections:
+            other_names = ALSO.search(section.astext())
+            for name in (section[0].astext(), *(other_names[1].split(", ") if other_names else ())):
+                section.insert(1, index_entry(name, section["ids"][0], definition=True))
+        first = sections[0]
+        first.parent.insert(first.parent.index(first), nodes.raw(text=letters(sections), format="html"))
 
     def mark_uses(self) -> None:
         """Index each link into the glossary at the place where it stands."""
@@ -62,4 +97,5 @@ class IndexGlossary(SphinxTransform):
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.add_transform(IndexGlossary)
+    app.connect("build-finished", write_terms)
     return {"parallel_read_safe": True}

@@ -12,3 +12,5 @@ for (const summary of document.querySelectorAll(".bd-docs-nav summary")) {
   const page = summary.closest("li").querySelector("a").textContent.trim();
   summary.setAttribute("aria-label", `Pages of ${page}`);
 }
+// A folded cell's own words are a better name for what unfolds it than one that all have.
+for (const summary of document.querySelectorAll("details.above-input > summary")) summary.removeAttribute("aria-label");
