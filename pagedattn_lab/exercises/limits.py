@@ -1,0 +1,84 @@
+"""A limit on how long an answer may run, which also ends a loop without an end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+AGAIN = 0.05
+"""Seconds from one interruption to the next: an answer may have caught the first."""
+
+
+class TimeLimit(BaseException):
+    """The time is up. No ``Exception``, so that ``except Exception`` in an answer does not swallow it."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt what runs inside with :class:`TimeLimit` when the time is up.
+
+    Where the main thread has interval timers (Linux, macOS), a signal interrupts. Elsewhere a trace function looks at
+    the clock before every line, which makes the code inside several times slower. Both leave things as they were: the
+    handler, an older timer with what is left of its time, the trace function. Neither can stop code that does not come
+    back to the interpreter, such as ``list(itertools.count())``; nor can Ctrl-C.
+
+    Example:
+        >>> with time_limit(0.05):
+        ...     while True:
+        ...         pass
+        Traceback (most recent call last):
+        pagedattn_lab.exercises.limits.TimeLimit
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    with _by_signal(seconds) if hasattr(signal, "setitimer") and in_main_thread else _by_tracing(seconds):
+        yield
+
+
+@contextmanager
+def _by_signal(seconds: float) -> Iterator[None]:
+    running = True
+
+    def interrupt(*_: Any) -> None:
+        if running:  # a signal may arrive between the end of the block and the end of the timer
+            raise TimeLimit
+
+    begin = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        yield
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # A handler that was not set from Python cannot be put back from Python: None stands for it.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begin), 1e-6), interval)
+
+
+@contextmanager
+def _by_tracing(seconds: float) -> Iterator[None]:
+    end = time.monotonic() + seconds
+
+    def look(*_: Any) -> Any:
+        if time.monotonic() >= end:
+            raise TimeLimit
+        return look
+
+    def enter(frame: FrameType, event: str, _: Any) -> Any:
+        # The answer's own frames only: leaving this block must not be interrupted.
+        return None if frame.f_code.co_filename in (__file__, contextlib.__file__) else look(event)
+
+    tracer = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
