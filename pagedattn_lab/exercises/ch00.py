@@ -42,7 +42,8 @@ blocks_at_the_end = Exercise(
     },
     hints=(
         "Count tokens first: which tokens have keys and values in the cache at the moment when the last one is chosen?",
-        "A token's keys and values are computed when it is fed to the model. The last one is chosen, and generation ends.",
+        "A token's keys and values are computed when it is fed to the model. The last one is chosen, and generation "
+        "ends.",
         "That leaves `num_prompt_tokens + num_new_tokens - 1` tokens. A partly filled block is a block: round up, for "
         "example with `-(-a // b)`.",
     ),
@@ -99,10 +100,10 @@ requests_that_fit = Exercise(
     },
     hints=(
         "Go through whole things: bytes make whole blocks, blocks make whole requests.",
-        "A block takes `bytes_per_token * block_size` bytes. How many whole ones are there, and how many of them can be "
-        "handed out?",
-        "Take one away for the null block, but do not go below zero; then divide, rounding down, by the blocks that one "
-        "request needs, rounded up.",
+        "A block takes `bytes_per_token * block_size` bytes. How many whole ones are there, and how many of them can "
+        "be handed out?",
+        "Take one away for the null block, but do not go below zero; then divide, rounding down, by the blocks that "
+        "one request needs, rounded up.",
     ),
     explanation="Every division loses its remainder: bytes at the end that make no block, slots at the end of a "
     "request's last block, blocks that are too few for one more request. The null block is lost before all that.",

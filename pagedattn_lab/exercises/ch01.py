@@ -84,8 +84,8 @@ bytes_per_token_per_rank = Exercise(
         "`hidden_size // num_attention_heads`. `config.get(name, otherwise)` says that in one line.",
         "Only the heads are spread: a rank keeps `max(1, num_kv_heads // tensor_parallel_size)` of them.",
     ),
-    explanation="Layers, `head_dim` and the two (keys and values) stay whole on every rank. Heads are divided, and where "
-    "ranks outnumber them one head per rank is the least there can be: the same head is stored several times.",
+    explanation="Layers, `head_dim` and the two (keys and values) stay whole on every rank. Heads are divided, and "
+    "where ranks outnumber them one head per rank is the least there can be: the same head is stored several times.",
     wrong={
         "ignore the ranks": lambda config, ranks, dtype_bytes: _whole_cache(config, dtype_bytes),
         "cut heads in pieces": lambda config, ranks, dtype_bytes: _whole_cache(config, dtype_bytes) // ranks,
@@ -179,10 +179,12 @@ admit = Exercise(
     hints=(
         "What is there to give away? The memory holds the weights too.",
         "A request stores its prompt and its output, except the last token of the output.",
-        "Go through the queue and subtract each request's bytes from what is left. At the first that does not fit, stop.",
+        "Go through the queue and subtract each request's bytes from what is left. At the first that does not fit, "
+        "stop.",
     ),
-    explanation="Each admitted request may grow to its full length, so its full length is subtracted when it is admitted. "
-    "The first that does not fit ends the loop: with `continue` in place of `break` a short request would overtake.",
+    explanation="Each admitted request may grow to its full length, so its full length is subtracted when it is "
+    "admitted. The first that does not fit ends the loop: with `continue` in place of `break` a short request would "
+    "overtake.",
     wrong={
         "count prompts only": lambda requests, memory, weights, per_token: _admit(
             requests, memory - weights, lambda prompt, output: prompt * per_token
@@ -255,12 +257,12 @@ positions_processed = Exercise(
     hints=(
         "Begin without any loss: which positions does the model process, and how often each?",
         "The prompt and every generated token except the last, once each. A loss adds what has to be processed again.",
-        "After `g` generated tokens the cache held the prompt and `g - 1` of them: the newest had not been fed to the model "
-        "yet, so it is processed once in any case.",
+        "After `g` generated tokens the cache held the prompt and `g - 1` of them: the newest had not been fed to the "
+        "model yet, so it is processed once in any case.",
     ),
-    explanation="Without losses it is `prompt_len + output_len - 1`. A loss after `g` tokens throws away what the cache "
-    "held then, `prompt_len + g - 1` positions, and nothing else is done twice. Lost after every token, the sum is the "
-    "quadratic number of attention without a cache.",
+    explanation="Without losses it is `prompt_len + output_len - 1`. A loss after `g` tokens throws away what the "
+    "cache held then, `prompt_len + g - 1` positions, and nothing else is done twice. Lost after every token, the sum "
+    "is the quadratic number of attention without a cache.",
     wrong={
         "process the last token": lambda prompt, output, lost: _positions_reference(prompt, output, lost) + 1,
         "ignore the losses": lambda prompt, output, lost: _positions_reference(prompt, output),

@@ -71,11 +71,13 @@ compact = Exercise(
     returns="two values: the list of regions, and the number of slots copied",
     hints=(
         "Sort first. Then each region begins where the one before it ends.",
-        "Keep `end`, the first slot behind what has been placed: it is where the next region goes, and it grows by its size.",
-        "A region whose start is not `end` moves, and all of its slots are copied; one whose start is `end` costs nothing.",
+        "Keep `end`, the first slot behind what has been placed: it is where the next region goes, and it grows by "
+        "its size.",
+        "A region whose start is not `end` moves, and all of its slots are copied; one whose start is `end` costs "
+        "nothing.",
     ),
-    explanation="Pairs sort by their first member, the address. One pass lays the regions end to end. A region may move onto "
-    "slots that it had itself: they are copied all the same, since every token of it changes its place.",
+    explanation="Pairs sort by their first member, the address. One pass lays the regions end to end. A region may "
+    "move onto slots that it had itself: they are copied all the same, since every token of it changes its place.",
     wrong={
         "copy what stays": lambda regions: (
             _reference_compact(regions)[0],
@@ -157,8 +159,8 @@ def _release_cases() -> list[Case]:
         return [tuple(gap) for gap in strip.gaps], tuple(regions[0]), num_slots
 
     about = (
-        "A region joins its buddy (start ^ size) if that is free as a whole; the two make one region that begins at the "
-        "lower start, which may join its own buddy."
+        "A region joins its buddy (start ^ size) if that is free as a whole; the two make one region that begins at "
+        "the lower start, which may join its own buddy."
     )
     return [Case(play(*case), about) for case in _RELEASES] + random_cases(6, 40, make, about)
 
@@ -217,13 +219,15 @@ buddy_release = Exercise(
     returns="a list of (start, size)",
     look=_look_at_gaps,
     hints=(
-        "Two regions are buddies if they have one size and together make a region that starts at a multiple of its own size.",
-        "The buddy of (start, size) is (start ^ size, size): that bit of the address is the only one in which they differ.",
-        "As long as the buddy is among the gaps: take it out, let start be the lower of the two, double the size, ask again. "
-        "At `num_slots` there is no buddy left.",
+        "Two regions are buddies if they have one size and together make a region that starts at a multiple of its "
+        "own size.",
+        "The buddy of (start, size) is (start ^ size, size): that bit of the address is the only one in which they "
+        "differ.",
+        "As long as the buddy is among the gaps: take it out, let start be the lower of the two, double the size, ask "
+        "again. At `num_slots` there is no buddy left.",
     ),
-    explanation="The loop goes up the tree of halves for as long as the other half is free as a whole. `(start ^ size, size)` "
-    "is looked for with its size: a buddy that was divided has another region, or none, at that address.",
+    explanation="The loop goes up the tree of halves for as long as the other half is free as a whole. `(start ^ "
+    "size, size)` is looked for with its size: a buddy that was divided has another region, or none, at that address.",
     wrong={
         "forget to join": lambda gaps, region, num_slots: sorted([*gaps, region]),
         "join neighbours of one size": lambda gaps, region, num_slots: _join_neighbours(gaps, region, of_one_size=True),
@@ -346,11 +350,11 @@ admitted = Exercise(
         "Write what each rule reserves for one request first, as a function of prompt_len and output_len.",
         "Max reserves max_model_len. Pow2 reserves the prompt and the output rounded up to a power of two, at most "
         "max_model_len. The oracle knows the output, and that its last token needs no slot.",
-        "`1 << (n - 1).bit_length()` is the power of two from n on upwards. Subtract in order; the first that does not fit ends "
-        "the loop.",
+        "`1 << (n - 1).bit_length()` is the power of two from n on upwards. Subtract in order; the first that does "
+        "not fit ends the loop.",
     ),
-    explanation="In an empty first-fit strip, with nobody leaving, regions lie end to end: a request fits if what is left is "
-    "enough. Only what is reserved depends on the rule.",
+    explanation="In an empty first-fit strip, with nobody leaving, regions lie end to end: a request fits if what is "
+    "left is enough. Only what is reserved depends on the rule.",
     wrong={
         "let a small request overtake": _admitted_by({}, overtakes=True),
         "round prompt and output together": _admitted_by(

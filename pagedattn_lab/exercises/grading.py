@@ -42,8 +42,9 @@ def random_cases(
     """Make cases by chance, the same ones every time and the shortest first, so that the one shown is easy to follow.
 
     Example:
-        >>> random_cases(0, 2, lambda rng: ([rng.randrange(9) for _ in range(rng.randint(1, 9))],))
-        [Case(arguments=([3, 7],), about='', shown=''), Case(arguments=([6, 0, 4, 8, 7, 6, 4],), about='', shown='')]
+        >>> made = random_cases(0, 3, lambda rng: ([rng.randrange(9) for _ in range(rng.randint(1, 9))],))
+        >>> [len(case.arguments[0]) for case in made]
+        [7, 8, 9]
     """
     rng = random.Random(seed)
     return [Case(each, about) for each in sorted((make(rng) for _ in range(number)), key=lambda each: len(repr(each)))]
@@ -51,7 +52,18 @@ def random_cases(
 
 @dataclass(frozen=True)
 class Attempt:
-    """One case tried: what came, and what speaks against it."""
+    """One case tried.
+
+    Attributes:
+        case: what was called.
+        expected: the right outcome.
+        got: what came.
+        raised: in its place.
+        wrong: whether it counts as wrong.
+        objection: what speaks against it, if more can be said than the case says.
+        changed: the first argument that was changed without being asked for.
+        fits: whether it is of the kind that was asked for.
+    """
 
     case: Case
     expected: Any
@@ -60,6 +72,7 @@ class Attempt:
     wrong: bool = False
     objection: str = ""
     changed: str = ""
+    fits: bool = True
 
 
 @dataclass(eq=False, repr=False)
@@ -84,6 +97,7 @@ class Exercise:
             case does; its objection counts even against what is equal.
         search: looks for cases that this very answer gets wrong, once it has all others right.
         draw: given arguments and an outcome, draws it.
+        pure: an answer that changes its arguments is wrong, though its outcome be right; otherwise that is a remark.
         seconds: that an answer may take for all cases together.
 
     Example:
@@ -120,6 +134,7 @@ class Exercise:
     look: Callable[[tuple[Any, ...], Any, Any], str | None] | None = None
     search: Callable[[Answer], Iterable[Case]] | None = None
     draw: Callable[[tuple[Any, ...], Any], Picture | None] | None = None
+    pure: bool = False
     seconds: float = 5.0
     _hints_given: int = field(default=0, init=False)
 
@@ -143,16 +158,18 @@ class Exercise:
         :func:`~pagedattn_lab.exercises.limits.time_limit` names. ``KeyboardInterrupt`` alone goes through.
         """
         expected = self._expected()
+        example = max((value for _, value in expected), key=lambda value: len(repr(value)))
         attempts, total = [], len(expected)
         try:
             with time_limit(self.seconds):
                 for case, value in expected:
-                    attempts.append(self._attempt(answer, case, value))
+                    attempts.append(self._attempt(answer, case, value, example))
                     if len(attempts) == 1 and attempts[0].raised and attempts[0].raised.is_stub:
                         return Verdict(None, self._not_attempted())
                 if self.search and not any(attempt.wrong for attempt in attempts):
                     for case in self.search(answer):
-                        attempts.append(self._attempt(answer, case, self._outcome(self.oracle or self.reference, case)))
+                        value = self._outcome(self.oracle or self.reference, case)
+                        attempts.append(self._attempt(answer, case, value, example))
         except TimeLimit as stop:
             case, value = expected[min(len(attempts), total - 1)]
             objection = f"Stopped after {self.seconds:g} s, in this call: does a loop in it ever end?"
@@ -193,20 +210,24 @@ class Exercise:
         named = dict(zip(self.parameters, arguments, strict=True))
         return {"returned": result, **{name: named[name] for name in self.in_place}}
 
-    def _attempt(self, answer: Answer, case: Case, expected: Any) -> Attempt:
+    def _attempt(self, answer: Answer, case: Case, expected: Any, example: Any) -> Attempt:
+        """Try one case. An expected value may be empty, and an ``example`` of another case shows what belongs in it."""
         arguments = copy.deepcopy(case.arguments)
         try:
             got = self._call(answer, arguments)
         except (Exception, SystemExit) as error:
             return Attempt(case, expected, raised=Raised(error, answer), wrong=True)
-        if values.misfit(expected, got):
-            return Attempt(case, expected, got, wrong=True, objection=self._misfit(expected, got))
+        for fitting in (expected, example):
+            if values.misfit(fitting, got):
+                return Attempt(case, expected, got, wrong=True, objection=self._misfit(fitting, got), fits=False)
         objection = self.look(case.arguments, expected, got) if self.look else None
         changed = [
             name
             for name, before, after in zip(self.parameters, case.arguments, arguments, strict=False)
             if name not in self.in_place and not values.same(before, after)
         ]
+        if changed and self.pure and not objection:
+            objection = f"It changes its argument {changed[0]}, which others may still need: make new values."
         wrong = bool(objection) or not self.same(expected, got)
         return Attempt(case, expected, got, None, wrong, objection or "", changed[0] if changed else "")
 
@@ -266,7 +287,7 @@ class Exercise:
         return expected, [] if attempt.raised else [f"{name} {values.shown(got[name])}" for name in names]
 
     def _pictures(self, attempt: Attempt) -> list[tuple[str, Picture]]:
-        if not self.draw or values.misfit(attempt.expected, attempt.got) or attempt.got is None:
+        if not self.draw or not attempt.fits or attempt.got is None:
             return []
         drawn = [("expected", self.draw(attempt.case.arguments, attempt.expected))]
         drawn.append(("yours", self.draw(attempt.case.arguments, attempt.got)))
@@ -275,7 +296,7 @@ class Exercise:
     def _known_mistake(self, attempts: Sequence[Attempt]) -> str:
         """Find the wrong answer that does the same as this one on every case."""
         for mistake, wrong in self.wrong.items():
-            if all(self._alike(attempt, self._attempt(wrong, attempt.case, attempt.expected)) for attempt in attempts):
+            if all(self._alike(one, self._attempt(wrong, one.case, one.expected, one.expected)) for one in attempts):
                 return mistake
         return ""
 

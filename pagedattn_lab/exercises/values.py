@@ -11,6 +11,13 @@ LETTERS = 400
 """So much of a value is shown: enough for any case that can be followed by hand."""
 
 
+class Words(str):
+    """An outcome in words: no value, so it is shown without quotation marks."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def plain(value: Any) -> Any:
     """Bring a value into one form: every sequence or array a list, every set a frozenset, numbers as Python has them.
 
@@ -87,7 +94,8 @@ def misfit(expected: Any, got: Any) -> bool:
     if expected is None or got is None:  # "none" is often an answer, and often a return that was forgotten
         return False
     if isinstance(expected, frozenset):
-        return not isinstance(got, frozenset | list)
+        kinds = {kind(each) for each in got} if isinstance(got, frozenset | list) else {"no collection"}
+        return not kinds <= {kind(each) for each in expected} if expected else not kinds <= {"a number", "a text"}
     if isinstance(expected, list):
         if not isinstance(got, list) or (fixed and len(expected) != len(got)):
             return True
@@ -103,7 +111,7 @@ def misfit(expected: Any, got: Any) -> bool:
 
 def shown(value: Any) -> str:
     """Write a value as code, an empty set as readers write it, and a long one cut."""
-    text = repr(value)
+    text = " ".join(line.strip() for line in repr(value).splitlines())
     return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
 
 
