@@ -1,4 +1,4 @@
-"""The command line: ``python -m pagedattn_lab {doctor, generate, waste, hits, bench, exercises}``, a module for each command.
+"""The command line: ``python -m pagedattn_lab {doctor, generate, waste, hits, bench, exercises}``, a module for each.
 
 Results go to standard output, messages to standard error. Exit status: 0, 1 (it could not), 2 (wrong usage).
 """
@@ -14,7 +14,14 @@ from typing import NoReturn
 
 from pagedattn_lab.cli import bench, doctor, exercises, generate, hits, waste
 
-COMMANDS = {"doctor": doctor, "generate": generate, "waste": waste, "hits": hits, "bench": bench, "exercises": exercises}
+COMMANDS = {
+    "doctor": doctor,
+    "generate": generate,
+    "waste": waste,
+    "hits": hits,
+    "bench": bench,
+    "exercises": exercises,
+}
 """Each module adds its command to a parser with ``add``."""
 
 

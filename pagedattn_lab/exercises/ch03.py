@@ -9,8 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.exercises.boards import board
+from pagedattn_lab.exercises.bug_hunts import touch
 from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
 from pagedattn_lab.viz import Picture
+
+__all__ = ["admit", "choose_block_size", "predict_free_order", "touch"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. One step of admission
@@ -58,7 +61,9 @@ def _look_at_grants(arguments: tuple, expected: list[int], got: list[int]) -> st
     if sum(got) > num_free_blocks:
         return f"You hand out {sum(got)} blocks, and only {num_free_blocks} are free."
     if len(got) > len(expected):
-        return f"You serve {len(got)} requests. Number {len(expected) + 1} lacks blocks, so it waits, and all behind it."
+        return (
+            f"You serve {len(got)} requests. Number {len(expected) + 1} lacks blocks, so it waits, and all behind it."
+        )
     return None
 
 

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises.boards import board
+from pagedattn_lab.exercises.bug_hunts import positions_per_step
 from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
 from pagedattn_lab.viz import Picture
+
+__all__ = ["illegal_blocks", "owners_of_slot", "positions_per_step", "step_slots"]
 
 Rows = Sequence[Sequence[int]]
 

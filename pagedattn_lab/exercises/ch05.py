@@ -10,8 +10,11 @@ from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.exercises.boards import board
+from pagedattn_lab.exercises.bug_hunts import reorder
 from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
 from pagedattn_lab.viz import Picture
+
+__all__ = ["append_one", "blocks_and_copies", "continue_beams", "reorder"]
 
 Tables = list[list[int]]
 

@@ -8,12 +8,13 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.exercises.bug_hunts import blocks_to_compute
 from pagedattn_lab.exercises.ch06_names import block_bytes
 from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
 
 Prompts = Sequence[Sequence[int]]
 
-__all__ = ["block_bytes", "eviction_order", "tokens_found"]
+__all__ = ["block_bytes", "blocks_to_compute", "eviction_order", "tokens_found"]
 
 # --- Exercise 1: what will be found? ----------------------------------------------------------------------------------
 

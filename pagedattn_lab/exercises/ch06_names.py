@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from pagedattn_lab.exercises.grading import Case, Exercise
 from pagedattn_lab.exercises.values import Words, kind
@@ -71,9 +73,14 @@ _NAMES: list[tuple[Block, Block, str]] = [  # two blocks, and what tells them ap
 
 DIFFERENT, EQUAL = Words("different bytes"), Words("the same bytes")
 SAFE_BYTES = 16
-"""A name of fixed length needs so many: two equal ones of 128 bits turn up by chance after about 2**64 tries."""
-TRIES = 200_000
-"""So many random names: with 32 bits, two are equal in all but one run of a hundred."""
+"""Two equal ones of so many bytes turn up by chance after about 2**64 tries."""
+TRIES, SECONDS_OF_TRIES = 200_000, 1.5
+"""So many random names: with 32 bits, two are equal in all but one run of a hundred. A slow machine makes fewer."""
+PARTS: dict[str, Callable[[int], Block]] = {  # blocks whose one part is made of random bits
+    "parent": lambda bits: (bits.to_bytes(32, "big"), [1], "x"),
+    "tokens": lambda bits: (b"QX", [bits >> 15 * place & 0x7FFF for place in range(1 + bits.bit_length() // 15)], "x"),
+    "salt": lambda bits: (b"QX", [1], f"{bits:x}"),
+}
 
 
 def _write(answer: Callable[..., bytes], block: Block) -> bytes:
@@ -87,11 +94,11 @@ def _write(answer: Callable[..., bytes], block: Block) -> bytes:
         return repr(block).encode()
 
 
-def _compare(answer: Callable[..., bytes], arguments: tuple[Block, ...]) -> Words:
-    """Say whether two blocks get the same bytes; of a single block, whether its bytes are many enough."""
+def _compare(answer: Callable[..., bytes], arguments: tuple[Any, ...]) -> Words:
+    """Say whether two blocks get the same bytes; of a part alone, how many bytes tell it."""
     if len(arguments) == 1:
-        length = len(_write(answer, arguments[0]))
-        return Words(f"{SAFE_BYTES} bytes or more" if length >= SAFE_BYTES else f"{length} bytes")
+        told = _bytes_that_tell(answer, arguments[0])
+        return _enough(arguments[0]) if told >= SAFE_BYTES else Words(f"{told} bytes that tell the {arguments[0]}")
     first, second = arguments
     one, again, other = _write(answer, first), _write(answer, first), _write(answer, second)
     if not isinstance(one, bytes):
@@ -99,6 +106,25 @@ def _compare(answer: Callable[..., bytes], arguments: tuple[Block, ...]) -> Word
     if one != again:
         return Words("other bytes for one block each time")
     return EQUAL if one == other else DIFFERENT
+
+
+def _enough(part: str) -> Words:
+    return Words(f"{SAFE_BYTES} bytes or more that tell the {part}")
+
+
+def _bytes_that_tell(answer: Callable[..., bytes], part: str) -> int:
+    """Count the bytes of a name that depend on one part: between what all names begin with and what all end with."""
+    rng = random.Random(1)
+    names = [_write(answer, PARTS[part](rng.getrandbits(256))) for _ in range(40)]
+    front = _equal_bytes(names)
+    back = _equal_bytes([name[front:][::-1] for name in names])
+    return max(map(len, names)) - front - back
+
+
+def _equal_bytes(names: Sequence[bytes]) -> int:
+    """Count the bytes with which all of some names begin."""
+    columns = enumerate(zip(*names, strict=False))
+    return next((place for place, column in columns if len(set(column)) > 1), min(map(len, names)))
 
 
 def _pair(first: Block, second: Block, about: str) -> Case:
@@ -183,14 +209,15 @@ def _search(answer: Callable[..., bytes]) -> Iterator[Case]:
         )
         yield _pair(*forged, f"{about} Anybody can make such a pair, as the chapter does with CRC-32.")
         return
-    large: Block = (bytes(range(64)), list(range(200)), "x" * 64)
-    if len(_write(answer, large)) < SAFE_BYTES:
-        yield _by_chance(answer) or Case(
-            (large,),
-            "So many contents cannot have so few names, and two equal ones can be found by trying. Write everything "
-            "down, or use a hash that resists collisions, such as SHA-256.",
-            shown="block_bytes for a large block",
-        )
+    for part in PARTS:
+        if _bytes_that_tell(answer, part) < SAFE_BYTES:
+            yield _by_chance(answer, part) or Case(
+                (part,),
+                "So many contents cannot have so few names, and two equal ones can be found by trying. Write "
+                "everything down, or use a hash that resists collisions, such as SHA-256.",
+                shown=f"block_bytes for long contents of {part}",
+            )
+            return
 
 
 def _forged(answer: Callable[..., bytes]) -> tuple[Block, Block] | None:
@@ -229,14 +256,13 @@ def _forged(answer: Callable[..., bytes]) -> tuple[Block, Block] | None:
     return None
 
 
-def _by_chance(answer: Callable[..., bytes]) -> Case | None:
-    rng, seen = random.Random(0), {}
-    for _ in range(TRIES):
-        bits = rng.getrandbits(60)
-        block: Block = (bits.to_bytes(8, "big"), [bits % 48_000, bits >> 44], f"{bits:x}")
+def _by_chance(answer: Callable[..., bytes], part: str) -> Case | None:
+    rng, seen, end = random.Random(0), {}, time.monotonic() + SECONDS_OF_TRIES
+    while len(seen) < TRIES and time.monotonic() < end:
+        block = PARTS[part](rng.getrandbits(44))
         other = seen.setdefault(_write(answer, block), block)
         if other != block:
-            return _pair(other, block, f"Found by chance, in {len(seen):,} tries: these names are too short.")
+            return _pair(other, block, f"Found by chance, in {len(seen):,} tries: too few bytes tell the {part}.")
     return None
 
 

@@ -139,8 +139,8 @@ def _merge_all(merge: Callable[[Partial, Partial], Partial], parts: tuple[Partia
 def _close(expected: Partial, got: Any) -> bool:
     import torch
 
-    if got is None:
-        return False
+    if expected is None or got is None:
+        return expected is got
     pairs = [(torch.as_tensor(one), torch.as_tensor(other)) for one, other in zip(expected, got, strict=True)]
     return all(
         one.shape == other.shape and torch.allclose(one, other, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)

@@ -12,7 +12,7 @@ from typing import Any
 from pagedattn_lab.exercises import record, values
 from pagedattn_lab.exercises.limits import TimeLimit, time_limit
 from pagedattn_lab.exercises.raised import Raised
-from pagedattn_lab.exercises.solution import source_as
+from pagedattn_lab.exercises.solution import same_code, source_as
 from pagedattn_lab.exercises.verdict import Verdict
 from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz import Picture
@@ -98,6 +98,7 @@ class Exercise:
         search: looks for cases that this very answer gets wrong, once it has all others right.
         draw: given arguments and an outcome, draws it.
         pure: an answer that changes its arguments is wrong, though its outcome be right; otherwise that is a remark.
+        buggy: what a bug hunt's cell holds to begin with; as long as nobody has changed it, nothing is attempted.
         seconds: that an answer may take for all cases together.
 
     Example:
@@ -135,11 +136,14 @@ class Exercise:
     search: Callable[[Answer], Iterable[Case]] | None = None
     draw: Callable[[tuple[Any, ...], Any], Picture | None] | None = None
     pure: bool = False
+    buggy: Answer | None = None
     seconds: float = 5.0
     _hints_given: int = field(default=0, init=False)
 
     def __repr__(self) -> str:
-        return f"Exercise {self.number}, {self.title}: {self.path}.grade({self.name}), .hint() or .solution()"
+        return (
+            f"Exercise {self.number or self.name}, {self.title}: {self.path}.grade({self.name}), .hint() or .solution()"
+        )
 
     @property
     def path(self) -> str:
@@ -157,6 +161,8 @@ class Exercise:
         Whatever the answer raises is a finding, and so is a loop without an end, within the limits that
         :func:`~pagedattn_lab.exercises.limits.time_limit` names. ``KeyboardInterrupt`` alone goes through.
         """
+        if self.buggy and same_code(answer, self.buggy):
+            return Verdict(None, self._not_attempted())
         expected = self._expected()
         example = max((value for _, value in expected), key=lambda value: len(repr(value)))
         attempts, total = [], len(expected)
@@ -243,12 +249,13 @@ class Exercise:
 
     def _not_attempted(self) -> str:
         hint = f" For a hint: {self.path}.hint()" if self.hints else ""
-        return f"Not attempted: replace the line that raises NotImplementedError.{hint}"
+        todo = "the bug is still there" if self.buggy else "replace the line that raises NotImplementedError"
+        return f"Not attempted: {todo}.{hint}"
 
     def _passed(self, attempts: Sequence[Attempt]) -> Verdict:
         changed = next((attempt.changed for attempt in attempts if attempt.changed), "")
         note = f"It changes its argument {changed}, which its caller may still need: a copy would be safer."
-        headline = f"✓ Correct: all {len(attempts)} cases are right."
+        headline = f"✓ Correct: all {len(attempts)} cases are right." if len(attempts) > 1 else "✓ Correct."
         return Verdict(True, headline, remarks=[note] if changed else [])
 
     def _failed(self, attempts: Sequence[Attempt], right: int, total: int) -> Verdict:
@@ -303,6 +310,8 @@ class Exercise:
     def _alike(self, one: Attempt, other: Attempt) -> bool:
         if one.raised or other.raised:
             return bool(one.raised and other.raised) and one.raised.name == other.raised.name
+        if not one.fits or not other.fits:
+            return one.fits == other.fits and values.same(one.got, other.got)
         return one.wrong == other.wrong and one.changed == other.changed and self.same(one.got, other.got)
 
     def _recorded(self, verdict: Verdict, right: int, total: int) -> Verdict:

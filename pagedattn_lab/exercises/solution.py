@@ -1,4 +1,4 @@
-"""The source of a solution, as a reader would have written it."""
+"""The source of a solution, as a reader would have written it, and whether a reader has changed a function at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 
@@ -16,7 +16,7 @@ def source_as(function: Callable[..., Any], name: str) -> str:
     Example:
         >>> from pagedattn_lab.arithmetic import cdiv
         >>> print(source_as(cdiv, "round_up").splitlines()[0])
-        def round_up(numerator, denominator):
+        def round_up(a, b):
     """
     lines = textwrap.dedent(inspect.getsource(function)).splitlines()
     tree = ast.parse("\n".join(lines)).body[0]
@@ -42,3 +42,19 @@ def _names(node: ast.AST) -> Iterator[str]:
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     yield from _names(child)
+
+
+def same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Say whether two functions do the same in the same words, comments and names of arguments' types aside.
+
+    Example:
+        >>> same_code(lambda x: x + 1, lambda x: x + 1), same_code(lambda x: x + 1, lambda x: x + 2)
+        (True, False)
+    """
+    codes = [getattr(function, "__code__", None) for function in (one, other)]
+    return None not in codes and _parts(codes[0]) == _parts(codes[1])
+
+
+def _parts(code: CodeType) -> tuple[Any, ...]:
+    constants = tuple(_parts(each) if isinstance(each, CodeType) else each for each in code.co_consts)
+    return code.co_code, code.co_names, code.co_varnames, constants

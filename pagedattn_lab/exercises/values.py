@@ -89,24 +89,31 @@ def misfit(expected: Any, got: Any) -> bool:
         >>> misfit(([[1]], {2}), [[1]]), misfit(([[1]], {2}), ([[5], [6]], [])), misfit(3, None)
         (True, False, False)
     """
-    fixed = isinstance(expected, tuple)
-    expected, got = plain(expected), plain(got)
-    if expected is None or got is None:  # "none" is often an answer, and often a return that was forgotten
+    if got is None:  # often an answer, and often a return that was forgotten
         return False
-    if isinstance(expected, frozenset):
+    if not isinstance(expected, dict):
+        return _misfit(expected, plain(got))
+    if not isinstance(got, dict) or expected.keys() != got.keys():
+        return True
+    return any(got[name] is not None and _misfit(expected[name], plain(got[name])) for name in expected)
+
+
+def _misfit(expected: Any, got: Any) -> bool:
+    """The same for a part, where ``None`` is a kind of its own; a tuple stands for parts whose number is fixed."""
+    if expected is None:
+        return False
+    if isinstance(expected, Set):
         kinds = {kind(each) for each in got} if isinstance(got, frozenset | list) else {"no collection"}
-        return not kinds <= {kind(each) for each in expected} if expected else not kinds <= {"a number", "a text"}
-    if isinstance(expected, list):
-        if not isinstance(got, list) or (fixed and len(expected) != len(got)):
-            return True
-        pairs = zip(expected, got, strict=True) if fixed else ((expected[0], each) for each in got if expected)
-        return any(misfit(one, other) for one, other in pairs)
+        return not kinds <= ({kind(each) for each in expected} or {"a number", "a text"})
+    if isinstance(expected, tuple):
+        fits = isinstance(got, list) and len(got) == len(expected)
+        return not fits or any(map(_misfit, expected, got))
     if isinstance(expected, dict):
-        return not isinstance(got, dict) or expected.keys() != got.keys()
-    for kinds in (str, bytes, Number):
-        if isinstance(expected, kinds):
-            return not isinstance(got, kinds)
-    return False
+        return not isinstance(got, dict)
+    expected = expected if isinstance(expected, list) else plain(expected)
+    if isinstance(expected, list):
+        return not isinstance(got, list) or any(_misfit(expected[0], each) for each in got if expected)
+    return any(isinstance(expected, kinds) and not isinstance(got, kinds) for kinds in (str, bytes, Number))
 
 
 def shown(value: Any) -> str:
