@@ -65,7 +65,8 @@ APPARATUS = [
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
     "viz.lesson", "viz.book",
     "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution", "exercises.verdict",
-    "exercises.boards", "exercises.record", "exercises.grading", "exercises.catalogue", "exercises",
+    "exercises.boards", "exercises.record", "exercises.grading", "exercises.bug_hunts", "exercises.catalogue",
+    "exercises",
     "doctor", "cli.arguments", "cli.output", "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench",
     "cli.exercises", "cli", "__main__",
 ]  # fmt: skip

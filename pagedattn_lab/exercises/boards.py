@@ -7,8 +7,10 @@ from collections.abc import Collection, Sequence
 
 from pagedattn_lab.recorder.frame import Frame, TableState, mark_for
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import show_frame
+from pagedattn_lab.viz.board import describe, draw
 
+WIDTH = 400
+"""Pixels: two of them stand side by side in a notebook, and one fits a phone."""
 MOST_BLOCKS = 48
 """A larger board would not be read beside another."""
 
@@ -53,4 +55,5 @@ def board(
         states.append(TableState(name, index, mark, length, tuple(table)))
     ref_cnt = tuple(owners[block] for block in range(max([0, *named, *cached]) + 1))
     hashes = {block: f"h{block}" for block in sorted(cached)}
-    return show_frame(Frame("note", "", tuple(changed), block_size, tuple(states), ref_cnt, hashes, tuple(free)))
+    frame = Frame("note", "", tuple(changed), block_size, tuple(states), ref_cnt, hashes, tuple(free))
+    return Picture(draw(frame, width=WIDTH), describe(frame))

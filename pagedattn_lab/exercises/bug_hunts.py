@@ -17,48 +17,48 @@ from pagedattn_lab.viz import Picture
 # --- 03: found again, and given away ----------------------------------------------------------------------------------
 
 
-def _touch(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
+def _find_again(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
     for block in blocks:
         if ref_cnt[block] == 0:
             free.remove(block)
         ref_cnt[block] += 1
 
 
-def _touch_buggy(blocks, ref_cnt, free):  # type: ignore[no-untyped-def]
+def _find_buggy(blocks, ref_cnt, free):  # type: ignore[no-untyped-def]
     for block in blocks:
         ref_cnt[block] += 1
         if ref_cnt[block] == 0:
             free.remove(block)
 
 
-def _touch_once(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
+def _find_once(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
     for block in blocks:
         if block in free:
             free.remove(block)
             ref_cnt[block] = 1
 
 
-def _touch_sets(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
+def _find_sets(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
     for block in blocks:
         if block in free:
             free.remove(block)
         ref_cnt[block] = 1
 
 
-def _touch_head(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
+def _find_head(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
     for block in blocks:
         if ref_cnt[block] == 0:
             free.pop(0)
         ref_cnt[block] += 1
 
 
-def _touch_uncounted(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
+def _find_uncounted(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
     for block in blocks:
         if ref_cnt[block] == 0:
             free.remove(block)
 
 
-def _touch_cases() -> list[Case]:
+def _find_cases() -> list[Case]:
     def make(rng: random.Random) -> tuple[list[int], dict[int, int], list[int]]:
         ids = list(range(1, rng.randint(3, 9)))
         ref_cnt = {block: rng.choice([0, 0, 1, 2]) for block in ids}
@@ -77,21 +77,21 @@ def _touch_cases() -> list[Case]:
     return known + random_cases(20, 40, make, "A block that is in use must not stand in the free queue.")
 
 
-touch = Exercise(
+find_again = Exercise(
     "03.4",
-    "touch",
+    "find_again",
     "Bug hunt: found again, and given away",
-    cases=_touch_cases,
-    reference=_touch,
-    buggy=_touch_buggy,
+    cases=_find_cases,
+    reference=_find_again,
+    buggy=_find_buggy,
     returns="nothing; change ref_cnt and free",
     in_place=("ref_cnt", "free"),
     wrong={
-        "look at the count after it has grown": _touch_buggy,
-        "count only those that were free": _touch_once,
-        "set the count to 1 for whoever comes": _touch_sets,
-        "take the head of the queue, whichever block that is": _touch_head,
-        "take blocks out of the queue without counting": _touch_uncounted,
+        "look at the count after it has grown": _find_buggy,
+        "count only those that were free": _find_once,
+        "set the count to 1 for whoever comes": _find_sets,
+        "take the head of the queue, whichever block that is": _find_head,
+        "take blocks out of the queue without counting": _find_uncounted,
     },
     hints=(
         "Try a block that nobody holds, by hand: which values has its count when the function looks at it?",
@@ -104,7 +104,7 @@ touch = Exercise(
     "can be handed it, so the count is looked at before it grows. With the two lines exchanged, the condition is "
     "never true.",
 )
-"""``touch(blocks, ref_cnt, free)``: one owner more for blocks that were found in the cache."""
+"""``find_again(blocks, ref_cnt, free)``: one owner more for blocks that were found in the cache."""
 
 # --- 04: a flag that survives preemption ------------------------------------------------------------------------------
 

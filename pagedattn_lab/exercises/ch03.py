@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.exercises.boards import board
-from pagedattn_lab.exercises.bug_hunts import touch
+from pagedattn_lab.exercises.bug_hunts import find_again
 from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
 from pagedattn_lab.viz import Picture
 
-__all__ = ["admit", "choose_block_size", "predict_free_order", "touch"]
+__all__ = ["admit", "choose_block_size", "find_again", "predict_free_order"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. One step of admission

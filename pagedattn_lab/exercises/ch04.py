@@ -348,7 +348,9 @@ def _draw_tables(arguments: tuple, outcome: set[int]) -> Picture | None:
     """Draw the tables as far as they are in use, with the blocks named by an answer outlined."""
     block_tables, seq_lens, block_size = arguments
     used = [row[: cdiv(seq_len, block_size)] for row, seq_len in zip(block_tables, seq_lens, strict=True)]
-    return board(used, seq_lens, block_size=block_size, changed=set(outcome))
+    named = {block for row in used for block in row}
+    free = [block for block in range(1, max(named) + 1) if block not in named]
+    return board(used, seq_lens, free, block_size=block_size, changed=set(outcome))
 
 
 illegal_blocks = Exercise(

@@ -166,7 +166,7 @@ append_one = Exercise(
     "is not written: a new one is. If it is shared, the writer gets a copy and the others keep the original, whoever "
     "they are. The last one left finds nobody beside it, and writes in place.",
     wrong={
-        "never copy": _append_never_copies,
+        "write to shared blocks without a copy": _append_never_copies,
         "copy full blocks too": _append_copies_full_blocks,
         "copy if anything at all is shared": _append_copies_if_anything_is_shared,
         "let the first owner write": _append_keeps_the_first_owner,

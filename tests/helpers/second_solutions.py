@@ -225,7 +225,7 @@ def launch_cost(seq_lens, num_heads, num_kv_heads, head_dim, dtype_bytes, tile):
     }
 
 
-def touch(blocks, ref_cnt, free):
+def find_again(blocks, ref_cnt, free):
     free[:] = [block for block in free if block not in blocks]
     for block in blocks:
         ref_cnt[block] = ref_cnt[block] + 1
@@ -275,7 +275,7 @@ SECOND: dict[str, Callable[..., Any]] = {
     "03.1": admit_step,
     "03.2": predict_free_order,
     "03.3": choose_block_size,
-    "03.4": touch,
+    "03.4": find_again,
     "04.1": step_slots,
     "04.2": owners_of_slot,
     "04.3": illegal_blocks,
