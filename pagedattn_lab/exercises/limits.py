@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+HERE = str(Path(__file__).parent)
 AGAIN = 0.05
 """Seconds from one interruption to the next: an answer may have caught the first."""
 
@@ -24,10 +26,11 @@ class TimeLimit(BaseException):
 def time_limit(seconds: float) -> Iterator[None]:
     """Interrupt what runs inside with :class:`TimeLimit` when the time is up.
 
-    Where the main thread has interval timers (Linux, macOS), a signal interrupts. Elsewhere a trace function looks at
-    the clock before every line, which makes the code inside several times slower. Both leave things as they were: the
-    handler, an older timer with what is left of its time, the trace function. Neither can stop code that does not come
-    back to the interpreter, such as ``list(itertools.count())``; nor can Ctrl-C.
+    Where the main thread has interval timers (Linux, macOS), a signal interrupts, again and again, also code that
+    catches everything. Elsewhere a trace function looks at the clock before every line, which makes the code inside
+    several times slower, and interrupts once. Both leave things as they were: the handler, an older timer with what is
+    left of its time, the trace function. Neither can stop code that does not come back to the interpreter, such as
+    ``list(itertools.count())``; nor can Ctrl-C.
 
     Example:
         >>> with time_limit(0.05):
@@ -45,10 +48,12 @@ def time_limit(seconds: float) -> Iterator[None]:
 def _by_signal(seconds: float) -> Iterator[None]:
     running = True
 
-    def interrupt(*_: Any) -> None:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
         if running:  # a signal may arrive between the end of the block and the end of the timer
+            _raise_again_in(frame)
             raise TimeLimit
 
+    tracer = sys.gettrace()
     begin = time.monotonic()
     handler = signal.signal(signal.SIGALRM, interrupt)
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
@@ -59,8 +64,27 @@ def _by_signal(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         # A handler that was not set from Python cannot be put back from Python: None stands for it.
         signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
+        sys.settrace(tracer)
         if left:
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begin), 1e-6), interval)
+
+
+def _raise_again_in(frame: FrameType | None) -> None:
+    """Let the next line of any of the answer's frames raise once more.
+
+    Whoever catches the first in a loop around it would catch each one that comes while the loop's body runs. A line
+    after that, in the handler, is no longer inside the ``try``.
+    """
+
+    def strike(_frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":  # it sees the first exception pass, too, and leaves that as it is
+            raise TimeLimit
+        return strike
+
+    sys.settrace(lambda *_: None)  # without a trace function those of frames are not called
+    while frame and not frame.f_code.co_filename.startswith(HERE):
+        frame.f_trace = strike
+        frame = frame.f_back
 
 
 @contextmanager
