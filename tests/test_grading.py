@@ -221,6 +221,21 @@ def test_a_loop_without_an_end_is_stopped(answer: Callable[..., Any], guard: Non
     assert re.search(rf"at        line \d+ of ({answer.__name__}|forever): ", message)
 
 
+def test_catching_again_and_again_does_not_last(guard: None) -> None:
+    """Catches a limit that strikes once: what catches everything in two loops, one in the other, outlives that."""
+
+    def thrice(*_: object) -> None:
+        for _ in range(3):
+            try:  # noqa: SIM105
+                all_forgiving()
+            except:  # noqa: E722
+                pass
+
+    begin = time.monotonic()
+    assert replace(TOTAL, seconds=0.3).grade(thrice).passed is False
+    assert time.monotonic() - begin < 15
+
+
 def test_what_was_right_before_the_limit_counts(guard: None) -> None:
     """Catches a limit that forgets finished cases, or names the wrong one."""
     message = replace(TOTAL, seconds=0.3).grade(lambda prices, less: forever() if less == 2 else sum(prices)).message

@@ -24,7 +24,7 @@ def _find_again(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int])
         ref_cnt[block] += 1
 
 
-def _find_buggy(blocks, ref_cnt, free):  # type: ignore[no-untyped-def]
+def _find_buggy(blocks, ref_cnt, free):
     for block in blocks:
         ref_cnt[block] += 1
         if ref_cnt[block] == 0:
@@ -123,7 +123,7 @@ def _positions_per_step(prompt_len: int, events: Sequence[str]) -> list[list[int
     return steps
 
 
-def _positions_buggy(prompt_len, events):  # type: ignore[no-untyped-def]
+def _positions_buggy(prompt_len, events):
     num_tokens, in_prefill = prompt_len, True
     steps = []
     for event in events:
@@ -215,7 +215,7 @@ def _reorder(tables: Tables, parents: Sequence[int], ref_cnt: dict[int, int], fr
     tables[:] = children
 
 
-def _reorder_buggy(tables, parents, ref_cnt, free):  # type: ignore[no-untyped-def]
+def _reorder_buggy(tables, parents, ref_cnt, free):
     children = [list(tables[parent]) for parent in parents]
     for table in tables:
         for block in reversed(table):
@@ -332,7 +332,7 @@ def _blocks_to_compute(hashes: Sequence[str], cached_each_time: Sequence[set[str
     return computed
 
 
-def _compute_buggy(hashes, cached_each_time):  # type: ignore[no-untyped-def]
+def _compute_buggy(hashes, cached_each_time):
     num_hits = 0
     computed = []
     for cached in cached_each_time:
