@@ -65,7 +65,7 @@ APPARATUS = [
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
     "viz.lesson", "viz.book",
     "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution", "exercises.verdict",
-    "exercises.boards", "exercises.record", "exercises.grading", "exercises.bug_hunts", "exercises.catalogue",
+    "exercises.boards", "exercises.record", "exercises.grading", "exercises.catalogue",
     "exercises",
     "doctor", "cli.arguments", "cli.output", "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench",
     "cli.exercises", "cli", "__main__",

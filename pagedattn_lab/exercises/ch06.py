@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 from pagedattn_lab.arithmetic import cdiv
-from pagedattn_lab.exercises.bug_hunts import blocks_to_compute
+from pagedattn_lab.exercises.ch06_hunt import blocks_to_compute
 from pagedattn_lab.exercises.ch06_names import block_bytes
 from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
 
