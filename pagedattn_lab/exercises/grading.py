@@ -156,7 +156,7 @@ class Exercise:
         return list(inspect.signature(self.reference).parameters)
 
     def grade(self, answer: Answer) -> Verdict:
-        """Try an answer on every case and say what was found; see :class:`Verdict`.
+        """Try an answer on every case and say what was found; see :class:`~pagedattn_lab.exercises.verdict.Verdict`.
 
         Whatever the answer raises is a finding, and so is a loop without an end, within the limits that
         :func:`~pagedattn_lab.exercises.limits.time_limit` names. ``KeyboardInterrupt`` alone goes through.
