@@ -475,3 +475,26 @@ def test_progress_tells_solved_tried_and_not_attempted() -> None:
     assert "| ✓ | 00.1 | Blocks at the end | solved |" in report._repr_mimebundle_()["text/markdown"]
     made = json.loads(json.dumps(report.to_dict()))
     assert made["solved"] == 1 and made["exercises"][0]["status"] == "solved"
+
+
+def test_a_search_that_takes_too_long_is_not_blamed_on_a_case(guard: None) -> None:
+    """Catches a case that was right, shown as the one that never ended."""
+
+    def search(answer: Callable[..., Any]) -> Iterator[Case]:
+        forever()
+        yield Case(([1], 0))
+
+    message = replace(TOTAL, seconds=0.3, search=search).grade(total).message
+    assert message.startswith("✗ Not yet: 3 of 4 cases are right.\n  call      total on cases made for this answer")
+    assert "Stopped after 0.3 s" in message
+
+
+def test_an_exception_in_a_search_is_a_finding() -> None:
+    """Catches an answer that ends the check, because it raises for what only the search tries."""
+
+    def search(answer: Callable[..., Any]) -> Iterator[Case]:
+        answer("unheard of", 0)
+        yield Case(([1], 0))
+
+    message = replace(TOTAL, search=search).grade(total).message
+    assert "call      total on cases made for this answer" in message and "raised    TypeError" in message

@@ -172,12 +172,10 @@ class Exercise:
                     attempts.append(self._attempt(answer, case, value, example))
                     if len(attempts) == 1 and attempts[0].raised and attempts[0].raised.is_stub:
                         return Verdict(None, self._not_attempted())
-                if self.search and not any(attempt.wrong for attempt in attempts):
-                    for case in self.search(answer):
-                        value = self._outcome(self.oracle or self.reference, case)
-                        attempts.append(self._attempt(answer, case, value, example))
+                if not any(attempt.wrong for attempt in attempts):
+                    attempts += self._searched(answer, example)
         except TimeLimit as stop:
-            case, value = expected[min(len(attempts), total - 1)]
+            case, value = [*expected, self._made_for_it()][min(len(attempts), total)]
             objection = f"Stopped after {self.seconds:g} s, in this call: does a loop in it ever end?"
             attempts.append(Attempt(case, value, raised=Raised(stop, answer), wrong=True, objection=objection))
         total = max(total, len(attempts))
@@ -236,6 +234,18 @@ class Exercise:
             objection = f"It changes its argument {changed[0]}, which others may still need: make new values."
         wrong = bool(objection) or not self.same(expected, got)
         return Attempt(case, expected, got, None, wrong, objection or "", changed[0] if changed else "")
+
+    def _searched(self, answer: Answer, example: Any) -> list[Attempt]:
+        """Try the cases that were made for this answer; making them calls it, too."""
+        try:
+            cases = list(self.search(answer)) if self.search else []
+        except (Exception, SystemExit) as error:
+            return [Attempt(*self._made_for_it(), raised=Raised(error, answer), wrong=True)]
+        oracle = self.oracle or self.reference
+        return [self._attempt(answer, case, self._outcome(oracle, case), example) for case in cases]
+
+    def _made_for_it(self) -> tuple[Case, Any]:
+        return Case((), shown=f"{self.name} on cases made for this answer"), values.Words("an answer")
 
     def _misfit(self, expected: Any, got: Any) -> str:
         if self.in_place:
