@@ -233,7 +233,7 @@ def test_report_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     medians = [pool["same_load"]["append_ns"] for pool in report["pools"]]
     assert report["flat"] == max(medians) / min(medians) and report["append_us"] == max(medians) / 1000
     text = allocator.describe(report)
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
     assert text.count("     1,000  ") == text.count("     1,200  ") == 2
     for row in (pool[way] for pool in report["pools"] for way in WAYS):
         assert f"{row['append_ns']:.0f} (" in text and f"{row['block_operations_per_second'] / 1e6:.2f} M" in text

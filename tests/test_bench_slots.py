@@ -52,6 +52,6 @@ def test_the_line_says_what_was_measured() -> None:
     row = {"num_running": 256, "num_requests": 1_024}
     row |= {"plain": {"us": 1.0, "us_quartiles": [0.5, 2.0]}, "cached": {"us": 3.0, "us_quartiles": [2.5, 4.0]}}
     assert slots.describe({"allocate_slots": row}) == (
-        "allocate_slots, 256 of 1,024 requests running: 1.00 us (0.50-2.00) without prefix caching, "
-        "3.00 us (2.50-4.00) with it."
+        "allocate_slots, 256 of 1,024 requests running:\n"
+        "1.00 us (0.50-2.00) without prefix caching, 3.00 us (2.50-4.00) with it."
     )

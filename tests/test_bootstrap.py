@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.helpers.data_files import data_files
+
 REPO = Path(__file__).resolve().parent.parent
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
@@ -55,6 +57,10 @@ def make_checkout(folder: Path) -> Path:
     shutil.copy(REPO / "tools" / "bootstrap.py", folder / "tools")
     shutil.copy(REPO / "constraints.txt", folder)
     shutil.copy(REPO / "pyproject.toml", folder)
+    shutil.copy(REPO / "setup.py", folder)
+    for source in data_files().values():
+        (folder / source.relative_to(REPO)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder / source.relative_to(REPO))
     return folder
 
 
@@ -238,14 +244,25 @@ def test_up_to_date_starts_no_process(checkout: Path, monkeypatch: pytest.Monkey
     assert module.up_to_date()
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+EDITED = ["pyproject.toml", "setup.py", "constraints.txt", "pagedattn_lab/viz/player.js", "book/execution.json"]
+
+
+@pytest.mark.parametrize("name", EDITED)
 def test_an_edit_installs_again(checkout: Path, name: str) -> None:
-    """Catches a new dependency or pin that an existing .venv never gets."""
+    """Catches a new dependency or pin that an existing .venv never gets, and an old player that stays in JupyterLab."""
     assert load(checkout).main() == 0
     with (checkout / name).open("a") as file:
         file.write("# an edit\n")
     assert load(checkout).main() == 0
     assert pip_calls(checkout) == 2
+
+
+def test_broken_pyproject(checkout: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Catches a traceback where the table of copied files cannot be read."""
+    with (checkout / "pyproject.toml").open("a") as file:
+        file.write("[tool\n")
+    assert load(checkout).main() == 1
+    assert "pyproject.toml cannot be read" in sentence(capfd)
 
 
 def test_moved_checkout(checkout: Path) -> None:

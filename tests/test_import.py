@@ -65,10 +65,9 @@ APPARATUS = [
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
     "viz.lesson", "viz.book",
     "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution", "exercises.verdict",
-    "exercises.boards", "exercises.record", "exercises.grading", "exercises.catalogue",
-    "exercises",
-    "doctor", "cli.arguments", "cli.output", "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench",
-    "cli.exercises", "cli", "__main__",
+    "exercises.boards", "exercises.record", "exercises.grading", "exercises.catalogue", "exercises",
+    "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.exercises", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""

@@ -1,19 +1,32 @@
-"""The README: its picture is drawn by the library, its commands and links exist, its example runs."""
+"""The README: its pictures are drawn by the library, its commands and links exist, its examples and samples are run."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import sys
+import tomllib
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pytest
+import torch
+
+from pagedattn_lab import models
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.cli import main
 from pagedattn_lab.recorder import load
 from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz.board import draw
 from pagedattn_lab.viz.memory import show_memory
+from tools import bootstrap, moving_picture
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PICTURE = ROOT / "book" / "_static" / "block-table.svg"
+SAMPLES = re.findall(r"^\$ \.venv/bin/pagedattn-lab (.*)\n((?:(?!```).*\n)*)", README, flags=re.MULTILINE)
 
 
 def block_table_picture() -> Picture:
@@ -27,9 +40,60 @@ def block_table_picture() -> Picture:
 
 
 def test_picture_is_current() -> None:
-    """Catches a picture, or a text in its place, that no longer shows what the library does."""
-    assert f"![{block_table_picture().alt}](book/_static/block-table.svg)" in README
+    """Catches a still picture, shown on the book's front page, that is not what the library draws."""
     assert PICTURE.read_text() == block_table_picture().svg + "\n"
+
+
+def texts(elements: list[ET.Element]) -> list[str]:
+    """What is written in parts of a picture, in alphabetical order: where they stand is the drawing's business."""
+    found = ("".join(text.itertext()) for each in elements for text in each.iter(f"{moving_picture.SVG}text"))
+    return sorted(found)
+
+
+def test_moving_picture_is_current() -> None:
+    """Catches a moving picture, or a text in its place, that lags behind what the library draws: write it anew with
+    ``python -m tools.moving_picture``.
+    """
+    frames = moving_picture.recorded()
+    assert f"![{moving_picture.alt(frames)}](book/_static/paging.svg)" in README
+    assert moving_picture.FILE.read_text() == moving_picture.film(frames)
+    assert moving_picture.FILE.stat().st_size < 200_000
+    assert README.index("paging.svg") < README.index("|---"), "first what moves, then tables"
+
+
+def test_moving_picture_shows_every_frame() -> None:
+    """Catches a part that appears a frame early or stays a frame late, and, for those who asked for less motion, a
+    picture that moves, is empty, or mixes two frames.
+    """
+    frames = moving_picture.recorded()
+    picture = ET.fromstring(moving_picture.film(frames))
+    style = picture.findtext(f"{moving_picture.SVG}style")
+    moving = style.index("@media(prefers-reduced-motion:no-preference)")
+    assert "animation" not in style[:moving] and style.startswith(".part{opacity:0}.still{opacity:1}")
+    seconds = float(re.search(r"\.part\{animation:([\d.]+)s step-end infinite\}", style)[1])
+    assert seconds / len(frames) >= 1.5, "a sentence wants time to be read"
+
+    def shown(part: ET.Element, percent: float) -> bool:
+        """As a browser computes it where nothing fades: what the last stop before says."""
+        if "part" not in part.get("class", ""):
+            return True
+        name = part.get("class").split()[0]
+        stops = re.search(rf"@keyframes {name}\{{((?:[\d.]+%\{{opacity:[01]\}})+)\}}", style)[1]
+        stops = [(float(at), opacity) for at, opacity in re.findall(r"([\d.]+)%\{opacity:(.)\}", stops)]
+        assert stops == sorted(stops) and stops[0][0] == 0
+        return [opacity for at, opacity in stops if at <= percent][-1] == "1"
+
+    for number, frame in enumerate(frames):
+        board = ET.fromstring(draw(frame, moving_picture.WORDS, moving_picture.WIDTH))
+        drawn = [part for part in board if "pa-soft" not in part.get("class", "")]  # without the legend
+        parts = [part for part in picture if shown(part, 100 * (number + 0.5) / len(frames))]
+        captions = [text for text in texts(parts) if text in frame.sentence]
+        assert {*frame.sentence.split()} <= {*" ".join(captions).split()}, number
+        assert texts(drawn) and [each for each in texts(parts) if each not in captions] == [
+            each for each in texts(drawn) if each not in captions
+        ], number
+        still = [part for part in picture if "part" not in part.get("class", "") or "still" in part.get("class", "")]
+        assert (texts(still) == texts(parts)) is (number == moving_picture.STILL)
 
 
 def test_links_lead_somewhere() -> None:
@@ -45,6 +109,40 @@ def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"^make ([\w-]+)", README, flags=re.MULTILINE)) <= targets
     assert {"lab", "test"} <= targets
+
+
+def test_clone_line() -> None:
+    """Catches an address that is not the repository's, and a folder of another name."""
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    assert f"\ngit clone {address}\ncd {address.rpartition('/')[2]}\nmake lab\n" in README
+
+
+def test_set_up_needs_what_it_says() -> None:
+    """Catches a promise of less disk than the set-up asks for, and of another size than it has."""
+    asked = f"{bootstrap.GB_LINUX} GB of free disk on Linux, {bootstrap.GB_ELSEWHERE} elsewhere"
+    assert asked in " ".join(README.split())
+    if sys.prefix == sys.base_prefix or torch.version.cuda is not None:
+        pytest.skip("what is said was measured in an environment of its own, with PyTorch for the CPU")
+    folders = (sys.prefix, models.cache_directory())
+    files = (Path(path, name) for folder in folders for path, _, names in os.walk(folder) for name in names)
+    num_bytes = sum(file.lstat().st_size for file in files)
+    (said,) = re.findall(r"which take ([0-9.]+) GB on disk", README)
+    assert num_bytes / 1e9 == pytest.approx(float(said), rel=0.1)
+
+
+def test_samples_are_those_of_every_kind() -> None:
+    """Catches samples that the pattern below no longer finds."""
+    assert sorted(command.split()[0] for command, _ in SAMPLES) == ["generate", "generate", "hits", "waste"]
+
+
+@pytest.mark.parametrize(("command", "expected"), SAMPLES, ids=[command for command, _ in SAMPLES])
+def test_samples_are_what_is_printed(command: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a sample that the command does not print; ``...`` leaves lines out, and long lines are folded."""
+    assert main(shlex.split(command)) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    parts = [" ".join(part.split()) for part in re.split(r"^\.\.\.$", expected, flags=re.MULTILINE)]
+    assert max(map(len, expected.splitlines())) <= 80 and any(parts)
+    assert re.fullmatch(".*".join(map(re.escape, parts)), printed)
 
 
 def test_examples_run(capsys, tmp_path, monkeypatch) -> None:

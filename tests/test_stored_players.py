@@ -6,12 +6,15 @@ import asyncio
 import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from nbformat.v4 import new_code_cell, new_notebook
 
 from pagedattn_lab.viz.player import MIME
+from tests.helpers.chapters import CHAPTERS
 from tools import notebooks
 
 SOURCE = """
@@ -34,6 +37,35 @@ def draw(block_size):
 
 Lesson(draw, "One request", block_size=widgets.IntSlider(4, min=1, max=8, description="block size"))
 """
+
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def still(data: dict) -> ElementTree.Element:
+    """Read the SVG of an output as a viewer does that runs no script and knows no recording and no widget."""
+    assert {MIME, WIDGET, "image/svg+xml", "text/plain"} == set(data), "another type would win over the picture"
+    svg = data["image/svg+xml"]
+    return ElementTree.fromstring(svg if isinstance(svg, str) else "".join(svg))
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_viewers_without_scripts_get_a_picture(path: Path) -> None:
+    """Catches a stored player of which GitHub shows nothing, or a picture that says nothing to who cannot see it."""
+    notebook = notebooks.read(path)
+    outputs = [output.data for cell in notebooks.code_cells(notebook) for output in cell.outputs if "data" in output]
+    for data in outputs:
+        if MIME not in data and WIDGET not in data:
+            continue
+        assert WidgetsDataTypeFilter(notebook_metadata={})(data) == [
+            "image/svg+xml"
+        ]  # nbconvert's choice, and so nbviewer's
+        svg, words = still(data), "".join(data["text/plain"])
+        assert svg.attrib["role"] == "img"
+        assert len(svg.attrib["aria-label"]) > 20 and words.endswith(svg.attrib["aria-label"])
+        assert len(list(svg.iter())) > 10, "there is nothing to see"
+        tags = {element.tag.rpartition("}")[2] for element in svg.iter()}
+        assert not tags & {"script", "foreignObject", "image"}
 
 
 @pytest.fixture(scope="module")

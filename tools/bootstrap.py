@@ -100,11 +100,25 @@ def check_cache() -> None:
         )
 
 
+def copied_files() -> "list[Path]":
+    """List what pip copies into ``.venv``, where it links to the rest: the files of JupyterLab's extension."""
+    import tomllib  # an old Python has none, and must still say what is missing
+
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        try:
+            table = tomllib.load(file)["tool"]["setuptools"]["data-files"]
+        except ValueError as error:
+            raise SetupError(
+                f"pyproject.toml cannot be read ({error}): undo the last change to it, then try again."
+            ) from error
+    return sorted({path for patterns in table.values() for pattern in patterns for path in ROOT.glob(pattern)})
+
+
 def fingerprint() -> str:
-    """Name what an installation depends on: the two files, where the checkout lies, and which Python it uses."""
+    """Name what an installation depends on: these files, where the checkout lies, and which Python it uses."""
     digest = hashlib.sha256()
-    for name in ("pyproject.toml", "constraints.txt"):
-        digest.update((ROOT / name).read_bytes())
+    for path in (ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / "constraints.txt", *copied_files()):
+        digest.update(path.read_bytes())
     digest.update(f"{ROOT}\n{os.path.realpath(str(VENV_PYTHON))}".encode())
     return digest.hexdigest()
 

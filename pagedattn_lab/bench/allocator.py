@@ -125,7 +125,7 @@ def measure(
         num_steps: tokens that each of them appends in a repetition.
         num_calls: calls that hand out blocks, and as many that take them back, in a repetition.
         repetitions: how often all of it is measured.
-        progress: whether to show a bar on standard error after two seconds; by default if that is a terminal.
+        progress: whether to show a bar on standard error after a second; by default if that is a terminal.
 
     Returns:
         The settings; ``pools``, by size: for ``same_load`` and ``whole_pool``, the medians and quartiles of
@@ -156,7 +156,7 @@ def measure(
     with no_collection():
         pools = {size: BlockPool(size, BLOCK_SIZE) for size in sizes}
         num_runs, disable = 2 * repetitions * len(sizes), None if progress is None else not progress
-        with tqdm(total=num_runs, unit=" runs", delay=2, leave=False, disable=disable) as bar:
+        with tqdm(total=num_runs, unit=" runs", delay=1, leave=False, disable=disable) as bar:
             for way in ("same_load", "whole_pool"):
                 in_turn = way == "whole_pool"
                 results = measured[way] = {size: [] for size in sizes}
@@ -212,16 +212,18 @@ def describe(report: Mapping[str, Any]) -> str:
     Example:
         >>> report = measure([1_000], num_steps=5, num_calls=5, repetitions=2)
         >>> print(describe(report).splitlines()[0])
-        Blocks of 16 tokens, 64 running requests. CPU time of the process, garbage collection off.
+        Blocks of 16 tokens, 64 running requests.
     """
     lines = [
-        f"Blocks of {report['block_size']} tokens, {report['num_running']} running requests. {report['clock']}.",
-        f"Medians of {report['repetitions']} repetitions (quartiles); ratio: time over that of the smallest pool.",
+        f"Blocks of {report['block_size']} tokens, {report['num_running']} running requests.",
+        f"{report['clock']}.",
+        f"Medians of {report['repetitions']} repetitions (quartiles).",
+        "ratio: time over that of the smallest pool.",
     ]
     titles = {
-        "same_load": "Same load: a block that comes back is handed out next, so every pool has the same ones in use.",
-        "whole_pool": "Whole pool: each block handed out is the one untouched for longest, so caches hold less of a "
-        "larger\npool. The operations are the same.",
+        "same_load": "Same load: a block that comes back is handed out next, so every pool has the\nsame ones in use.",
+        "whole_pool": "Whole pool: each block handed out is the one untouched for longest, so caches\nhold less of a "
+        "larger pool. The operations are the same.",
     }
     for way, title in titles.items():
         lines += ["", title, f"{'blocks':>10}{'block operations/s':>24}{'ratio':>8}{'ns per token':>20}{'ratio':>8}"]
@@ -237,8 +239,8 @@ def describe(report: Mapping[str, Any]) -> str:
             )
     lines += [
         "",
-        f"Appending a token: same load, {report['append_us']:.2f} us at most, largest over smallest median "
-        f"{report['flat']:.2f};\nwhole pool, {report['append_us_whole_pool']:.2f} us and "
+        f"Appending a token: same load, {report['append_us']:.2f} us at most, largest over smallest\nmedian "
+        f"{report['flat']:.2f}; whole pool, {report['append_us_whole_pool']:.2f} us and "
         f"{report['flat_whole_pool']:.2f}.",
     ]
     return "\n".join(lines)

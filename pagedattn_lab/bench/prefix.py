@@ -22,7 +22,7 @@ PROMISED_LENGTH = 32_768
 
 INDEXES = {"hash": HashIndex, "radix": RadixTree}
 STATES = {
-    "not_cached": "Not cached: the first block misses, and all of them are taken from the pool and made known.",
+    "not_cached": "Not cached: the first block misses, and all are taken from the pool and made\nknown.",
     "cached": "Cached: all blocks but the last are found; one is taken from the pool.",
 }
 
@@ -86,7 +86,7 @@ def measure(lengths: Sequence[int] = LENGTHS, *, repetitions: int = 15, progress
     Args:
         lengths: tokens in each prompt, ascending.
         repetitions: how often all of it is measured.
-        progress: whether to show a bar on standard error after two seconds; by default if that is a terminal.
+        progress: whether to show a bar on standard error after a second; by default if that is a terminal.
 
     Returns:
         The settings; ``prompts``, by length: for ``not_cached`` and ``cached``, the medians and quartiles of
@@ -114,7 +114,7 @@ def measure(lengths: Sequence[int] = LENGTHS, *, repetitions: int = 15, progress
     disable = None if progress is None else not progress
     with (
         no_collection(),
-        tqdm(total=repetitions * len(lengths), unit=" runs", delay=2, leave=False, disable=disable) as bar,
+        tqdm(total=repetitions * len(lengths), unit=" runs", delay=1, leave=False, disable=disable) as bar,
     ):
         managers = {
             (length, name): KVCacheManager(_num_blocks(length) + 2, BLOCK_SIZE, index=index(BLOCK_SIZE))
@@ -179,27 +179,28 @@ def describe(report: Mapping[str, Any]) -> str:
 
     Example:
         >>> print(describe(measure([64, 128], repetitions=2)).splitlines()[0])
-        Blocks of 16 tokens, found by hash. CPU time of the process, garbage collection off.
+        Blocks of 16 tokens, found by hash.
     """
     lines = [
-        f"Blocks of {report['block_size']} tokens, found by hash. {report['clock']}.",
-        f"Medians of {report['repetitions']} repetitions (quartiles); radix: time with a radix tree over that with "
-        "hashes.",
+        f"Blocks of {report['block_size']} tokens, found by hash.",
+        f"{report['clock']}.",
+        f"Medians of {report['repetitions']} repetitions (quartiles).",
+        "radix: time with a radix tree over that with hashes.",
     ]
     for state, title in STATES.items():
         lines += [
             "",
             title,
-            f"{'tokens':>9}{'blocks':>8}{'look-up us':>12}{'look-up and allocation us':>29}"
-            f"{'ns per block':>20}{'radix':>7}",
+            f"{'tokens':>8}{'blocks':>7}{'look-up us':>11}{'look-up and allocation us':>26}"
+            f"{'ns per block':>20}{'radix':>6}",
         ]
         for prompt in report["prompts"]:
             row = prompt[state]
             total = "{:,.0f} ({:,.0f}-{:,.0f})".format(row["us"], *row["us_quartiles"])
             per_block = "{:,.0f} ({:,.0f}-{:,.0f})".format(row["ns_per_block"], *row["ns_per_block_quartiles"])
             lines.append(
-                f"{prompt['num_tokens']:>9,}{prompt['num_blocks']:>8,}{row['look_up_us']:>12,.0f}{total:>29}"
-                f"{per_block:>20}{row['radix_time_ratio']:>7.2f}"
+                f"{prompt['num_tokens']:>8,}{prompt['num_blocks']:>7,}{row['look_up_us']:>11,.0f}{total:>26}"
+                f"{per_block:>20}{row['radix_time_ratio']:>6.2f}"
             )
     lines += [
         "",

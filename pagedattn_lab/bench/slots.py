@@ -88,7 +88,7 @@ def measure(
 
 
 def describe(report: Mapping[str, Any]) -> str:
-    """Write down what :func:`measure` measured, in one line.
+    """Write down what :func:`measure` measured, in two lines.
 
     Example:
         >>> print(describe(measure(num_running=2, num_requests=3, repetitions=2)).split(":")[0])
@@ -99,4 +99,4 @@ def describe(report: Mapping[str, Any]) -> str:
         "{:.2f} us ({:.2f}-{:.2f}) {}".format(row[name]["us"], *row[name]["us_quartiles"], what)
         for name, what in (("plain", "without prefix caching"), ("cached", "with it"))
     )
-    return f"allocate_slots, {row['num_running']} of {row['num_requests']:,} requests running: {', '.join(ways)}."
+    return f"allocate_slots, {row['num_running']} of {row['num_requests']:,} requests running:\n{', '.join(ways)}."

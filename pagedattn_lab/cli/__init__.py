@@ -1,18 +1,20 @@
-"""The command line: ``python -m pagedattn_lab {doctor, generate, waste, hits, bench, exercises}``, a module for each.
+"""The command line: ``pagedattn-lab {doctor, generate, waste, hits, bench, exercises}``, a module for each command.
 
-Results go to standard output, messages to standard error. Exit status: 0, 1 (it could not), 2 (wrong usage).
+``python -m pagedattn_lab`` is the same. Results go to standard output, messages to standard error. Exit status: 0, 1
+(it could not), 2 (wrong usage).
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from pagedattn_lab import __version__
 from pagedattn_lab.cli import bench, doctor, exercises, generate, hits, waste
+from pagedattn_lab.cli.parser import Parser
+from pagedattn_lab.cli.terminal import NAME, program, say
 
 COMMANDS = {
     "doctor": doctor,
@@ -23,17 +25,6 @@ COMMANDS = {
     "exercises": exercises,
 }
 """Each module adds its command to a parser with ``add``."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and leave with status 2."""
-        if message.endswith("required: prompt"):
-            message += "; one that begins with two dashes goes behind --, all by themselves"
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", arguments.command)
         return 130
     except Exception as error:  # a command line answers with a sentence; a traceback is for the library's callers
         message = " ".join(str(error).split()) or type(error).__name__
-        print(f"pagedattn_lab {arguments.command}: {message}", file=sys.stderr)
+        say(message, arguments.command)
         return 1
 
 
@@ -75,8 +66,18 @@ def _texts_last(argv: Sequence[str]) -> list[str]:
     return [*(word for word in argv[:end] if word not in texts), "--", *texts, *argv[end + 1 :]]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m pagedattn_lab", description="Paged attention on this machine.")
+def _parser() -> Parser:
+    parser = Parser(
+        prog=program(),
+        description="Paged attention on this machine.",
+        examples=[
+            ("doctor", "will the book run here?"),
+            ('generate "What is a page table?"', "answer a prompt through the paged cache"),
+            ("waste", "see where KV memory goes, with and without paging"),
+            ("waste --help", "what else a command can do; every one has --json"),
+        ],
+    )
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}")
     for command in COMMANDS.values():
         command.add(commands)

@@ -9,8 +9,17 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
-UNITS = {"": 2**30, "gib": 2**30, "mib": 2**20, "gb": 10**9, "mb": 10**6}
-"""Bytes per unit of a :func:`size`."""
+from pagedattn_lab.cli.output import did_you_mean
+
+UNITS = {"": 2**30} | {
+    f"{letter}{kind}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for kind, base in (("ib", 1024), ("b", 1000))
+}
+"""Bytes per unit of a :func:`size`: GiB and its like count in powers of 1024, GB and its like in powers of 1000."""
+
+UNITS_HELP = "a GiB is 1024^3 bytes, a GB 1000^3; a plain number means GiB"
+"""Which unit is which, in a few words."""
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -89,12 +98,27 @@ def temperature(argument: str) -> float:
 
 
 def size(argument: str) -> int:
-    """A number of bytes with its unit; without one it means GiB."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) ?([a-z]*)", argument.strip().lower(), flags=re.ASCII)
-    num_bytes = int(Fraction(match[1]) * UNITS[match[2]]) if match and match[2] in UNITS else 0
+    """A number of bytes with its unit; without one it means GiB. A unit that may mean two things is refused by name.
+
+    Example:
+        >>> size("12"), size("12GB"), size("500 MiB")
+        (12884901888, 12000000000, 524288000)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) ?([a-z]*)", argument.strip(), flags=re.ASCII | re.IGNORECASE)
+    number, unit = match.groups() if match else ("0", "")
+    if re.fullmatch("[kmgt]i?", unit, flags=re.IGNORECASE):
+        letter = unit[0].upper()
+        raise argparse.ArgumentTypeError(
+            f"{argument!r} leaves open which unit is meant: write {number}{letter}iB or {number}{letter}B; {UNITS_HELP}"
+        )
+    if re.fullmatch("[KMGT]i?b", unit):
+        raise argparse.ArgumentTypeError(
+            f"{argument!r} may be bits: write {number}{unit[:-1]}B for bytes; {UNITS_HELP}"
+        )
+    num_bytes = int(Fraction(number) * UNITS.get(unit.lower(), 0))
     if not num_bytes:
         raise argparse.ArgumentTypeError(
-            f"{argument!r} is not a size above 0: write 12GiB, 500MiB, 12GB or 500MB; a plain number means GiB"
+            f"{argument!r} is not a size above 0: write 12GiB, 500MiB, 12GB or 500MB; {UNITS_HELP}"
         )
     return num_bytes
 
@@ -112,7 +136,10 @@ def name_or_file(names: Iterable[str]) -> Callable[[str], str]:
 
     def known(argument: str) -> str:
         if argument not in names and not Path(argument).is_file():
-            raise argparse.ArgumentTypeError(f"{argument!r} is neither a file nor one of {', '.join(names)}")
+            names_of_all = ", ".join(names)
+            raise argparse.ArgumentTypeError(
+                f"{argument!r} is neither a file nor one of {names_of_all}{did_you_mean(argument, names)}"
+            )
         return argument
 
     return known

@@ -8,13 +8,17 @@ from typing import Any
 from pagedattn_lab.bench import allocator, prefix, slots
 from pagedattn_lab.cli.arguments import add_json
 from pagedattn_lab.cli.output import print_json
+from pagedattn_lab.cli.terminal import waiting
 
 
 def add(commands: Any) -> None:
     """Add the command, with a command of its own for each benchmark."""
-    benchmarks = commands.add_parser("bench", help="measure this machine").add_subparsers(
-        dest="benchmark", required=True, metavar="{allocator,prefix}"
-    )
+    benchmarks = commands.add_parser(
+        "bench",
+        help="measure this machine",
+        description="Measure what memory management costs on this machine.",
+        examples=[("bench allocator", "blocks and tokens"), ("bench prefix --json", "look-ups, for programs")],
+    ).add_subparsers(dest="benchmark", required=True, metavar="{allocator,prefix}")
     for name, benchmarks_of, help_, description in (
         (
             "allocator",
@@ -31,7 +35,8 @@ def add(commands: Any) -> None:
             "tokens, cached and not, by hash and with a radix tree. It takes some 15 seconds.",
         ),
     ):
-        parser = benchmarks.add_parser(name, help=help_, description=description)
+        examples = [(f"bench {name}", "a table"), (f"bench {name} --json", "the same for programs")]
+        parser = benchmarks.add_parser(name, help=help_, description=description, examples=examples)
         add_json(parser)
         parser.set_defaults(run=run, modules=benchmarks_of)
 
@@ -40,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, and print what was measured."""
     report: dict[str, Any] = {}
     for module in arguments.modules:
-        report |= module.measure()
+        with waiting(f"measuring: {module.__name__.rpartition('.')[2]}"):
+            report |= module.measure()
     if arguments.json:
         print_json(report)
     else:

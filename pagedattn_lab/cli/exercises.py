@@ -11,7 +11,12 @@ from pagedattn_lab.cli.output import print_json
 
 def add(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("exercises", help="list the book's exercises, and how far you have come")
+    parser = commands.add_parser(
+        "exercises",
+        help="list the book's exercises, and how far you have come",
+        description="List the exercises of the book, and how your answers on this machine were graded.",
+        examples=[("exercises", "a list for people"), ("exercises --json", "the same for programs")],
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 

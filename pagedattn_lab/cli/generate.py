@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pagedattn_lab.arithmetic import GIB, cdiv
 from pagedattn_lab.cli.arguments import add_json, finite, positive, seed, temperature, text, text_of_file
-from pagedattn_lab.cli.output import count, print_json
+from pagedattn_lab.cli.output import count, memory, print_json
+from pagedattn_lab.cli.terminal import waiting, wrap
 from pagedattn_lab.studies.block_savings import Sharing
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from pagedattn_lab.model_runner import ModelRunner
     from pagedattn_lab.request import Request
 
+
+TEMPERATURE = 0.7
+"""Of several outputs, unless another is given: at 1 a model as small as the book's soon loses its thread."""
 
 EARLY_STOPPING = {"no": False, "yes": True, "never": "never"}
 """``early_stopping`` of :func:`pagedattn_lab.engine.beam_search.beam_search` by what the command line calls it."""
@@ -37,11 +42,24 @@ def add(commands: Any) -> None:
         "With options for several outputs, page tables share blocks, and the command says how many: most that were "
         "shared at once, all that were copied before a write, and most that were saved at once, since every output "
         "(and the request that computed a shared prefix) would have needed its own.",
+        examples=[
+            ('generate "What is a page table?"', "the likeliest answer, token by token"),
+            ('generate "Name three rivers." --n 3', "three answers by chance; they share the prompt's blocks"),
+            ('generate "Name three rivers." --beams 4', "the likeliest answer that a beam search finds"),
+            ('generate "Hello!" --model gpt2 --json', "another model, and a report for programs"),
+        ],
     )
-    parser.add_argument("prompt", type=text, help="behind -- if it begins with two dashes")
+    parser.add_argument("prompt", type=text, help="a text in quotes; behind -- if it begins with two dashes")
     parser.add_argument("--model", type=text, help="a Hugging Face id or a folder (default: the book's model)")
-    parser.add_argument("--max-tokens", type=positive, default=64, metavar="N", help="default: %(default)s")
-    parser.add_argument("--attention", choices=("auto", "reference", "triton"), default="auto")
+    parser.add_argument(
+        "--max-tokens", type=positive, default=64, metavar="N", help="most tokens of an output (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--attention",
+        choices=("auto", "reference", "triton"),
+        default="auto",
+        help="what computes attention (default: %(default)s, by device)",
+    )
     parser.add_argument(
         "--block-size", type=positive, default=16, metavar="N", help="tokens per block (default: %(default)s)"
     )
@@ -57,7 +75,8 @@ def add(commands: Any) -> None:
         "--temperature",
         type=temperature,
         metavar="T",
-        help="below 1, likely tokens become likelier; 0 always takes the likeliest (default: 1; of a single output, 0)",
+        help="below 1, likely tokens become likelier; 0 always takes the likeliest "
+        f"(default: {TEMPERATURE}; of a single output, 0)",
     )
     sharing.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="of outputs drawn by chance (default: %(default)s)"
@@ -107,13 +126,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate, and print outputs and what they did with their blocks."""
     _refuse_contradictions(arguments)
     from pagedattn_lab import models
-    from pagedattn_lab.engine.core import EngineCore
-    from pagedattn_lab.engine.sampling import generate_greedily
-    from pagedattn_lab.model_runner import ModelRunner
-    from pagedattn_lab.request import Request
 
     name, system, block_size = arguments.model or models.DEFAULT, arguments.shared_prefix, arguments.block_size
-    model, tokenizer = models.load(name)
+    with waiting(f"loading {name}"):
+        model, tokenizer = models.load(name)  # before what imports torch: a name that cannot be right is refused first
+        from pagedattn_lab.engine.core import EngineCore
+        from pagedattn_lab.engine.sampling import generate_greedily
+        from pagedattn_lab.model_runner import ModelRunner
+        from pagedattn_lab.request import Request
+
     prompt = models.encode_prompt(tokenizer, arguments.prompt, system)
     prefix = [] if system is None else models.encode_prefix(tokenizer, system)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -135,10 +156,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"\n{_account(len(prompt), f'{num_new} new', usage, runner)}")
         return 0
 
-    if prefix:  # an earlier request computes it; the prompt then finds its full blocks in the cache
-        generate_greedily(engine, [Request("prefix", prefix)], max_tokens=1)
-    hits_before = engine.manager.stats.hits
-    decoded = _decode(arguments, engine, request, stop_token_ids, usage)
+    with waiting("generating"):
+        if prefix:  # an earlier request computes it; the prompt then finds its full blocks in the cache
+            generate_greedily(engine, [Request("prefix", prefix)], max_tokens=1)
+        hits_before = engine.manager.stats.hits
+        decoded = _decode(arguments, engine, request, stop_token_ids, usage)
     hit_tokens = engine.manager.stats.hits - hits_before
     hit_blocks = hit_tokens // block_size
     outputs = [
@@ -175,7 +197,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\n{_account(len(prompt), new, usage, runner)}")
     if system is not None:
         found = count(hit_tokens, "prompt token")
-        print(f"{found} found in the cache, in full blocks of a shared prefix of {len(prefix):,}")
+        print(wrap(f"{found} found in the cache, in full blocks of a shared prefix of {len(prefix):,}"))
     shared = count(report["blocks_shared"], "block")
     print(f"{shared} shared, {report['blocks_copied']:,} copied, {report['blocks_saved']:,} saved")
     return 0
@@ -248,12 +270,16 @@ def _stream(
     num_new = 0
     detokenizer = IncrementalDetokenizer(tokenizer)
 
-    def on_token(_: Request, token: int) -> None:
-        nonlocal num_new
-        num_new += 1
-        print(detokenizer.update(token), end="", flush=True)
+    with ExitStack() as until_it_speaks:
+        until_it_speaks.enter_context(waiting("computing the prompt"))
 
-    generate_greedily(engine, [request], max_tokens, stop_token_ids, on_token, usage.on_step)
+        def on_token(_: Request, token: int) -> None:
+            nonlocal num_new
+            num_new += 1
+            until_it_speaks.close()
+            print(detokenizer.update(token), end="", flush=True)
+
+        generate_greedily(engine, [request], max_tokens, stop_token_ids, on_token, usage.on_step)
     print(detokenizer.finish())
     return num_new
 
@@ -282,19 +308,18 @@ def _decode(
         )
     degrees = arguments.temperature
     if degrees is None:
-        degrees = 0.0 if arguments.n == 1 else 1.0
+        degrees = 0.0 if arguments.n == 1 else TEMPERATURE
     return sample(
         engine, request, arguments.n, arguments.max_tokens, temperature=degrees, seed=arguments.seed, **common
     )
 
 
 def _account(num_prompt_tokens: int, new: str, usage: _Usage, runner: ModelRunner) -> str:
-    """One line on the tokens and the memory that holds them."""
+    """Two lines on the tokens and the memory that holds them."""
     block_size = runner.cache.block_size
     num_slots = usage.blocks_used * block_size
     num_bytes = usage.blocks_used * runner.cache.shape.bytes_per_block(block_size)
-    return (
-        f"{count(num_prompt_tokens, 'prompt token')}, {new}; {num_slots - usage.empty_slots:,} cached in "
-        f"{count(usage.blocks_used, 'block')} of {block_size:,}: {num_bytes:,} bytes, "
-        f"{usage.empty_slots / num_slots:.1%} of them empty slots"
+    return f"{count(num_prompt_tokens, 'prompt token')}, {new}\n" + wrap(
+        f"{num_slots - usage.empty_slots:,} cached in {count(usage.blocks_used, 'block')} of {block_size:,}: "
+        f"{memory(num_bytes)}, {usage.empty_slots / num_slots:.1%} of that empty slots"
     )

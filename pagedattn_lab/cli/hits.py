@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive, seed
 from pagedattn_lab.cli.output import count, print_json
+from pagedattn_lab.cli.terminal import say, waiting, wrap
 from pagedattn_lab.studies.hit_rates import MOONCAKE_BLOCK_SIZE, POLICIES, measure
 from pagedattn_lab.workloads import MalformedTraceError, TraceRequest, load_trace
 from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS, hashed
@@ -32,6 +32,11 @@ def add(commands: Any) -> None:
         "token of a prompt is always computed, and blocks are found whole: a prompt that ends with a block finds that "
         "block never, even if all of it is cached. In a file, a last block that is not full has an id in all "
         "requests or in none.",
+        examples=[
+            ("hits chat --blocks 4000", "conversations, in a cache that is too small for them"),
+            ("hits chat --blocks 4000 --policy fifo", "the same, evicting another block"),
+            ("hits trace.jsonl --requests 1000", "the beginning of a trace in Mooncake's format"),
+        ],
     )
     parser.add_argument(
         "trace",
@@ -70,11 +75,12 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve the trace, and print what was found."""
-    requests, block_size = _requests(arguments)
-    try:
-        hits = measure(requests, arguments.blocks, block_size, arguments.policy, arguments.seed)
-    except ValueError as error:
-        raise ValueError(f"{arguments.trace}: {error}; --block-size says how many tokens a block has") from None
+    with waiting("serving the trace"):
+        requests, block_size = _requests(arguments)
+        try:
+            hits = measure(requests, arguments.blocks, block_size, arguments.policy, arguments.seed)
+        except ValueError as error:
+            raise ValueError(f"{arguments.trace}: {error}; --block-size says how many tokens a block has") from None
     by_chance = arguments.trace in SHARED_WORKLOADS or (arguments.policy == "random" and arguments.blocks is not None)
     report = {
         "trace": arguments.trace,
@@ -87,10 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(report)
     if hits.refused:
-        print(
-            f"pagedattn_lab hits: refused {hits.refused:,} of {count(hits.num_requests, 'request')}, with prompts of "
-            f"more than {count(hits.num_blocks, 'block')}: raise --blocks to serve them",
-            file=sys.stderr,
+        say(
+            f"refused {hits.refused:,} of {count(hits.num_requests, 'request')}, with prompts of more than "
+            f"{count(hits.num_blocks, 'block')}: raise --blocks to serve them",
+            arguments.command,
         )
     return 0
 
@@ -127,4 +133,4 @@ def _print(report: Mapping[str, Any]) -> None:
         "blocks evicted": f"{report['evictions']:>13,}",
     }
     for key, value in rows.items():
-        print(f"{key:<20}{value}")
+        print(wrap(f"{key:<20}{value}", indent=" " * 20))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pagedattn_lab.arithmetic import GIB
-from pagedattn_lab.cli.arguments import add_json, at_least, name_or_file, positive, rate, seed, size
-from pagedattn_lab.cli.output import count, print_json
+from pagedattn_lab.cli.arguments import UNITS_HELP, add_json, at_least, name_or_file, positive, rate, seed, size
+from pagedattn_lab.cli.output import count, memory, print_json
+from pagedattn_lab.cli.terminal import paint, say, waiting, wrap
 from pagedattn_lab.studies import memory_shares
 from pagedattn_lab.studies.paper import FIG_2, OPT_13B, PAPER_BUDGET
 from pagedattn_lab.studies.report import Report
@@ -20,6 +21,9 @@ from pagedattn_lab.workloads import WORKLOADS, Fit, TraceRequest, arrive, load_t
 
 MOST_BLOCKS = 10_000_000
 """Most blocks that ``waste`` makes: each costs Python some hundred bytes."""
+
+COLOURS = ("blue", "yellow", "magenta", "grey")
+"""Of token states, reservation, internal and external waste, on a terminal."""
 
 
 def add(commands: Any) -> None:
@@ -29,6 +33,11 @@ def add(commands: Any) -> None:
         help="show where KV memory goes with the paper's four allocators",
         description="Serve one load with each of the four allocators that Kwon et al. 2023 compare, and show where the "
         "memory for keys and values goes. Model and machine are the paper's: OPT-13B, one A100; time is a roofline.",
+        examples=[
+            ("waste", "the paper's load and memory"),
+            ("waste --budget 24GiB --model-len 4096", "more memory, and requests that may be longer"),
+            ("waste --workload trace.csv --requests 1000", "the beginning of a trace of yours"),
+        ],
     )
     parser.add_argument(
         "--workload",
@@ -51,7 +60,7 @@ def add(commands: Any) -> None:
         type=size,
         default=PAPER_BUDGET,
         metavar="SIZE",
-        help="KV memory for OPT-13B: 12GiB, 500MiB, 12GB, 500MB; a plain number means GiB (default: 12GiB)",
+        help=f"KV memory for OPT-13B, such as 12GiB or 12GB: {UNITS_HELP} (default: 12GiB)",
     )
     parser.add_argument(
         "--block-size", type=positive, default=16, metavar="N", help="tokens per block (default: %(default)s)"
@@ -87,15 +96,18 @@ def run(arguments: argparse.Namespace) -> int:
     num_slots = arguments.budget // OPT_13B.bytes_per_token
     if num_slots < 2 * arguments.block_size:
         raise ValueError(
-            f"{count(arguments.budget, 'byte')} hold {count(num_slots, 'token')} of OPT-13B, less than two blocks of "
+            f"{memory(arguments.budget)} hold {count(num_slots, 'token')} of OPT-13B, less than two blocks of "
             f"{arguments.block_size:,}: raise --budget or lower --block-size"
         )
     if num_slots // arguments.block_size > MOST_BLOCKS:
         raise ValueError(
-            f"{arguments.budget // GIB:,} GiB make more than {MOST_BLOCKS:,} blocks of {arguments.block_size}: "
+            f"{memory(arguments.budget)} make more than {MOST_BLOCKS:,} blocks of {arguments.block_size}: "
             "lower --budget (a plain number means GiB) or raise --block-size"
         )
-    reports = memory_shares.compare(requests, num_slots, arguments.model_len, arguments.block_size, total=num_served)
+    with waiting(f"serving {count(num_served, 'request')} with four allocators"):
+        reports = memory_shares.compare(
+            requests, num_slots, arguments.model_len, arguments.block_size, total=num_served
+        )
     report = {
         "workload": arguments.workload,
         "model_len": arguments.model_len,
@@ -119,16 +131,16 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(report, reports)
     if not all(of.requests_per_second for of in reports.values()):
-        print(
-            "pagedattn_lab waste: too few requests for an average: with some allocator the last of them was admitted "
-            "before any was finished: raise --requests",
-            file=sys.stderr,
+        say(
+            "too few requests for an average: with some allocator the last of them was admitted before any was "
+            "finished: raise --requests",
+            arguments.command,
         )
     if fit.refused or fit.cut:
-        print(
-            f"pagedattn_lab waste: refused {fit.refused:,}, cut {fit.cut:,} at {arguments.model_len:,} tokens: "
-            "raise --model-len to serve them in full",
-            file=sys.stderr,
+        say(
+            f"refused {fit.refused:,}, cut {fit.cut:,} at {arguments.model_len:,} tokens: raise --model-len to serve "
+            "them in full",
+            arguments.command,
         )
     return 0
 
@@ -136,22 +148,26 @@ def run(arguments: argparse.Namespace) -> int:
 def _print(report: Mapping[str, Any], reports: Mapping[str, Report]) -> None:
     how = {"saturated": "all waiting from the start", "trace": "arriving as in the trace"}
     print(
-        f"{Path(report['workload']).name}: {count(report['num_requests'], 'request')} "
-        f"({report['refused']:,} refused, {report['cut']:,} cut), "
-        + how.get(report["arrivals"], f"{report['rate']} per second")
+        wrap(
+            f"{Path(report['workload']).name}: {count(report['num_requests'], 'request')} "
+            f"({report['refused']:,} refused, {report['cut']:,} cut), "
+            + how.get(report["arrivals"], f"{report['rate']} per second")
+        )
     )
-    size = f"{report['budget_bytes'] / GIB:,.4g} GiB"
     print(
-        f"OPT-13B on one A100, at most {report['model_len']:,} tokens per request; "
-        f"{size} hold {report['num_slots']:,}; blocks of {report['block_size']:,}."
+        wrap(
+            f"OPT-13B on one A100, at most {report['model_len']:,} tokens per request; "
+            f"{memory(report['budget_bytes'])} hold {report['num_slots']:,}; blocks of {report['block_size']:,}."
+        )
     )
     print("Averages until the last request has been admitted:\n")
     print(memory_shares.table(reports) + "\n")
-    print(memory_shares.bars(reports, ascii_only=not _can_print(memory_shares.BLOCKS)))
+    characters = memory_shares.BLOCKS if _can_print(memory_shares.BLOCKS) else memory_shares.ASCII
+    print(_painted(memory_shares.bars(reports, ascii_only=characters == memory_shares.ASCII), characters))
     setting = [report[key] for key in ("workload", "model_len", "budget_bytes", "block_size", "arrivals")]
     if setting == ["sharegpt", 2048, PAPER_BUDGET, 16, "saturated"]:
         paper = ", ".join(f"{row['token_states']:.1%}" for row in FIG_2.values())
-        print(f"\nToken states in the paper's Fig. 2, in the same order: {paper}.")
+        print("\n" + wrap(f"Token states in the paper's Fig. 2, in this order: {paper}."))
 
 
 def _requests(arguments: argparse.Namespace) -> tuple[Callable[[], Iterable[TraceRequest]], str]:
@@ -173,6 +189,12 @@ def _requests(arguments: argparse.Namespace) -> tuple[Callable[[], Iterable[Trac
             return ((request.prompt_len, request.output_len) for request in trace)
 
     return lambda: arrive(islice(lengths(), num_requests), rate, seed), "poisson" if rate < math.inf else "saturated"
+
+
+def _painted(bars: str, characters: str) -> str:
+    """Give each kind of memory a colour beside its character, the same in its bars and in the legend below them."""
+    colours = dict(zip(characters, COLOURS, strict=False))  # what is free has none
+    return re.sub("|".join(f"{re.escape(each)}+" for each in colours), lambda of: paint(of[0], colours[of[0][0]]), bars)
 
 
 def _can_print(text: str) -> bool:

@@ -57,14 +57,14 @@ def load(
         ModelLoadError: it cannot be found, fetched, read, or is no decoder; the message says what to do.
     """
     name = os.fspath(name)
-    folder = ensure_default() if name == DEFAULT else name
+    folder, local_files_only = _find(name)  # before the imports, which take seconds
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     part = "weights"
     try:
         with quiet_transformers():
-            source = {"trust_remote_code": False, "local_files_only": os.path.isdir(folder) or not _hub_knows(name)}
+            source = {"trust_remote_code": False, "local_files_only": local_files_only}
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype or torch.float32, output_loading_info=True, **source
             )
@@ -87,6 +87,45 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         configured = tokenizer.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return {token for token in ids if token is not None}
+
+
+def _find(name: str) -> tuple[str | os.PathLike[str], bool]:
+    """Say where a model is, and whether only files on this machine can serve. Loads neither torch nor transformers.
+
+    Raises:
+        ModelLoadError: no model can be there: no such folder, one without a configuration, no id that the hub could
+            have, one that it does not have, or no answer from the hub for a model never downloaded here.
+    """
+    if name == DEFAULT:
+        return ensure_default(), True
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "config.json")):
+            raise ModelLoadError(f"the folder {name!r} holds no decoder that transformers can load: no config.json")
+        return name, True
+    if os.path.exists(name):
+        raise ModelLoadError(f"{name!r} is a file: name the folder that holds config.json and the weights")
+    if os.path.isabs(name) or name.startswith((".", "~")):
+        raise ModelLoadError(f"there is no folder {name!r}: check the path")
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ModelLoadError(
+            f"{name!r} is neither a folder nor an id that the Hugging Face hub could have, such as gpt2 or owner/model"
+        ) from None
+    try:
+        has_answered = _hub_knows(name)
+    except Exception as error:
+        raise ModelLoadError(_explain(name, "weights", error)) from error
+    if not has_answered and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise ModelLoadError(
+            f"{name!r} could not be loaded (the hub gives no answer, and it was never downloaded here): check the id, "
+            "and connect to the network"
+        )
+    return name, not has_answered
 
 
 def _hub_knows(name: str) -> bool:
@@ -115,8 +154,6 @@ def _explain(name: str, part: str, error: Exception) -> str:
         return f"{name} could not be read ({reason}): make its files in {cache_directory()} readable, or delete them"
     if os.path.isdir(name):
         return f"the folder {name!r} holds no decoder that transformers can load ({reason})"
-    if os.sep in name and (os.path.isabs(name) or name.startswith(".")):
-        return f"there is no folder {name!r}: check the path"
     if "Unrecognized configuration class" in text or "Unrecognized model" in text:
         return f"{name!r} is not a decoder-only language model that transformers includes: choose another"
     return (

@@ -103,19 +103,19 @@ def table(reports: Mapping[str, Report]) -> str:
         >>> from pagedattn_lab import workloads
         >>> reports = compare(lambda: workloads.arrive(islice(workloads.sharegpt(), 500)), 15_728, 2048, block_size=16)
         >>> print(table(reports))
-        % of KV memory   token  reser-  inter-  exter-             mean  requests   preemp-
-                        states  vation     nal     nal    free  running     per s     tions
-        Max               20.2    12.6    58.3     8.9     0.0     7.00      1.19         0
-        Pow2              29.5    18.5    15.3    36.6     0.0    10.26      1.64         0
-        Oracle            38.8    24.7     0.0    36.6     0.0    13.55      2.05         0
-        paged             97.1     1.7     0.0     0.1     1.1    35.67      3.90       638
+        % of KV memory  token reser- inter- exter-            mean  requests   preemp-
+                       states vation    nal    nal   free  running     per s     tions
+        Max              20.2   12.6   58.3    8.9    0.0     7.00      1.19         0
+        Pow2             29.5   18.5   15.3   36.6    0.0    10.26      1.64         0
+        Oracle           38.8   24.7    0.0   36.6    0.0    13.55      2.05         0
+        paged            97.1    1.7    0.0    0.1    1.1    35.67      3.90       638
     """
     lines = [
-        "% of KV memory   token  reser-  inter-  exter-             mean  requests   preemp-",
-        "                states  vation     nal     nal    free  running     per s     tions",
+        "% of KV memory  token reser- inter- exter-            mean  requests   preemp-",
+        "               states vation    nal    nal   free  running     per s     tions",
     ]
     for name, report in reports.items():
-        shares = "".join(f"{100 * getattr(report, kind):8.1f}" for kind in KINDS)
+        shares = "".join(f"{100 * getattr(report, kind):7.1f}" for kind in KINDS)
         lines.append(
             f"{LABELS[name]:<14}{shares}{report.mean_running:9.2f}{report.requests_per_second:10.2f}"
             f"{report.num_preemptions:10,}"
@@ -137,11 +137,11 @@ def bars(reports: Mapping[str, Report], ascii_only: bool = False) -> str:
         >>> from pagedattn_lab import workloads
         >>> reports = compare(lambda: workloads.arrive(islice(workloads.sharegpt(), 500)), 15_728, 2048, block_size=16)
         >>> print(bars(reports, ascii_only=True))
-        Max            |############++++++++-----------------------------------.....|
-        Pow2           |##################+++++++++++---------......................|
-        Oracle         |#######################+++++++++++++++......................|
-        paged          |##########################################################+_|
-                        # token states  + reservation  - internal  . external, other  _ free
+        Max    |############++++++++-----------------------------------.....|
+        Pow2   |##################+++++++++++---------......................|
+        Oracle |#######################+++++++++++++++......................|
+        paged  |##########################################################+_|
+                # token states  + reservation  - internal  . external, other  _ free
     """
     characters = ASCII if ascii_only else BLOCKS
     lines = []
@@ -150,6 +150,6 @@ def bars(reports: Mapping[str, Report], ascii_only: bool = False) -> str:
         for kind, character in zip(KINDS, characters, strict=True):
             end += getattr(report, kind)
             bar += character * (round(BAR_WIDTH * end) - len(bar))
-        lines.append(f"{LABELS[name]:<14} |{bar}|")
+        lines.append(f"{LABELS[name]:<7}|{bar}|")
     legend = "  ".join(f"{character} {label}" for character, label in zip(characters, KINDS.values(), strict=True))
-    return "\n".join([*lines, f"{'':<16}{legend}"])
+    return "\n".join([*lines, f"{'':<8}{legend}"])

@@ -313,7 +313,7 @@ def simulate(
         step_time: how long a step takes.
         max_num_seqs: most requests in one step; by default as many as memory holds.
         total: how many requests there are, if known, for the progress bar.
-        progress: whether to show a bar on standard error after two seconds; by default if that is a terminal, so pass
+        progress: whether to show a bar on standard error after a second; by default if that is a terminal, so pass
             ``True`` in a notebook to see one.
 
     Raises:
@@ -338,7 +338,7 @@ def simulate(
 
     server = _Server(requests, allocator, step_time, max_num_seqs)
     disable = None if progress is None else not progress
-    with tqdm(total=total, unit=" requests", delay=2, disable=disable, leave=False) as bar:
+    with tqdm(total=total, unit=" requests", delay=1, disable=disable, leave=False) as bar:
         try:
             while server.serve():
                 if server.num_finished - bar.n >= 256:

@@ -289,12 +289,17 @@ function isOurs(event) {
   return !combined && !["Tab", "Shift", "Control", "Alt", "Meta"].includes(event.key);
 }
 
+/** A listener of its own name: however often a lesson gets it, it hears each key once. */
+function keepOurs(event) {
+  if (isOurs(event)) event.stopPropagation();
+}
+
 /** What a lesson's controls lack. ipywidgets gives sliders no accessible name: take the description beside each.
  * JupyterLab takes arrow keys for commands before a list hears them: keep the keys of a lesson inside. */
 function helpControls(root) {
   const lesson = root.closest(".pa-lesson");
   if (lesson === null) return;
-  lesson.onkeydown = (event) => isOurs(event) && event.stopPropagation();
+  lesson.addEventListener("keydown", keepOurs);
   for (const handle of lesson.querySelectorAll(".noUi-handle")) {
     const label = handle.closest(".widget-inline-hbox, .widget-hbox, .jupyter-widgets")?.querySelector(".widget-label");
     if (label) handle.setAttribute("aria-label", label.textContent);

@@ -57,10 +57,13 @@ def _tests_lesson(key):
                            (("first", "min"), ("step", "step"), ("last", "max")) if control.has_trait(trait)}
     return {"controls": controls, "player": _tests_player(lesson.player.model_id)}
 
-def _tests_is_current(key):
+def _tests_is_current(key, drawn={}):  # the same values are drawn once
     from pagedattn_lab.viz.player import recording
     lesson = _tests_widgets("Lesson")[key]
-    return lesson.player.recording == recording(lesson._draw(**lesson.values))
+    what = key, repr(lesson.values)
+    if what not in drawn:
+        drawn[what] = recording(lesson._draw(**lesson.values))
+    return lesson.player.recording == drawn[what]
 
 def _tests_player(key):
     player = _tests_widgets("Player")[key]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from accessibility import judged
+from accessibility import judged, only
 from playwright.sync_api import Page
 
 ARTICLE = "article.bd-article"
@@ -78,7 +78,7 @@ def show(page: Page, kinds: set[str]) -> None:
 
 def contrast(page: Page) -> tuple[list[str], int]:
     """Return what axe cannot read, or cannot judge, in the article of a page; and how many elements it could read."""
-    report = judged(page, ARTICLE, [CONTRAST], "passes", "violations", "incomplete")
+    report = judged(page, ARTICLE, only(CONTRAST), "passes", "violations", "incomplete")
     found = {
         verdict: [node for rule in report[verdict] for node in rule["nodes"]]
         for verdict in ("passes", "violations", "incomplete")

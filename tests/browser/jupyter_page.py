@@ -19,10 +19,11 @@ from jupyter_server.serverapp import list_running_servers
 from playwright.sync_api import Browser, Locator
 from watch import PATIENCE, Watch, until
 
+from tests.helpers.data_files import place_data_files
+
 RUN_SECONDS = 600  # a whole chapter, on a machine that is busy with others
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # every cell is in the page, seen or not
-    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 IS_READY = """() => {
   const panel = window.jupyterapp?.shell.currentWidget;
@@ -155,15 +156,20 @@ class Notebook:
 
 
 class Lab:
-    """A JupyterLab of the tests' own: own folder, settings, port and token, so that a user's do not matter."""
+    """A JupyterLab of the tests' own: own folder, settings, port and token, so that a user's do not matter.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for everything that it keeps.
+        settings: defaults other than JupyterLab's and the book's.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any] = SETTINGS) -> None:
         self.root = folder / "root"
         self.root.mkdir()
         self._runtime = folder / "runtime"
-        settings = folder / "config" / "labconfig" / "default_setting_overrides.json"
-        settings.parent.mkdir(parents=True)
-        settings.write_text(json.dumps(SETTINGS))
+        overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
+        overrides.parent.mkdir(parents=True)
+        overrides.write_text(json.dumps(settings))
         own = {
             "JUPYTER_CONFIG_DIR": "config",
             "JUPYTER_DATA_DIR": "data",
@@ -182,6 +188,9 @@ class Lab:
         ]
         command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
         command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
+        share = place_data_files(folder / "prefix") / "share" / "jupyter"  # the extension as this checkout holds it
+        own["JUPYTER_PATH"] = str(share.relative_to(folder))
+        command += [f"--LabApp.app_settings_dir={share / 'lab' / 'settings'}"]
         self._log = folder / "server.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 import highlighting
 import players
 import pytest
-from accessibility import COLOUR_RULES, violations
+from accessibility import colour_violations, structure_violations, violations
 from playwright.sync_api import Browser, Locator, Page, expect
 from watch import Watch, until
 
@@ -68,11 +68,12 @@ def watch(browser: Browser) -> Iterator[Watch]:
     watch.context.close()
 
 
-def look_at(watch: Watch, page: Page, url: str) -> Seen:
+def look_at(watch: Watch, page: Page, url: str, judged: dict[str, set[str]]) -> Seen:
     """Open a page and look at it: wide and narrow, light and dark.
 
     Highlighted code is flattened before axe sees it; its colours are judged by themselves. In the dark the page is the
-    same but for its colours, and what is hidden says so.
+    same but for its colours, and what is hidden says so. ``judged`` holds the kinds of text that axe has seen in each
+    theme, and then those of this page too.
     """
     watch.problems.clear()
     page.set_viewport_size({"width": 1280, "height": 900})
@@ -86,11 +87,12 @@ def look_at(watch: Watch, page: Page, url: str) -> Seen:
     page.set_viewport_size({"width": 1280, "height": 900})
     seen.highlighting = highlighting.kinds_of(page)
     highlighting.flatten(page)
-    for scheme, rules in {"light": (), "dark": COLOUR_RULES}.items():
+    for scheme, known in judged.items():
         page.emulate_media(color_scheme=scheme)
         page.wait_for_function(THEMED, arg=scheme)
         seen.hidden[scheme] = page.evaluate(HIDDEN)
-        seen.violations[scheme] = violations(page, rules=rules)
+        seen.violations[scheme] = colour_violations(page, known)
+    seen.violations["light"] += structure_violations(page)
     seen.problems = list(watch.problems)
     return seen
 
@@ -99,14 +101,14 @@ def look_at(watch: Watch, page: Page, url: str) -> Seen:
 def crawled(browser: Browser, address: str) -> dict[str, Seen]:
     """Follow every link from the root, and look at each page of the book once; keyed by path."""
     watch = Watch(browser, color_scheme="light")
-    page, found = watch.new_page(), {}
+    page, found, judged = watch.new_page(), {}, {"light": set(), "dark": set()}
     waiting = [address + path for path in (*UNLINKED, "book/index.html")]
     while waiting:
         url = waiting.pop()
         path = url.removeprefix(address)
         if path in found:
             continue
-        found[path] = look_at(watch, page, url)
+        found[path] = look_at(watch, page, url, judged)
         linked = (urldefrag(link).url for link in found[path].links)
         waiting += [link for link in linked if link.startswith(address) and link.endswith(".html")]
     watch.context.close()
@@ -278,3 +280,23 @@ def test_violations_are_noticed(watch: Watch) -> None:
     assert page.evaluate(TOO_WIDE) == []
     page.set_content("<html lang=en><title>a</title><main><p style='width: 3000px'>a</p></main></html>")
     assert page.evaluate(TOO_WIDE)[-1] == "P "
+
+
+def test_each_kind_of_text_is_judged(watch: Watch) -> None:
+    """Catches a text whose colours nobody judges, since another on the page is like it but for what lies behind."""
+    page = watch.new_page()
+    paper = "<html lang=en><title>a</title><style>.on {{background: {}}}</style><main><h1>a</h1>{}</main></html>"
+    texts = "<p>aa</p><p>bb</p><div class=on><p>cc</p></div><p>dd <a href=#>ee</a></p><p style='opacity: 0.2'>ff</p>"
+    page.set_content(paper.format("#333", texts))
+    known: set[str] = set()
+    found = [line.split(":", 1)[0] for line in colour_violations(page, known)]
+    assert found == ["color-contrast"] * 2
+    assert len(known) == 4  # the heading is one character
+    assert colour_violations(page, known) == []  # once is enough
+    page.set_content(paper.format("#666", texts))
+    (only_new,) = colour_violations(page, known)
+    assert "background color: #666666" in only_new
+    page.set_content("<html lang=en><title>a</title><main><p>aa</p><div style='position: absolute; inset: 0'>")
+    before = set(known)
+    page.add_style_tag(content="p { color: #ddd } div { background: linear-gradient(red, blue) }")
+    assert (colour_violations(page, known), known) == ([], before)  # axe cannot tell: the next page is asked again

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -129,18 +128,10 @@ def test_chapter_is_quiet(chapter: Notebook) -> None:
     assert chapter.watch.problems == []
 
 
-@contextmanager
-def opened(lab: Lab, browser: Browser, *sources: str) -> Iterator[Notebook]:
-    """Open a notebook made for one test, and run it."""
-    write(lab, "made.ipynb", *sources)
-    notebook = lab.open(browser, "made.ipynb")
-    try:
-        notebook.run_all()
-        yield notebook
-    finally:
-        lab.close(notebook)
-
-
+CLEAN = """
+from ipywidgets import Widget
+Widget.close_all()
+"""
 SQUARES = """
 import ipywidgets as widgets
 from pagedattn_lab.viz import Picture
@@ -189,28 +180,51 @@ BROKEN_PLAYERS = {
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a function after which nobody waits long for what will not come."""
-    return lambda: monkeypatch.setattr(watch, "PATIENCE", 10)
+    return lambda: monkeypatch.setattr(watch, "PATIENCE", 4)
 
 
 FAULTS = [(Driver.drive_controls, *fault) for fault in BROKEN.values()]
 FAULTS += [(Driver.drive_players, *fault) for fault in BROKEN_PLAYERS.values()]
 
 
+@pytest.fixture(scope="module")
+def squares(lab: Lab, browser: Browser) -> Iterator[Notebook]:
+    """Open a notebook with one lesson, which every run of its cells makes anew."""
+    write(lab, "squares.ipynb", CLEAN, SQUARES)
+    notebook = lab.open(browser, "squares.ipynb")
+    yield notebook
+    lab.close(notebook)
+
+
 @pytest.mark.parametrize(("drive", "source", "message"), FAULTS, ids=[*BROKEN, *BROKEN_PLAYERS])
-def test_faults_are_noticed(
-    lab: Lab, browser: Browser, impatient: Callable, drive: Callable, source: str, message: str
-) -> None:
+def test_faults_are_noticed(squares: Notebook, impatient: Callable, drive: Callable, source: str, message: str) -> None:
     """Catches a driver that reports nothing whatever a lesson or a player does."""
-    with opened(lab, browser, SQUARES, source) as notebook:
-        impatient()
-        with pytest.raises(AssertionError, match=message):
-            drive(Driver(notebook))
+    squares.run_all()
+    squares.kernel.errors.clear()  # those of the fault before
+    squares.kernel.run(source)
+    impatient()
+    with pytest.raises(AssertionError, match=message):
+        drive(Driver(squares))
+
+
+def test_a_lesson_without_faults_passes(squares: Notebook) -> None:
+    """Catches a notebook in which a fault goes on after its test, so that the next one tests nothing."""
+    squares.run_all()
+    squares.kernel.errors.clear()  # those of the fault before
+    driver = Driver(squares)
+    assert driver.drive_controls() == driver.controls and len(driver.controls) == 1
+    assert driver.drive_players() == 1
 
 
 def test_noise_is_noticed(lab: Lab, browser: Browser) -> None:
     """Catches a watch that hears nothing in JupyterLab: an error in a cell, a request to another machine."""
     picture = "from IPython.display import HTML\nHTML('<img src=https://example.org/a.png>')"
-    with opened(lab, browser, picture, "1 / 0", "2") as notebook:
+    write(lab, "noise.ipynb", picture, "1 / 0", "2")
+    notebook = lab.open(browser, "noise.ipynb")
+    try:
+        notebook.run_all()
         assert notebook.run_errors == notebook.kernel.errors == ["ZeroDivisionError: division by zero"]
         request = "request to another machine: https://example.org/a.png"
         watch.until(lambda: request in [*notebook.page.evaluate("[]"), *notebook.watch.problems], lambda: "not noticed")
+    finally:
+        lab.close(notebook)

@@ -233,3 +233,24 @@ def test_keys_of_the_page_are_left_to_it(mount: Callable) -> None:
     for key in ("Control+k", "Shift+Enter", "m", "ArrowRight"):
         player.page.keyboard.press(key)
     assert player.page.evaluate("heard") == ["Control", "k", "Shift", "Enter"]
+
+
+def test_tab_leads_through_and_out(mount: Callable) -> None:
+    """Catches a keyboard trap: a part of the player that keeps Tab, or from which Shift+Tab does not lead back."""
+    player, _ = mount(grown())
+    page = player.page
+    page.evaluate("() => { const end = document.createElement('button'); end.id = 'end'; document.body.append(end); }")
+    player.locator(".pa-text-toggle").click()
+    focused = "() => document.activeElement.closest('.pa-player') && document.activeElement.classList[0]"
+    ways = []
+    for start, key in ((player, "Tab"), (page.locator("#end"), "Shift+Tab")):
+        start.focus()
+        if key == "Shift+Tab":
+            page.keyboard.press(key)
+        ways.append([])
+        while (name := page.evaluate(focused)) and len(ways[-1]) < 20:
+            ways[-1].append(name)
+            page.keyboard.press(key)
+        assert name is None, f"{key} does not lead out: {ways[-1]}"
+    assert ways[0] == ways[1][::-1]
+    assert {"pa-first", "pa-scrub", "pa-speed", "pa-text-toggle", "pa-block", "pa-text"} <= set(ways[0])

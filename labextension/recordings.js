@@ -1,0 +1,150 @@
+// JupyterLab shows a stored widget as "model not found", and in a notebook that it does not trust yet, a figure as words.
+// Here the recording that lies beside the widget is played until a kernel has the widget, and a figure is always shown.
+//
+// A notebook that is not trusted must not run scripts. Its pictures are therefore <img> elements, in which no script of an
+// SVG runs, and its frames are copied field by field: what board.js writes as a number is one.
+
+const PLAYER = "application/vnd.pagedattn-lab.player+json";
+const WIDGET = "application/vnd.jupyter.widget-view+json";
+const SVG = "image/svg+xml";
+const WIDGET_RANK = -10; // as jupyterlab_widgets registers it; the lowest rank wins
+const SVG_RANK = 80;
+const PATIENCE = 300; // ms: a widget that a kernel has is there by then
+const MOST_PATIENCE = 2000;
+
+/** The player's script, as anywidget loads it: board.js and player.js in one module. */
+async function loadPlayer() {
+  const here = (name) => new URL(name, import.meta.url);
+  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: here("player.css") }));
+  const texts = ["board.js", "player.js"].map(async (name) => (await fetch(here(name))).text());
+  const source = new Blob(await Promise.all(texts), { type: "text/javascript" });
+  return (await import(URL.createObjectURL(source))).default;
+}
+let player;
+
+const CONTROLS = "This is the stored recording. Its controls appear when the cells have run.";
+
+const aside = (words) => Object.assign(document.createElement("p"), { className: "pa-recorded", textContent: words });
+const escaped = (text) => String(text).replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`);
+const numbers = (list) => list.map(Number);
+
+/** An SVG as an image, in which none of its scripts runs. */
+const asImage = (svg, words) =>
+  `<img style="max-width: 100%" src="data:${SVG};charset=utf-8,${encodeURIComponent(svg)}" alt="${escaped(words)}">`;
+
+function harmlessFrame(frame) {
+  const sentence = String(frame.sentence);
+  if (frame.svg !== undefined) return { sentence, svg: asImage(frame.svg, sentence) };
+  return {
+    sentence, changed: numbers(frame.changed), free: numbers(frame.free), ref_cnt: numbers(frame.ref_cnt),
+    hashes: Object.fromEntries(Object.entries(frame.hashes).map(([id, text]) => [Number(id), String(text)])),
+    tables: frame.tables.map(({ name, mark, colour, num_tokens, block_ids }) => ({
+      name: String(name), mark: String(mark), colour: Number(colour), num_tokens: Number(num_tokens),
+      block_ids: numbers(block_ids),
+    })),
+  };
+}
+
+/** A copy of a recording that holds nothing but what a player shows. */
+export function harmless({ label, step, block_size, words, axis, frames }) {
+  const texts = (list) => list.map(String);
+  return {
+    label: String(label), step: Number(step), block_size: Number(block_size), frames: frames.map(harmlessFrame),
+    words: words && Object.fromEntries(Object.entries(words).map(([name, list]) => [name, texts(list)])),
+    axis: axis && { name: String(axis.name), values: texts(axis.values) },
+  };
+}
+
+/** What a kernel does for a player: keep its values, and tell it when one changes. The notebook's data stay as they are. */
+function modelOf(data) {
+  const values = { ...data, recording: data }, listeners = new Map();
+  return {
+    get: (name) => values[name],
+    set(name, value) {
+      values[name] = value;
+      listeners.get(`change:${name}`)?.forEach((listener) => listener());
+    },
+    save_changes() {},
+    on: (name, listener) => listeners.set(name, (listeners.get(name) ?? new Set()).add(listener)),
+    off: (name, listener) => listeners.get(name)?.delete(listener),
+  };
+}
+
+const once = (signal) =>
+  new Promise((done) => signal.connect(function heard() {
+    signal.disconnect(heard);
+    done();
+  }));
+
+/** Whether asking for a widget can succeed. Asking in vain costs an error on the console, so look first, if we can. */
+async function mayHave(output, id) {
+  const manager = await output._manager?.promise;
+  if (!manager?.has_model) return true;
+  if (!manager.restoredStatus) await once(manager.restored); // until a kernel has said which widgets it has
+  for (const end = Date.now() + MOST_PATIENCE; !manager.has_model(id); await new Promise((on) => setTimeout(on, 100)))
+    if (output.isDisposed || Date.now() > end) return false;
+  return !output.isDisposed;
+}
+
+/** A renderer of widgets that plays the recording wherever it would say that there is no widget. */
+function playerRenderer(host, options) {
+  const output = host.createRenderer({ ...options, mimeType: host.mimeTypes[0] });
+  const follow = host.mimeTypes.includes(WIDGET) ? output.renderModel.bind(output) : null;
+  const isLive = () => output.widgets?.length > 0;
+  let stop = () => {};
+
+  async function play({ data, trusted }) {
+    stop();
+    stop = () => {};
+    const recording = trusted ? data[PLAYER] : harmless(data[PLAYER]);
+    const { render } = await (player ??= loadPlayer());
+    if (output.isDisposed || isLive()) return;
+    const mount = document.createElement("div");
+    output.node.replaceChildren(mount);
+    output.removeClass("jupyter-widgets");
+    output.show();
+    stop = render({ model: modelOf(recording), el: mount });
+    if (`${data["text/plain"]}`.startsWith("Lesson(")) mount.append(aside(CONTROLS));
+  }
+
+  output.renderModel = async (model) => {
+    const id = model.trusted && model.data[WIDGET]?.model_id;
+    if (!follow || !id) return play(model);
+    const late = setTimeout(() => void play(model), PATIENCE);
+    const asked = await mayHave(output, id);
+    if (asked) await follow(model);
+    clearTimeout(late);
+    if (isLive()) stop();
+    else if (asked) await play(model); // else it plays by now, and who steps through it is not thrown back
+  };
+  const dispose = output.dispose.bind(output);
+  output.dispose = () => {
+    stop();
+    dispose();
+  };
+  return output;
+}
+
+/** JupyterLab's renderer of SVG, an <img>, for notebooks that it does not trust too, and with its words. */
+function pictureRenderer(factory, options) {
+  const output = factory.createRenderer(options), render = output.renderModel.bind(output);
+  output.renderModel = async (model) => {
+    await render(Object.create(model, { trusted: { value: true } }));
+    output.node.querySelector("img")?.setAttribute("alt", model.data["text/plain"] ?? "");
+  };
+  return output;
+}
+
+/** Teach one notebook's renderers to show recordings, and figures in any notebook. */
+export function showRecordings(rendermime) {
+  rendermime.addFactory({
+    safe: true, mimeTypes: [PLAYER],
+    createRenderer: (options) =>
+      playerRenderer(rendermime.getFactory(WIDGET) ?? rendermime.getFactory("text/plain"), options),
+  }, WIDGET_RANK - 10);
+  const svg = rendermime.getFactory(SVG);
+  if (svg)
+    rendermime.addFactory({
+      ...svg, safe: true, mimeTypes: [SVG], createRenderer: (options) => pictureRenderer(svg, options),
+    }, SVG_RANK);
+}
