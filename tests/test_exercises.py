@@ -1,187 +1,228 @@
-"""Every exercise's check accepts its reference solution, and rejects each named wrong answer and the stub."""
+"""Every exercise accepts right answers of any make, rejects wrong ones by name, and stands in its chapter."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import importlib
-import json
-import pickle
-import pkgutil
-import re
-import struct
-from collections.abc import Callable
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from pagedattn_lab import exercises
-from pagedattn_lab.exercises import Exercise, ch06
+from pagedattn_lab.exercises import Exercise, catalogue, ch01, ch03, ch05, ch07
+from tests.helpers.chapters import CHAPTERS
+from tests.helpers.second_solutions import SECOND
+from tools import notebooks
 
 ALL = {
-    f"{module.name}.{name}": exercise
-    for module in pkgutil.iter_modules(exercises.__path__)
-    for name, exercise in vars(importlib.import_module(f"pagedattn_lab.exercises.{module.name}")).items()
-    if isinstance(exercise, Exercise)
-}
+    exercise.number: replace(exercise, number="") for exercise in catalogue()
+}  # without a number nothing is recorded
+PATHS = {exercise.number: exercise.path for exercise in catalogue()}
+each = pytest.mark.parametrize("number", ALL)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_reference_passes_and_stub_is_not_attempted(name: str) -> None:
-    """Catches a check that nobody can satisfy, or one that scolds a reader who has not begun."""
+@each
+def test_two_independent_answers_pass(number: str) -> None:
+    """Catches a check that nobody can satisfy, and one that wants its own way of doing it."""
+    for answer in (ALL[number].reference, SECOND[number]):
+        verdict = ALL[number].grade(answer)
+        assert verdict.passed and not verdict.remarks, verdict
+
+
+@each
+def test_the_solution_that_is_shown_passes(number: str) -> None:
+    """Catches a solution that lacks an import, or uses something that the reader does not have."""
+    text = ALL[number].solution().text
+    explanation, _, code = text.removesuffix("```").partition("```python\n")
+    namespace: dict[str, object] = {}
+    exec(code, namespace)
+    assert len(explanation) > 100 and ALL[number].grade(namespace[ALL[number].name]).passed
+    assert "_reference" not in code and "_solution" not in code
+
+
+@each
+def test_a_stub_is_not_attempted(number: str) -> None:
+    """Catches an exercise that scolds a reader who has not begun."""
 
     def stub(*_: object, **__: object) -> None:
         raise NotImplementedError
 
-    assert ALL[name].grade(ALL[name].reference).message == "Correct."
-    verdict = ALL[name].grade(stub)
+    verdict = ALL[number].grade(stub)
     assert verdict.passed is None and verdict.message.startswith("Not attempted")
 
 
-@pytest.mark.parametrize(("name", "mistake"), [(name, wrong) for name in ALL for wrong in ALL[name].wrong])
-def test_wrong_answers_are_rejected(name: str, mistake: str) -> None:
-    """Catches a check too weak to see the named mistake, or one that gives no hint."""
-    verdict = ALL[name].grade(ALL[name].wrong[mistake])
+@pytest.mark.parametrize(("number", "mistake"), [(number, wrong) for number in ALL for wrong in ALL[number].wrong])
+def test_wrong_answers_are_rejected_by_name(number: str, mistake: str) -> None:
+    """Catches cases too weak to see a mistake, or to tell it from another one."""
+    wrong = ALL[number].wrong[mistake]
+    verdict = ALL[number].grade(lambda *arguments: wrong(*arguments))  # a hunt's own bug, written by somebody else
     assert verdict.passed is False
-    assert len(verdict.message) > len("Not yet: ") + 10, f"the hint for {mistake!r} is too short"
+    assert f"You seem to {mistake}." in verdict.remarks, verdict
+    assert verdict.rows[0][0] == "call" and [label for label, _ in verdict.rows].count("expected") >= 1
 
 
-def test_exercises_have_wrong_answers() -> None:
-    """Catches an exercise whose check was never shown to reject anything, and an empty collection."""
-    assert ALL
-    for name, exercise in ALL.items():
-        assert len(exercise.wrong) >= 3, name
+@each
+def test_exercises_are_complete(number: str) -> None:
+    """Catches an exercise with too few cases or wrong answers, without three hints, or without words for its return."""
+    exercise = ALL[number]
+    assert len(exercise.wrong) >= 4 and len(exercise.hints) == 3 and exercise.returns and exercise.title
+    cases = list(exercise.cases())
+    assert len(cases) >= 20 and all(case.about for case in cases if not exercise.look)
+    assert [case.shown for case in cases] == [case.shown for case in exercise.cases()]
+    assert [repr(case) for case in cases] == [repr(case) for case in exercise.cases()], "other cases each time"
 
 
-# --- Chapter 06, "One block, one name": answers as parent, tokens and salt to bytes -----------------------------------
+@each
+@pytest.mark.parametrize("answer", [None, 3, -1, "text", [], [None], {}, set(), ([], []), (1, 2), ([[]], {"a"}), 2.5])
+def test_any_value_at_all_can_be_graded(number: str, answer: object) -> None:
+    """Catches a look, or a drawing, that trips over what an answer gave, and an answer that is right by chance."""
+    verdict = ALL[number].grade(lambda *_: answer)
+    assert verdict.passed is False and verdict.message.startswith("✗ Not yet: "), verdict
 
 
-def text(tokens: list[int], mark: str = ",") -> bytes:
-    return mark.join(map(str, tokens)).encode()
+# --- in the chapters --------------------------------------------------------------------------------------------------
 
 
-def fixed(tokens: list[int], width: int, order: str = "little") -> bytes:
-    return b"".join(token.to_bytes(width, order) for token in tokens)
+def exercise_cells() -> Iterator[tuple[str, str]]:
+    for path in CHAPTERS:
+        for cell in notebooks.code_cells(notebooks.read(path)):
+            if ".grade(" in cell.source:
+                yield f"{path.stem}: {cell.id}", cell.source
 
 
-def sha(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+CELLS = dict(exercise_cells())
 
 
-def sized(data: bytes) -> bytes:
-    return struct.pack("<Q", len(data)) + data
+@pytest.mark.parametrize("where", CELLS)
+def test_an_exercise_cell_runs_by_itself(where: str) -> None:
+    """Catches a cell that needs another one to have run: in a fresh kernel a reader's first answer is a NameError."""
+    tree = ast.parse(CELLS[where])
+    last = tree.body.pop()
+    assert isinstance(last, ast.Expr)
+    namespace: dict[str, object] = {}
+    exec(compile(tree, where, "exec"), namespace)
+    assert eval(compile(ast.Expression(last.value), where, "eval"), namespace).passed is None
 
 
-def flag(salt: str | None) -> bytes:
-    return b"" if salt is None else b"s" + salt.encode()
+def test_every_exercise_stands_in_its_chapter_with_the_same_arguments() -> None:
+    """Catches an exercise that no chapter sets, and a stub whose arguments are not those of the cases."""
+    found = {}
+    for source in CELLS.values():
+        (stub,) = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+        path, _, answer = source.splitlines()[-1].partition(".grade(")
+        assert answer == f"{stub.name})" and path.endswith(f".{stub.name}")
+        found[path] = [argument.arg for argument in stub.args.args]
+    parameters = {PATHS[number]: exercise.parameters for number, exercise in ALL.items()}
+    hunts = {PATHS[number] for number, exercise in ALL.items() if exercise.buggy}
+    assert found.keys() == parameters.keys()
+    assert {path: names for path, names in found.items() if path not in hunts} == {
+        path: names for path, names in parameters.items() if path not in hunts
+    }
+    assert {path: len(names) for path, names in found.items()} == {
+        path: len(names) for path, names in parameters.items()
+    }
 
 
-def escaped(data: bytes) -> bytes:
-    return data.replace(b"\\", b"\\\\").replace(b"|", b"\\p")
+def test_the_list_of_exercises_waits_for_nothing_heavy() -> None:
+    """Catches an exercise that imports torch when it is only named."""
+    code = (
+        "import sys\nfrom pagedattn_lab.exercises import catalogue\n"
+        "catalogue()\nprint({'torch', 'numpy'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
-RIGHT: dict[str, Callable[..., bytes]] = {
-    "repr": lambda p, t, s: repr((p, tuple(t), s)).encode(),
-    "repr, hashed": lambda p, t, s: sha(repr((s, p, t)).encode()),
-    "json": lambda p, t, s: json.dumps([p.hex(), t, s]).encode(),
-    "pickle": lambda p, t, s: pickle.dumps((p, tuple(t), s)),
-    "lengths": lambda p, t, s: sized(p) + sized(text(t)) + (b"" if s is None else sized(s.encode())),
-    "netstrings": lambda p, t, s: b"".join(b"%d:%b" % (len(each), each) for each in (p, text(t), flag(s))),
-    "8-byte tokens after the parent's length": lambda p, t, s: (
-        struct.pack(f"<QQ{len(t)}Q", len(p), len(t), *t) + p + flag(s)
-    ),
-    "4-byte tokens, which refuse a larger one": lambda p, t, s: struct.pack(f"<{len(t)}I", *t).join(
-        [sized(p) + struct.pack("<Q", len(t)), flag(s)]
-    ),
-    "3-byte tokens between digests": lambda p, t, s: sha(p) + fixed(t, 3) + sha(flag(s)),
-    "digests of each part": lambda p, t, s: sha(p) + sha(text(t)) + sha(flag(s)),
-    "digest of digests": lambda p, t, s: sha(sha(p) + sha(repr(t).encode()) + sha(repr(s).encode())),
-    "digests first, then tokens": lambda p, t, s: sha(p) + sha(flag(s)) + fixed(t, 8),
-    "digests around text": lambda p, t, s: sha(p) + text(t) + sha(flag(s)),
-    "labels and repr": lambda p, t, s: b"parent=%b&tokens=%b&salt=%b" % (p, text(t), repr(s).encode()),
-    "escaped marks": lambda p, t, s: b"|".join([escaped(p), text(t), escaped(flag(s))]),
-    "hex and a mark, the salt last": lambda p, t, s: b"|".join([p.hex().encode(), text(t), flag(s)]),
-    "hex and a mark, the salt first": lambda p, t, s: b"|".join([flag(s), p.hex().encode(), text(t)]),
-    "a mark that no text holds": lambda p, t, s: b"\xff".join([p, text(t), flag(s)]),
-    "the parent last": lambda p, t, s: b"%b|%d|" % (text(t), -1 if s is None else len(s.encode())) + flag(s) + p,
-    "salt before the tokens, parent last": lambda p, t, s: sized(flag(s)) + sized(text(t)) + p,
-}
+def test_numbers_run_on() -> None:
+    """Catches a number that is missing or used twice."""
+    numbers = [exercise.number for exercise in catalogue()]
+    for chapter in sorted({number[:2] for number in numbers}):
+        mine = [number for number in numbers if number[:2] == chapter]
+        assert mine == [f"{chapter}.{place}" for place in range(1, len(mine) + 1)]
+    modules = {path.stem[:2] for path in CHAPTERS}
+    assert {number[:2] for number in numbers} <= modules
+    assert Path(exercises.__file__).is_file()
 
 
-WRONG: dict[str, Callable[..., bytes]] = {
-    **{f"joined by {mark!r}": ch06._joined(mark) for mark in "\t/#_~&=.\1\n-;: @xN1+%$"},
-    **{
-        f"joined by {mark!r}": ch06._joined(mark) for mark in ("--", "::", "||", "\0\0", "\r\n", "', '", " | ", "é", "")
-    },
-    **{
-        f"{width}-byte tokens, {order}, {where}": lambda p, t, s, w=width, o=order, v=where: (
-            {"after parent": p, "after salt": flag(s) + b"|", "after digest": sha(p)}[v]
-            + fixed(t, w, o)
-            + {"after parent": flag(s), "after salt": p, "after digest": flag(s)}[v]
+# --- what single exercises must see -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("held", "new", "free", "block_size", "granted"),
+    [
+        ([15, 16, 17, 0], [1, 1, 1, 16], 9, 16, [0, 1, 0, 1]),
+        ([0, 0, 0], [20, 40, 3], 4, 8, [3]),
+        ([0, 3, 9], [17, 1, 40], 6, 4, [5, 0]),
+        ([2, 7, 1], [2, 1, 6], 0, 4, [0, 0]),
+    ],
+)
+def test_admission_by_hand(held: list[int], new: list[int], free: int, block_size: int, granted: list[int]) -> None:
+    """Catches a reference that agrees with its own mistakes only."""
+    assert ch03.admit.reference(held, new, free, block_size) == granted
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "copy"),
+    [
+        (([[1, 2]], [8], 0, [5, 3], 4), ([[1, 2, 5]], [9], [3]), None),
+        (([[1, 2], [1, 2]], [6, 6], 0, [5, 3], 4), ([[1, 5], [1, 2]], [7, 6], [3]), (2, 5)),
+        (([[1, 2], [1, 2]], [8, 8], 0, [4, 6], 4), ([[1, 2, 4], [1, 2]], [9, 8], [6]), None),
+        (([[7], [7], [7]], [1, 1, 1], 2, [9, 8], 3), ([[7], [7], [9]], [1, 1, 2], [8]), (7, 9)),
+    ],
+)
+def test_append_by_hand(before: tuple, after: tuple, copy: tuple | None) -> None:
+    """Catches a reference that agrees with its own mistakes only."""
+    tables, lengths, i, free, block_size = before
+    assert ch05.append_one.reference(tables, lengths, i, free, block_size) == copy
+    assert (tables, lengths, free) == after
+
+
+def test_merged_parts_are_attention_over_the_whole() -> None:
+    """Catches a reference for merging that no softmax agrees with."""
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(3, 9, generator=generator, dtype=torch.float64) * 4
+    value = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    parts = [ch07.partial_attention(scores[:, a:b], value[a:b]) for a, b in ((0, 4), (4, 4), (4, 9))]
+    _, total, accumulator = ch07.merge_partials.run(ch07.merge_partials.reference, tuple(parts))
+    torch.testing.assert_close(accumulator / total[:, None], torch.softmax(scores, 1) @ value, rtol=1e-12, atol=1e-12)
+
+
+def test_a_right_append_may_return_a_list() -> None:
+    """Catches right contents that are refused by type."""
+    for number in ("05.1", "05.3"):
+
+        def listed(*arguments: object, number: str = number) -> object:
+            returned = ALL[number].reference(*arguments)
+            return returned and list(returned)
+
+        assert ALL[number].grade(listed).passed, number
+
+
+def test_tables_alone_are_not_tables_and_freed_blocks() -> None:
+    """Catches a list of two tables that is read as tables and freed blocks."""
+    message = ALL["05.2"].grade(lambda tables, parents: [list(tables[parent]) for parent in parents]).message
+    assert "You return a list of 2 lists. Return two values, (new_tables, freed)" in message
+
+
+def test_a_failing_case_is_drawn() -> None:
+    """Catches boards that are the same, or missing, where the tables of an answer are wrong."""
+    for number, mistake in (("03.2", 0), ("04.3", 0), ("05.1", 0), ("05.2", 0)):
+        exercise = ALL[number]
+        verdict = exercise.grade(list(exercise.wrong.values())[mistake])
+        (expected, theirs), captions = (
+            [picture.alt for _, picture in verdict.pictures],
+            [c for c, _ in verdict.pictures],
         )
-        for width in (3, 4, 8)
-        for order in ("little", "big")
-        for where in ("after parent", "after salt", "after digest")
-    },
-    **{f"modulo 2**{bits}": lambda p, t, s, b=bits: repr((p, [x % 2**b for x in t], s)).encode() for bits in (20, 24)},
-    **{
-        f"masked to {bits} bits": lambda p, t, s, b=bits: repr((p, [x % 2**b for x in t], s)).encode()
-        for bits in (32, 63)
-    },
-    "labels": lambda p, t, s: b"parent=%b&tokens=%b&salt=%b" % (p, text(t), flag(s)),
-    "labels, salt first": lambda p, t, s: b"salt=" + flag(s) + b" parent=" + p + b" tokens=" + text(t),
-    "salt first, then the parent": lambda p, t, s: b"/".join([flag(s), p, text(t, ".")]),
-    "tokens first": lambda p, t, s: b"/".join([text(t), flag(s), p]),
-    "tokens first, parent before salt": lambda p, t, s: b"/".join([text(t), p, flag(s)]),
-    "salt last, same mark as tokens": lambda p, t, s: sha(p) + text(t) + (b"" if s is None else b"," + s.encode()),
-    "salt after a digest": lambda p, t, s: b",".join([sha(p), text(t), flag(s)[1:]]),
-    "no salt has its own word": lambda p, t, s: b"|".join(
-        [sha(p), text(t), (s if s is not None else "NO SALT").encode()]
-    ),
-    "no salt has its own word, in front": lambda p, t, s: b"%b|%b" % ((s or "-").encode(), sized(p) + text(t)),
-    "the salt's length, not the parent's": lambda p, t, s: p + sized(flag(s)) + fixed(t, 8),
-    "the number of tokens, and no other": lambda p, t, s: p + sized(text(t)) + flag(s),
-    "the number of tokens before a digest": lambda p, t, s: p + fixed([len(t), *t], 8) + sha(flag(s)),
-    "the parent's length, not the tokens'": lambda p, t, s: (
-        sized(p) + fixed(t, 8) + (b"N" if s is None else b"S" + s.encode())
-    ),
-    "keyed by the salt": lambda p, t, s: hmac.digest(flag(s), repr((p, t)).encode(), "sha256"),
-    "hashed with a salt only": lambda p, t, s: p + b";" + text(t, ";") if s is None else sha(repr((p, t, s)).encode()),
-    "hashed without a salt only": lambda p, t, s: (
-        sha(repr((p, t)).encode()) if s is None else p + b"~" + text(t, "~") + sha(s.encode())
-    ),
-    "a length without an end": lambda p, t, s: b"%d%b%b" % (len(p), p, text(t)) + sha(flag(s)),
-    "parent cut short": lambda p, t, s: repr((p[:3], t, s)).encode(),
-    "parent cut to 16 bytes": lambda p, t, s: repr((p[-16:], t, s)).encode(),
-    "parent padded": lambda p, t, s: p.ljust(400, b"\0") + repr((t, s)).encode(),
-    "parent as a number": lambda p, t, s: repr((int.from_bytes(p, "big"), t, s)).encode(),
-    "parent as text": lambda p, t, s: repr((p.decode(errors="replace"), t, s)).encode(),
-    "small letters": lambda p, t, s: repr((p, t, s and s.lower())).encode(),
-    "ASCII only": lambda p, t, s: repr((p, t, s and s.encode("ascii", "ignore"))).encode(),
-    "stripped": lambda p, t, s: repr((p, t, s and s.strip())).encode(),
-    "salt cut short": lambda p, t, s: repr((p, t, s and s[:16])).encode(),
-    "an empty salt is none": lambda p, t, s: repr((p, t, s or None)).encode(),
-    "16 tokens only": lambda p, t, s: repr((p, t[:16], s)).encode(),
-    "each token once": lambda p, t, s: repr((p, sorted(set(t)), s)).encode(),
-    "hex digits run together": lambda p, t, s: repr((p, "".join(f"{x:x}" for x in t), s)).encode(),
-    "too few digits": lambda p, t, s: repr((p, "".join(f"{x:05d}" for x in t), s)).encode(),
-    "as few bytes as fit": lambda p, t, s: repr(
-        (p, b"".join(x.to_bytes(max(1, -(-x.bit_length() // 8)), "big") for x in t), s)
-    ).encode(),
-    "one big number": lambda p, t, s: repr((p, sum(x << 32 * i for i, x in enumerate(t)), s)).encode(),
-    "Python's hash": lambda p, t, s: hash((p, tuple(t), s)).to_bytes(8, "big", signed=True),
-    "no salt means no mark": lambda p, t, s: b"|".join([p, text(t), *([] if s is None else [s.encode()])]),
-}
+        assert captions == ["expected", "yours"] and "Free queue" in expected and "Free queue" in theirs
+        assert number == "04.3" or expected != theirs
+        assert verdict.pictures[0][1].svg != verdict.pictures[1][1].svg
 
 
-@pytest.mark.parametrize("kind", RIGHT)
-def test_every_unambiguous_name_is_accepted(kind: str) -> None:
-    """Catches a check that takes a right way to write a block for a wrong one, a hash among them."""
-    assert ch06.name.grade(RIGHT[kind]).message == "Correct."
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_ambiguous_names_are_rejected_with_two_blocks(kind: str) -> None:
-    """Catches a check that knows a few separators only, or a hint that does not show which blocks are confused."""
-    verdict = ch06.name.grade(WRONG[kind])
-    assert verdict.passed is False
-    assert re.fullmatch(r"Not yet: \(b.*\) and \(b.*\) get the same bytes: .+", verdict.message), verdict.message
+def test_the_slow_way_counts_the_same_positions() -> None:
+    """Catches a formula for lost caches that a simulation, position by position, contradicts."""
+    exercise: Exercise = ch01.positions_processed
+    assert exercise.oracle is not exercise.reference
+    assert [exercise.oracle(5, 4, lost) for lost in ((), (1,), (3,))] == [8, 13, 15]

@@ -63,9 +63,12 @@ APPARATUS = [
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
-    "viz.lesson", "viz.book", "exercises.guesses", "exercises", "doctor", "cli.output",
-    "cli.terminal", "cli.arguments", "cli.parser",
-    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli", "__main__",
+    "viz.lesson", "viz.book",
+    "exercises.guesses", "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution",
+    "exercises.verdict",
+    "exercises.boards", "exercises.record", "exercises.grading", "exercises.catalogue", "exercises",
+    "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.exercises", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from pagedattn_lab.exercises import Exercise
+from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
 
 # --- bytes_per_token_per_rank -------------------------------------------------------------------------------------
 
@@ -40,12 +39,19 @@ def _rank_reference(config: Mapping[str, int], tensor_parallel_size: int, dtype_
     return 2 * config["num_hidden_layers"] * max(1, num_kv_heads // tensor_parallel_size) * head_dim * dtype_bytes
 
 
-def _rank_check(answer: Callable[..., Any]) -> None:
-    for config, ranks, dtype_bytes, why in _RANK_CASES:
-        expected, got = _rank_reference(config, ranks, dtype_bytes), answer(dict(config), ranks, dtype_bytes)
-        assert got == expected, (
-            f"{config} on {ranks} rank(s) with {dtype_bytes} byte(s) per element gives {expected}, not {got}: {why}"
-        )
+def _rank_cases() -> list[Case]:
+    def make(rng: random.Random) -> tuple[dict[str, int], int, int]:
+        num_kv_heads = rng.choice([1, 2, 4, 8])
+        config = {"num_hidden_layers": rng.randint(1, 80), "num_attention_heads": num_kv_heads * rng.choice([1, 2, 7])}
+        config["hidden_size"] = config["num_attention_heads"] * rng.choice([64, 80, 128])
+        if rng.random() < 0.7 or config["num_attention_heads"] != num_kv_heads:
+            config["num_key_value_heads"] = num_kv_heads
+        if rng.random() < 0.5:
+            config["head_dim"] = rng.choice([64, 128, 256])
+        return config, rng.choice([1, 2, 4, 8, 16]), rng.choice([1, 2, 4])
+
+    about = "Layers, heads that a rank keeps, head_dim, bytes per element, and both keys and values."
+    return [Case(tuple(case), f"Here {why}.") for *case, why in _RANK_CASES] + random_cases(2, 40, make, about)
 
 
 def _whole_cache(config: Mapping[str, int], dtype_bytes: int) -> int:
@@ -66,16 +72,28 @@ def _query_heads(config: Mapping[str, int], ranks: int, dtype_bytes: int) -> int
 
 
 bytes_per_token_per_rank = Exercise(
-    check=_rank_check,
+    "01.1",
+    "bytes_per_token_per_rank",
+    "Bytes per token on one GPU of several",
+    cases=_rank_cases,
     reference=_rank_reference,
+    returns="a number of bytes",
+    hints=(
+        "Begin with one rank: what does each layer keep of a token?",
+        "Without `num_key_value_heads` every query head has keys and values of its own; without `head_dim` it is "
+        "`hidden_size // num_attention_heads`. `config.get(name, otherwise)` says that in one line.",
+        "Only the heads are spread: a rank keeps `max(1, num_kv_heads // tensor_parallel_size)` of them.",
+    ),
+    explanation="Layers, `head_dim` and the two (keys and values) stay whole on every rank. Heads are divided, and "
+    "where ranks outnumber them one head per rank is the least there can be: the same head is stored several times.",
     wrong={
-        "ignores the ranks": lambda config, ranks, dtype_bytes: _whole_cache(config, dtype_bytes),
-        "cuts heads in pieces": lambda config, ranks, dtype_bytes: _whole_cache(config, dtype_bytes) // ranks,
-        "copies all heads when ranks outnumber them": _all_heads_when_copied,
-        "caches one entry per query head": _query_heads,
-        "derives head_dim that is stated": _head_dim_from_hidden_size,
-        "forgets the values": lambda config, ranks, dtype_bytes: _rank_reference(config, ranks, dtype_bytes) // 2,
-        "assumes two bytes": lambda config, ranks, dtype_bytes: _rank_reference(config, ranks, 2),
+        "ignore the ranks": lambda config, ranks, dtype_bytes: _whole_cache(config, dtype_bytes),
+        "cut heads in pieces": lambda config, ranks, dtype_bytes: _whole_cache(config, dtype_bytes) // ranks,
+        "copy all heads when ranks outnumber them": _all_heads_when_copied,
+        "cache one entry per query head": _query_heads,
+        "derive a head_dim that is stated": _head_dim_from_hidden_size,
+        "forget the values": lambda config, ranks, dtype_bytes: _rank_reference(config, ranks, dtype_bytes) // 2,
+        "assume two bytes per element": lambda config, ranks, dtype_bytes: _rank_reference(config, ranks, 2),
     },
 )
 """``answer(config, tensor_parallel_size, dtype_bytes) -> int``: bytes of keys and values one token leaves on a rank."""
@@ -98,36 +116,35 @@ def _admit_reference(requests: Requests, memory_bytes: int, weight_bytes: int, b
     return _admit(requests, memory_bytes - weight_bytes, lambda prompt, output: (prompt + output - 1) * bytes_per_token)
 
 
-def _admit_cases() -> list[tuple[Requests, int, int, int, str]]:
+def _admit_cases() -> list[Case]:
     ragged = [(100, 50), (400, 200), (10, 10), (1, 1)]  # 149 + 599 + 19 + 1 tokens
-    cases = [
-        (ragged, 8_000, 1_000, 10, "149 + 599 = 748 tokens exceed 700, and the requests behind must wait their turn"),
-        (ragged, 8_670, 1_000, 10, "149 + 599 + 19 = 767 tokens fill 767 slots exactly; the last one has no room"),
-        (ragged, 8_680, 1_000, 10, "149 + 599 + 19 + 1 tokens fill 768 slots exactly"),
-        (ragged, 8_480, 1_000, 10, "748 slots are enough for two requests: an output's last token is never stored"),
-        (ragged, 10**9, 1_000, 10, "everything fits"),
-        (ragged, 900, 1_000, 10, "the weights alone do not fit"),
-        ([], 8_000, 1_000, 10, "an empty queue"),
+    known = [
+        (ragged, 8_000, 1_000, 10, "149 + 599 = 748 tokens exceed 700, and the requests behind must wait their turn."),
+        (ragged, 8_670, 1_000, 10, "149 + 599 + 19 = 767 tokens fill 767 slots exactly; the last one has no room."),
+        (ragged, 8_680, 1_000, 10, "149 + 599 + 19 + 1 tokens fill 768 slots exactly."),
+        (ragged, 8_480, 1_000, 10, "748 slots are enough for two requests: an output's last token is never stored."),
+        (ragged, 10**9, 1_000, 10, "Everything fits."),
+        (ragged, 900, 1_000, 10, "The weights alone do not fit."),
+        ([], 8_000, 1_000, 10, "The queue is empty."),
     ]
-    rng = random.Random(0)
-    for _ in range(20):
-        queue = [(rng.randint(1, 900), rng.randint(1, 900)) for _ in range(rng.randint(1, 40))]
-        memory, weights, per_token = rng.randint(20_000, 900_000), rng.randint(0, 200_000), rng.choice((7, 24, 50))
-        cases.append((queue, memory, weights, per_token, "add up what every request stores when it ends, in order"))
-    return cases
+
+    def make(rng: random.Random) -> tuple[list[tuple[int, int]], int, int, int]:
+        queue = [(rng.randint(1, 900), rng.randint(1, 900)) for _ in range(rng.randint(1, 12))]
+        per_token, weights = rng.choice((7, 24, 50)), rng.randint(0, 200_000)
+        return queue, weights + rng.randint(0, sum(map(sum, queue)) * per_token), weights, per_token
+
+    about = "Add up what every request stores when it ends, in order."
+    return [Case(tuple(case), about) for *case, about in known] + random_cases(3, 60, make, about)
 
 
-def _admit_check(answer: Callable[..., Any]) -> None:
-    for requests, memory, weights, per_token, why in _admit_cases():
-        expected, got = (
-            _admit_reference(requests, memory, weights, per_token),
-            answer(list(requests), memory, weights, per_token),
-        )
-        shown = f"{requests[:4]}{' and more' if len(requests) > 4 else ''}"
-        assert got == expected, (
-            f"requests {shown} with {memory} bytes, {weights} of them weights, at {per_token} bytes per token: "
-            f"{expected} can be admitted, not {got} ({why})"
-        )
+def _admit_solution(requests: Requests, memory_bytes: int, weight_bytes: int, bytes_per_token: int) -> int:
+    left, admitted = memory_bytes - weight_bytes, 0
+    for prompt_len, output_len in requests:
+        left -= (prompt_len + output_len - 1) * bytes_per_token
+        if left < 0:
+            break
+        admitted += 1
+    return admitted
 
 
 def _admit_around(requests: Requests, memory_bytes: int, weight_bytes: int, bytes_per_token: int) -> int:
@@ -152,21 +169,35 @@ def _admit_longest(requests: Requests, memory_bytes: int, weight_bytes: int, byt
 
 
 admit = Exercise(
-    check=_admit_check,
-    reference=_admit_reference,
+    "01.2",
+    "admit",
+    "How many requests fit for certain",
+    cases=_admit_cases,
+    reference=_admit_solution,
+    oracle=_admit_reference,
+    returns="a number of requests",
+    hints=(
+        "What is there to give away? The memory holds the weights too.",
+        "A request stores its prompt and its output, except the last token of the output.",
+        "Go through the queue and subtract each request's bytes from what is left. At the first that does not fit, "
+        "stop.",
+    ),
+    explanation="Each admitted request may grow to its full length, so its full length is subtracted when it is "
+    "admitted. The first that does not fit ends the loop: with `continue` in place of `break` a short request would "
+    "overtake.",
     wrong={
-        "counts prompts only": lambda requests, memory, weights, per_token: _admit(
+        "count prompts only": lambda requests, memory, weights, per_token: _admit(
             requests, memory - weights, lambda prompt, output: prompt * per_token
         ),
-        "forgets the weights": lambda requests, memory, weights, per_token: _admit_reference(
+        "forget the weights": lambda requests, memory, weights, per_token: _admit_reference(
             requests, memory, 0, per_token
         ),
-        "stores the last token too": lambda requests, memory, weights, per_token: _admit(
+        "store the last token too": lambda requests, memory, weights, per_token: _admit(
             requests, memory - weights, lambda prompt, output: (prompt + output) * per_token
         ),
-        "lets short requests overtake": _admit_around,
-        "plans with the mean length": _admit_mean,
-        "plans with the longest request": _admit_longest,
+        "let short requests overtake": _admit_around,
+        "plan with the mean length": _admit_mean,
+        "plan with the longest request": _admit_longest,
     },
 )
 """``answer(requests, memory_bytes, weight_bytes, bytes_per_token) -> int``: requests that can all run to their end."""
@@ -175,7 +206,9 @@ admit = Exercise(
 
 
 def _positions_reference(prompt_len: int, output_len: int, lost_after: Sequence[int] = ()) -> int:
-    return prompt_len + output_len - 1 + sum(prompt_len + generated - 1 for generated in lost_after)
+    once = prompt_len + output_len - 1
+    again = sum(prompt_len + generated - 1 for generated in lost_after)
+    return once + again
 
 
 def _simulate(prompt_len: int, output_len: int, lost_after: Sequence[int]) -> int:
@@ -200,27 +233,45 @@ _POSITION_CASES = (
 )
 
 
-def _positions_check(answer: Callable[..., Any]) -> None:
-    for prompt_len, output_len, lost_after, why in _POSITION_CASES:
-        expected, got = _simulate(prompt_len, output_len, lost_after), answer(prompt_len, output_len, list(lost_after))
-        assert got == expected, (
-            f"prompt of {prompt_len}, {output_len} tokens generated, cache lost after {list(lost_after)}: "
-            f"{expected} positions are processed, not {got} ({why})"
-        )
+def _positions_cases() -> list[Case]:
+    def make(rng: random.Random) -> tuple[int, int, list[int]]:
+        output_len = rng.randint(1, 40)
+        lost_after = rng.sample(range(1, output_len), rng.randint(0, min(4, output_len - 1)))
+        return rng.randint(1, 60), output_len, sorted(lost_after)
+
+    known = [
+        Case((prompt, output, list(lost)), f"{why[0].upper()}{why[1:]}.")
+        for prompt, output, lost, why in _POSITION_CASES
+    ]
+    return known + random_cases(4, 40, make, "Every loss costs what the cache held at that moment.")
 
 
 positions_processed = Exercise(
-    check=_positions_check,
+    "01.3",
+    "positions_processed",
+    "The price of losing a cache",
+    cases=_positions_cases,
     reference=_positions_reference,
+    oracle=_simulate,
+    returns="a number of positions",
+    hints=(
+        "Begin without any loss: which positions does the model process, and how often each?",
+        "The prompt and every generated token except the last, once each. A loss adds what has to be processed again.",
+        "After `g` generated tokens the cache held the prompt and `g - 1` of them: the newest had not been fed to the "
+        "model yet, so it is processed once in any case.",
+    ),
+    explanation="Without losses it is `prompt_len + output_len - 1`. A loss after `g` tokens throws away what the "
+    "cache held then, `prompt_len + g - 1` positions, and nothing else is done twice. Lost after every token, the sum "
+    "is the quadratic number of attention without a cache.",
     wrong={
-        "processes the last token": lambda prompt, output, lost: _positions_reference(prompt, output, lost) + 1,
-        "ignores the losses": lambda prompt, output, lost: _positions_reference(prompt, output),
-        "recomputes the prompt only": lambda prompt, output, lost: prompt + output - 1 + prompt * len(lost),
-        "counts the newest token as lost": lambda prompt, output, lost: (
+        "process the last token": lambda prompt, output, lost: _positions_reference(prompt, output, lost) + 1,
+        "ignore the losses": lambda prompt, output, lost: _positions_reference(prompt, output),
+        "recompute the prompt only": lambda prompt, output, lost: prompt + output - 1 + prompt * len(lost),
+        "count the newest token as lost": lambda prompt, output, lost: (
             prompt + output - 1 + sum(prompt + generated for generated in lost)
         ),
-        "never caches": lambda prompt, output, lost: sum(prompt + generated for generated in range(output)),
-        "forgets the prompt": lambda prompt, output, lost: output - 1 + sum(generated - 1 for generated in lost),
+        "cache nothing at all": lambda prompt, output, lost: sum(prompt + generated for generated in range(output)),
+        "forget the prompt": lambda prompt, output, lost: output - 1 + sum(generated - 1 for generated in lost),
     },
 )
 """``answer(prompt_len, output_len, lost_after) -> int``: token positions the model processes for one request."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from pagedattn_lab.baselines import contiguous
-from pagedattn_lab.baselines.strip import Buddy, FirstFit
-from pagedattn_lab.exercises import Exercise
+from pagedattn_lab.baselines.strip import FirstFit
+from pagedattn_lab.exercises.ch02_buddy import buddy_release
+from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+
+__all__ = ["admitted", "buddy_release", "compact"]
 
 Region = tuple[int, int]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Compaction
 # ---------------------------------------------------------------------------------------------------------------------
-
-Compaction = Callable[[Sequence[Region]], tuple[list[Region], int]]
 
 _STRIPS = [  # regions in use, what the case is about
     ([(0, 8), (16, 8), (24, 3)], "a region at the lower end stays where it is, and costs nothing"),
@@ -38,34 +40,59 @@ def _slide(regions: Iterable[Region]) -> tuple[list[Region], int]:
 
 
 def _reference_compact(regions: Sequence[Region]) -> tuple[list[Region], int]:
-    return _slide(sorted(regions))
+    placed, end, copied = [], 0, 0
+    for start, size in sorted(regions):
+        placed.append((end, size))
+        if start != end:
+            copied += size
+        end += size
+    return placed, copied
 
 
-def _check_compact(answer: Compaction) -> None:
-    for regions, about in _STRIPS:
-        expected, copied = _reference_compact(regions)
-        result = answer(list(regions))
-        assert isinstance(result, tuple) and len(result) == 2, "return two values: the list of regions, slots copied"
-        placed = [tuple(region) for region in result[0]]
-        assert placed == expected, f"for regions={regions} the strip becomes {expected}, not {placed}: {about}"
-        assert result[1] == copied, f"for regions={regions} {copied} slots are copied, not {result[1]}: {about}"
+def _ragged_strip(rng: random.Random, num_regions: int) -> list[Region]:
+    """Lay regions of any length with and without gaps between them, and list them in any order."""
+    regions, end = [], rng.choice([0, 0, 3])
+    for _ in range(num_regions):
+        size = rng.randint(1, 20)
+        regions.append((end, size))
+        end += size + rng.choice([0, 0, rng.randint(1, 9)])
+    return rng.sample(regions, len(regions))
+
+
+def _compact_cases() -> list[Case]:
+    about = "Regions slide in the order of their addresses; one that moves is copied as a whole."
+    known = [Case((regions,), f"{why[0].upper()}{why[1:]}.") for regions, why in _STRIPS]
+    return known + random_cases(5, 40, lambda rng: (_ragged_strip(rng, rng.randint(1, 7)),), about)
 
 
 compact = Exercise(
-    _check_compact,
+    "02.1",
+    "compact",
+    "Compaction",
+    cases=_compact_cases,
     reference=_reference_compact,
+    returns="two values: the list of regions, and the number of slots copied",
+    hints=(
+        "Sort first. Then each region begins where the one before it ends.",
+        "Keep `end`, the first slot behind what has been placed: it is where the next region goes, and it grows by "
+        "its size.",
+        "A region whose start is not `end` moves, and all of its slots are copied; one whose start is `end` costs "
+        "nothing.",
+    ),
+    explanation="Pairs sort by their first member, the address. One pass lays the regions end to end. A region may "
+    "move onto slots that it had itself: they are copied all the same, since every token of it changes its place.",
     wrong={
-        "copies what stays": lambda regions: (
+        "copy what stays": lambda regions: (
             _reference_compact(regions)[0],
             sum(size for _, size in regions),
         ),
-        "takes the list's order for the strip's": _slide,
-        "places the longest first": lambda regions: _slide(sorted(regions, key=lambda r: -r[1])),
-        "counts regions": lambda regions: (
+        "take the list's order for the strip's": _slide,
+        "place the longest first": lambda regions: _slide(sorted(regions, key=lambda r: -r[1])),
+        "count regions": lambda regions: (
             _reference_compact(regions)[0],
             sum(old[0] != new[0] for old, new in zip(sorted(regions), _reference_compact(regions)[0], strict=True)),
         ),
-        "counts the slots that a region has not had before": lambda regions: (
+        "count only the slots that a region has not had before": lambda regions: (
             _reference_compact(regions)[0],
             sum(
                 min(old[1], old[0] - new[0])
@@ -75,115 +102,6 @@ compact = Exercise(
     },
 )
 """Slide regions together: ``compact(regions)`` -> the regions, and how many slots were copied."""
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 2. The way back in a buddy system
-# ---------------------------------------------------------------------------------------------------------------------
-
-BuddyRelease = Callable[[Sequence[Region], Region, int], list[Region]]
-
-_RELEASES = [  # strip, sizes asked for in turn, which of them are given back first, which then
-    (16, [8, 8], [], 0),
-    (16, [8, 8], [0], 1),
-    (32, [2, 2, 4, 8, 16], [1, 2, 3, 4], 0),
-    (32, [8, 8, 8, 8], [2], 1),
-    (64, [4, 4, 8, 16, 32], [1, 3], 0),
-    (32, [4, 4, 8, 16], [3, 2], 1),
-    (32, [8, 4, 4, 8, 8], [1, 0], 2),
-    (64, [1, 1, 2, 4, 8], [1, 2, 3], 0),
-    (8, [8], [], 0),
-    (64, [16, 16, 16, 16], [1, 2], 3),
-    (32, [4, 2, 2, 8, 16], [2], 0),
-    (32, [8, 4, 4, 16], [1], 0),
-]
-
-
-def _reference_buddy_release(gaps: Sequence[Region], region: Region, num_slots: int) -> list[Region]:
-    free, (start, size) = set(gaps), region
-    while size < num_slots and (start ^ size, size) in free:
-        free.remove((start ^ size, size))
-        start, size = min(start, start ^ size), 2 * size
-    return sorted([*free, (start, size)])
-
-
-def _check_buddy_release(answer: BuddyRelease) -> None:
-    for num_slots, sizes, before, then in _RELEASES:
-        strip = Buddy(num_slots)
-        regions = [strip.allocate(size) for size in sizes]
-        for index in before:
-            strip.release(regions[index])
-        gaps, region = [tuple(gap) for gap in strip.gaps], tuple(regions[then])
-        strip.release(regions[then])
-        expected = [tuple(gap) for gap in strip.gaps]
-        result = answer(list(gaps), region, num_slots)
-        case = f"gaps={gaps}, region={region}, num_slots={num_slots}"
-        assert isinstance(result, list), f"return a list of (start, size), not {type(result).__name__}"
-        result = [tuple(gap) for gap in result]
-        free = sum(size for _, size in expected)
-        assert sum(size for _, size in result) == free, f"for {case} {free} slots are free, in your list another number"
-        crooked = [gap for gap in result if gap[0] % gap[1]]
-        assert not crooked, f"for {case} {crooked[0]} does not start at a multiple of its size: they were no buddies"
-        assert result == expected, (
-            f"for {case} the gaps are {expected}, not {result}: a region joins its buddy (start ^ size) if that is "
-            "free as a whole, the two make one region that begins at the lower start, and so on"
-        )
-
-
-def _join_neighbours(gaps: Sequence[Region], region: Region, *, of_one_size: bool) -> list[Region]:
-    joined: list[Region] = []
-    for start, size in sorted([*gaps, region]):
-        if joined and sum(joined[-1]) == start and (joined[-1][1] == size or not of_one_size):
-            joined[-1] = (joined[-1][0], joined[-1][1] + size)
-        else:
-            joined.append((start, size))
-    return joined
-
-
-def _buddy_release_once(gaps: Sequence[Region], region: Region, num_slots: int) -> list[Region]:
-    free, (start, size) = set(gaps), region
-    if (start ^ size, size) in free:
-        free.remove((start ^ size, size))
-        start, size = min(start, start ^ size), 2 * size
-    return sorted([*free, (start, size)])
-
-
-def _buddy_release_upper(gaps: Sequence[Region], region: Region, num_slots: int) -> list[Region]:
-    free, (start, size) = set(gaps), region
-    while size < num_slots and (start + size, size) in free and start % (2 * size) == 0:
-        free.remove((start + size, size))
-        size *= 2
-    return sorted([*free, (start, size)])
-
-
-def _buddy_release_any_size(gaps: Sequence[Region], region: Region, num_slots: int) -> list[Region]:
-    free, (start, size) = dict(gaps), region
-    while size < num_slots and start ^ size in free:
-        del free[start ^ size]
-        start, size = min(start, start ^ size), 2 * size
-    return sorted([*free.items(), (start, size)])
-
-
-buddy_release = Exercise(
-    _check_buddy_release,
-    reference=_reference_buddy_release,
-    wrong={
-        "forgets to join": lambda gaps, region, num_slots: sorted([*gaps, region]),
-        "joins neighbours of one size": lambda gaps, region, num_slots: _join_neighbours(
-            gaps, region, of_one_size=True
-        ),
-        "joins once": _buddy_release_once,
-        "looks for buddies above only": _buddy_release_upper,
-        "joins a buddy of which only a part is free": _buddy_release_any_size,
-        "coalesces as first fit does": lambda gaps, region, num_slots: _join_neighbours(
-            gaps, region, of_one_size=False
-        ),
-        "leaves the list unsorted": lambda gaps, region, num_slots: _reference_buddy_release(gaps, region, num_slots)[
-            ::-1
-        ],
-    },
-)
-"""Give a region back to a buddy system: ``buddy_release(gaps, region, num_slots)`` -> the free regions."""
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. Admission by three rules
@@ -226,8 +144,20 @@ def _count(
     return admitted
 
 
-def _reference_admitted(requests: Sequence[tuple[int, int]], rule: str, num_slots: int, longest: int) -> int:
-    return _count(requests, _RULES[rule], num_slots, longest)
+def _reference_admitted(requests: Sequence[tuple[int, int]], rule: str, num_slots: int, max_model_len: int) -> int:
+    count = 0
+    for prompt_len, output_len in requests:
+        if rule == "max":
+            needed = max_model_len
+        elif rule == "pow2":
+            needed = min(prompt_len + (1 << (output_len - 1).bit_length()), max_model_len)
+        else:
+            needed = prompt_len + output_len - 1
+        if needed > num_slots:
+            break
+        num_slots -= needed
+        count += 1
+    return count
 
 
 def _library_admitted(requests: Sequence[tuple[int, int]], reserve: Callable[[int, int], int], num_slots: int) -> int:
@@ -241,13 +171,24 @@ def _library_admitted(requests: Sequence[tuple[int, int]], reserve: Callable[[in
     return admitted
 
 
-def _check_admitted(answer: Admitted) -> None:
-    for requests, num_slots, longest, about in _QUEUES:
-        for rule in _RULES:
-            expected = _library_admitted(requests, partial(_RULES[rule], longest=longest), num_slots)
-            result = answer(list(requests), rule, num_slots, longest)
-            case = f"requests={requests}, rule={rule!r}, num_slots={num_slots}, max_model_len={longest}"
-            assert result == expected, f"for {case} the answer is {expected}, not {result}: {about}"
+def _library_answer(requests: Sequence[tuple[int, int]], rule: str, num_slots: int, max_model_len: int) -> int:
+    return _library_admitted(requests, partial(_RULES[rule], longest=max_model_len), num_slots)
+
+
+def _admitted_cases() -> list[Case]:
+    def make(rng: random.Random) -> tuple[list[tuple[int, int]], str, int, int]:
+        longest = rng.choice([16, 24, 64])
+        requests = [(rng.randint(1, longest // 2), rng.randint(1, longest // 2)) for _ in range(rng.randint(1, 6))]
+        return requests, rng.choice(sorted(_RULES)), rng.randint(1, 4 * longest), longest
+
+    known = [
+        Case((requests, rule, num_slots, longest), f"{about[0].upper()}{about[1:]}.")
+        for requests, num_slots, longest, about in _QUEUES
+        for rule in _RULES
+    ]
+    return known + random_cases(
+        7, 60, make, "What a rule reserves decides, and the first that does not fit stops the queue."
+    )
 
 
 def _admitted_by(changed: dict[str, Reserve], *, overtakes: bool = False) -> Admitted:
@@ -258,21 +199,35 @@ def _admitted_by(changed: dict[str, Reserve], *, overtakes: bool = False) -> Adm
 
 
 admitted = Exercise(
-    _check_admitted,
+    "02.3",
+    "admitted",
+    "How many are admitted?",
+    cases=_admitted_cases,
     reference=_reference_admitted,
+    oracle=_library_answer,
+    returns="a number of requests",
+    hints=(
+        "Write what each rule reserves for one request first, as a function of prompt_len and output_len.",
+        "Max reserves max_model_len. Pow2 reserves the prompt and the output rounded up to a power of two, at most "
+        "max_model_len. The oracle knows the output, and that its last token needs no slot.",
+        "`1 << (n - 1).bit_length()` is the power of two from n on upwards. Subtract in order; the first that does "
+        "not fit ends the loop.",
+    ),
+    explanation="In an empty first-fit strip, with nobody leaving, regions lie end to end: a request fits if what is "
+    "left is enough. Only what is reserved depends on the rule.",
     wrong={
-        "lets a small request overtake": _admitted_by({}, overtakes=True),
-        "rounds prompt and output together": _admitted_by(
+        "let a small request overtake": _admitted_by({}, overtakes=True),
+        "round prompt and output together": _admitted_by(
             {"pow2": lambda p, o, longest: min(1 << (p + o - 1).bit_length(), longest)}
         ),
-        "doubles a power of two": _admitted_by({"pow2": lambda p, o, longest: min(p + (1 << o.bit_length()), longest)}),
-        "forgets the cap": _admitted_by({"pow2": lambda p, o, longest: p + (1 << (o - 1).bit_length())}),
-        "reserves for the last token": _admitted_by({"oracle": lambda p, o, longest: p + o}),
-        "leaves the last token out of a power of two": _admitted_by(
+        "double a power of two": _admitted_by({"pow2": lambda p, o, longest: min(p + (1 << o.bit_length()), longest)}),
+        "forget the cap": _admitted_by({"pow2": lambda p, o, longest: p + (1 << (o - 1).bit_length())}),
+        "reserve for the last token": _admitted_by({"oracle": lambda p, o, longest: p + o}),
+        "leave the last token out of a power of two": _admitted_by(
             {"pow2": lambda p, o, longest: min(p + (1 << (o - 1).bit_length()) - 1, longest)}
         ),
-        "reserves the maximum of the answer": _admitted_by({"max": lambda p, o, longest: p + longest}),
-        "divides by the first": lambda requests, rule, num_slots, longest: min(
+        "reserve the maximum for the answer alone": _admitted_by({"max": lambda p, o, longest: p + longest}),
+        "divide by what the first needs": lambda requests, rule, num_slots, longest: min(
             len(requests), num_slots // _RULES[rule](*requests[0], longest)
         ),
     },

@@ -2,152 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Sequence
+from typing import Any
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, take_copies
-from pagedattn_lab.exercises import Exercise
+from pagedattn_lab.exercises.boards import board
+from pagedattn_lab.exercises.ch05_append import append_one
+from pagedattn_lab.exercises.ch05_hunt import reorder
+from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.viz import Picture
+
+__all__ = ["append_one", "blocks_and_copies", "continue_beams", "reorder"]
 
 Tables = list[list[int]]
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 1. Append with copy-on-write
-# ---------------------------------------------------------------------------------------------------------------------
-
-Append = Callable[[Tables, list[int], int, list[int], int], tuple[int, int] | None]
-
-_APPENDS = [  # tables, lengths, who appends, free, block size, tables after, free after, copy
-    ([[1, 2]], [6], 0, [5, 3], 4, [[1, 2]], [5, 3], None, "there is room, and nobody else names the block"),
-    ([[1, 2]], [8], 0, [5, 3], 4, [[1, 2, 5]], [3], None, "a full last block means a new one"),
-    ([[1, 2], [1, 2]], [6, 6], 1, [5, 3], 4, [[1, 2], [1, 5]], [3], (2, 5), "a shared, partly filled block is copied"),
-    (
-        [[1, 2], [1, 2]],
-        [6, 6],
-        0,
-        [5, 3],
-        4,
-        [[1, 5], [1, 2]],
-        [3],
-        (2, 5),
-        "it is copied for the first as for the last",
-    ),
-    (
-        [[1, 2], [1, 5]],
-        [7, 7],
-        0,
-        [3],
-        4,
-        [[1, 2], [1, 5]],
-        [3],
-        None,
-        "only the block to be written counts, not block 1",
-    ),
-    ([[1, 2], [1, 2]], [8, 8], 0, [4, 6], 4, [[1, 2, 4], [1, 2]], [6], None, "a shared full block is not written to"),
-    ([[7], [7], [7]], [1, 1, 1], 2, [9, 8], 3, [[7], [7], [9]], [8], (7, 9), "two others name it"),
-    ([[], [3]], [0, 2], 0, [6], 4, [[6], [3]], [], None, "an empty sequence takes its first block"),
-]
-
-
-def _reference_append(
-    tables: Tables, lengths: list[int], i: int, free: list[int], block_size: int
-) -> tuple[int, int] | None:
-    table, copy = tables[i], None
-    if lengths[i] == len(table) * block_size:
-        table.append(free.pop(0))
-    elif sum(table[-1] in other for other in tables) > 1:
-        copy = (table[-1], free[0])
-        table[-1] = free.pop(0)
-    lengths[i] += 1
-    return copy
-
-
-def _check_append(answer: Append) -> None:
-    for tables, lengths, i, free, block_size, tables_after, free_after, copy, about in _APPENDS:
-        case = f"tables={tables}, lengths={lengths}, i={i}, free={free}, block_size={block_size}"
-        mine, grown, left = [list(table) for table in tables], list(lengths), list(free)
-        result = answer(mine, grown, i, left, block_size)
-        assert result == copy, f"for {case} return {copy}, not {result}: {about}"
-        assert mine == tables_after, f"for {case} the tables become {tables_after}, not {mine}: {about}"
-        assert left == free_after, f"for {case} free becomes {free_after}, not {left}: {about}"
-        expected = [length + (number == i) for number, length in enumerate(lengths)]
-        assert grown == expected, f"for {case} lengths become {expected}, not {grown}"
-
-
-def _append_never_copies(
-    tables: Tables, lengths: list[int], i: int, free: list[int], block_size: int
-) -> tuple[int, int] | None:
-    if lengths[i] == len(tables[i]) * block_size:
-        tables[i].append(free.pop(0))
-    lengths[i] += 1
-    return None
-
-
-def _append_copies_full_blocks(
-    tables: Tables, lengths: list[int], i: int, free: list[int], block_size: int
-) -> tuple[int, int] | None:
-    table, copy = tables[i], None
-    if table and sum(table[-1] in other for other in tables) > 1:
-        copy = (table[-1], free[0])
-        table[-1] = free.pop(0)
-    elif lengths[i] == len(table) * block_size:
-        table.append(free.pop(0))
-    lengths[i] += 1
-    return copy
-
-
-def _append_copies_if_anything_is_shared(
-    tables: Tables, lengths: list[int], i: int, free: list[int], block_size: int
-) -> tuple[int, int] | None:
-    table, copy = tables[i], None
-    others = {block for number, other in enumerate(tables) if number != i for block in other}
-    if lengths[i] == len(table) * block_size:
-        table.append(free.pop(0))
-    elif others & set(table):
-        copy = (table[-1], free[0])
-        table[-1] = free.pop(0)
-    lengths[i] += 1
-    return copy
-
-
-def _append_keeps_the_first_owner(
-    tables: Tables, lengths: list[int], i: int, free: list[int], block_size: int
-) -> tuple[int, int] | None:
-    table, copy = tables[i], None
-    if lengths[i] == len(table) * block_size:
-        table.append(free.pop(0))
-    elif any(table[-1] in other for other in tables[:i]):
-        copy = (table[-1], free[0])
-        table[-1] = free.pop(0)
-    lengths[i] += 1
-    return copy
-
-
-def _append_reverses_the_copy(
-    tables: Tables, lengths: list[int], i: int, free: list[int], block_size: int
-) -> tuple[int, int] | None:
-    copy = _reference_append(tables, lengths, i, free, block_size)
-    return None if copy is None else copy[::-1]
-
-
-append_one = Exercise(
-    _check_append,
-    reference=_reference_append,
-    wrong={
-        "never copies": _append_never_copies,
-        "copies full blocks too": _append_copies_full_blocks,
-        "copies if anything at all is shared": _append_copies_if_anything_is_shared,
-        "lets the first owner write": _append_keeps_the_first_owner,
-        "copies the wrong way round": _append_reverses_the_copy,
-    },
-)
-"""One token, with copy-on-write: ``append_one(tables, lengths, i, free, block_size)`` -> the copy, or ``None``."""
-
-# ---------------------------------------------------------------------------------------------------------------------
 # 2. A step of beam search
 # ---------------------------------------------------------------------------------------------------------------------
-
-Continue = Callable[[Sequence[Sequence[int]], Sequence[int]], tuple[Tables, set[int]]]
 
 _STEPS = [  # tables, parents
     ([[1, 2], [1, 3]], [0, 1]),
@@ -165,17 +39,48 @@ def _reference_continue(tables: Sequence[Sequence[int]], parents: Sequence[int])
     return new_tables, before - {block for table in new_tables for block in table}
 
 
-def _check_continue(answer: Continue) -> None:
-    for tables, parents in _STEPS:
-        case = f"tables={tables}, parents={parents}"
-        given = [list(table) for table in tables]
-        new_tables, freed = answer(given, list(parents))
-        expected, gone = _reference_continue(tables, parents)
-        assert new_tables == expected, f"for {case} the new tables are {expected}, not {new_tables}"
-        assert set(freed) == gone, f"for {case} the blocks {gone or '{}'} are free afterwards, not {freed or '{}'}"
-        assert len({id(table) for table in new_tables}) == len(new_tables), (
-            f"for {case} two beams have one list between them: when one grows, so will the other"
-        )
+def _library_continue(tables: Sequence[Sequence[int]], parents: Sequence[int]) -> tuple[Tables, set[int]]:
+    """Let the library's tables play the step through: every block holds one token."""
+    pool = BlockPool(2 + max(block for table in tables for block in table), block_size=1)
+    taken = {block.block_id: block for block in pool.get_new_blocks(pool.num_free_blocks)}
+    for table in tables:
+        pool.touch([taken[block] for block in table])
+    pool.free_blocks(taken.values())  # from here on each block is held by the tables that name it, and by nobody else
+    before = _free(pool)
+    children = [[taken[block] for block in tables[parent]] for parent in parents]
+    for child in children:
+        pool.touch(child)
+    for table in tables:
+        pool.free_blocks(taken[block] for block in reversed(table))
+    return [[block.block_id for block in child] for child in children], _free(pool) - before
+
+
+def _free(pool: BlockPool) -> set[int]:
+    return {block.block_id for block in pool.free_block_queue.get_all_free_blocks()}
+
+
+def _continue_cases() -> list[Case]:
+    def make(rng: random.Random) -> tuple[Tables, list[int]]:
+        ids = rng.sample(range(1, 30), 29)
+        tables: Tables = [[ids.pop() for _ in range(rng.randint(1, 2))]]
+        for _ in range(rng.randint(0, 3)):  # beams part from one another at some block
+            parent = rng.choice(tables)
+            kept = rng.randint(1, len(parent))
+            tables.append(parent[:kept] + [ids.pop() for _ in range(rng.randint(0 if kept < len(parent) else 1, 2))])
+        return tables, [rng.randrange(len(tables)) for _ in range(rng.randint(1, len(tables) + 1))]
+
+    about = "A child begins with its parent's table; what no child's table names is free."
+    return [Case(case, about) for case in _STEPS] + random_cases(15, 50, make, about)
+
+
+def _look_at_lists(arguments: tuple[Any, ...], expected: Any, got: Any) -> str | None:
+    if got is None or len({id(table) for table in got[0]}) == len(got[0]):
+        return None
+    return "Two beams have one list between them: when one grows, so will the other."
+
+
+def _draw_beams(arguments: tuple[Any, ...], outcome: tuple[Tables, set[int]]) -> Picture | None:
+    return board(outcome[0], free=sorted(outcome[1]), block_size=1)
 
 
 def _continue_frees_all(tables: Sequence[Sequence[int]], parents: Sequence[int]) -> tuple[Tables, set[int]]:
@@ -200,13 +105,30 @@ def _continue_frees_nothing(tables: Sequence[Sequence[int]], parents: Sequence[i
 
 
 continue_beams = Exercise(
-    _check_continue,
+    "05.2",
+    "continue_beams",
+    "A step of beam search",
+    cases=_continue_cases,
     reference=_reference_continue,
+    oracle=_library_continue,
+    returns="two values, (new_tables, freed): a list of tables, and a set of block numbers",
+    look=_look_at_lists,
+    draw=_draw_beams,
+    hints=(
+        "New beam `j` begins with the table of beam `parents[j]`. Two children of one parent must not have one list.",
+        "`list(tables[parent])` makes a copy. Build a new list of tables, so that no parent is overwritten while "
+        "another child still needs it.",
+        "Freed is what the old tables name and no new one does: a difference of two sets. A parent without children "
+        "may share blocks with one that has some.",
+    ),
+    explanation="All children are made before any parent goes. Then blocks are counted over all tables, since a beam "
+    "that dies usually leaves ancestors that others still name.",
     wrong={
-        "frees blocks that a surviving beam names": _continue_frees_all,
-        "gives two beams one list": _continue_one_list,
-        "overwrites a parent before its second child is made": _continue_backwards,
-        "frees nothing": _continue_frees_nothing,
+        "free blocks that a surviving beam names": _continue_frees_all,
+        "give two beams one list": _continue_one_list,
+        "overwrite a parent before its second child is made": _continue_backwards,
+        "free nothing": _continue_frees_nothing,
+        "leave every beam as it was": lambda tables, parents: ([list(table) for table in tables], set()),
     },
 )
 """Who goes on, who goes: ``continue_beams(tables, parents)`` -> new tables, and the blocks that are free afterwards."""
@@ -214,8 +136,6 @@ continue_beams = Exercise(
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. What many samples need
 # ---------------------------------------------------------------------------------------------------------------------
-
-Need = Callable[[int, int, int, int], tuple[int, int]]
 
 _CASES = [  # prompt, output, samples, block size
     (10, 6, 3, 4),
@@ -241,13 +161,14 @@ def _library_needs(prompt_len: int, output_len: int, n: int, block_size: int) ->
     return pool.num_used_blocks, copies
 
 
-def _check_needs(answer: Need) -> None:
-    for case in _CASES:
-        expected, result = _library_needs(*case), answer(*case)
-        named = "prompt_len={}, output_len={}, n={}, block_size={}".format(*case)
-        assert isinstance(result, tuple) and len(result) == 2, f"return (blocks, copies), not {result!r}"
-        assert result[0] == expected[0], f"for {named} {expected[0]} blocks are in use, not {result[0]}"
-        assert result[1] == expected[1], f"for {named} {expected[1]} blocks are copied, not {result[1]}"
+def _need_cases() -> list[Case]:
+    def make(rng: random.Random) -> tuple[int, int, int, int]:
+        return rng.randint(1, 40), rng.randint(1, 40), rng.randint(1, 5), rng.choice([1, 2, 3, 4, 16])
+
+    about = (
+        "What do all samples name for ever, what does each have for itself, and who writes first to the shared block?"
+    )
+    return [Case(case, about) for case in _CASES] + random_cases(16, 40, make, about)
 
 
 def _needs(prompt_len: int, output_len: int, n: int, block_size: int) -> tuple[int, int]:
@@ -276,13 +197,31 @@ def _needs_parts_apart(prompt_len: int, output_len: int, n: int, block_size: int
 
 
 blocks_and_copies = Exercise(
-    _check_needs,
+    "05.3",
+    "blocks_and_copies",
+    "What will n samples need?",
+    cases=_need_cases,
     reference=_needs,
+    oracle=_library_needs,
+    returns="two values, (blocks, copies)",
+    hints=(
+        "Which of the prompt's blocks stay shared to the end? Those that nobody writes to any more.",
+        "Full blocks of the prompt: `prompt_len // block_size`. Every sample has the rest of its blocks for itself.",
+        "A partly filled last block of the prompt is copied by everyone who writes to it while others name it: by all "
+        "but one.",
+    ),
+    explanation="Blocks in use at the end: the full ones of the prompt once, and for each sample what its whole "
+    "length needs beyond them. Copies: the partly filled block, if there is one, for all samples but the last, which "
+    "finds itself alone and writes in place.",
     wrong={
-        "shares the partly filled block for ever": _needs_shares_the_tail,
-        "copies for the last owner too": _needs_copies_for_all,
-        "copies a full block": _needs_always_copies,
-        "rounds prompt and output apart": _needs_parts_apart,
+        "share the partly filled block for ever": _needs_shares_the_tail,
+        "copy for the last owner too": _needs_copies_for_all,
+        "copy a full block": _needs_always_copies,
+        "round prompt and output apart": _needs_parts_apart,
+        "share nothing": lambda prompt_len, output_len, n, block_size: (
+            n * cdiv(prompt_len + output_len, block_size),
+            0,
+        ),
     },
 )
 """Samples of one prompt: ``blocks_and_copies(prompt_len, output_len, n, block_size)`` -> blocks at the end, copies."""

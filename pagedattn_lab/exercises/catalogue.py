@@ -1,0 +1,104 @@
+"""Every exercise of the book, and how far a reader has come with each."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pagedattn_lab.exercises import record
+from pagedattn_lab.exercises.grading import Exercise
+from pagedattn_lab.exercises.record import Standing
+from pagedattn_lab.recorder.sentences import counted
+
+MARKS = {"solved": "✓", "tried": "✗", "not attempted": "·"}
+
+
+def catalogue() -> list[Exercise]:
+    """List every exercise, in the order of the chapters.
+
+    Example:
+        >>> catalogue()[0].number, catalogue()[0].path
+        ('00.1', 'ch00.blocks_at_the_end')
+    """
+    names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    modules = [
+        importlib.import_module(f"pagedattn_lab.exercises.{name}")
+        for name in names
+        if name.removeprefix("ch").isdigit()
+    ]
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, Exercise)]
+    return sorted(found, key=lambda exercise: exercise.number)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How every exercise stands.
+
+    Attributes:
+        exercises: of the book, in order.
+        standings: by the number of the exercise; those without one were not attempted.
+        kept_in: the file that keeps it.
+    """
+
+    exercises: list[Exercise]
+    standings: Mapping[str, Standing]
+    kept_in: Path
+
+    @property
+    def solved(self) -> int:
+        """How many exercises are solved."""
+        return sum(self.status(exercise) == "solved" for exercise in self.exercises)
+
+    def status(self, exercise: Exercise) -> str:
+        """How one stands: ``"solved"``, ``"tried"`` or ``"not attempted"``."""
+        standing = self.standings.get(exercise.number)
+        return "not attempted" if standing is None else "solved" if standing.solved else "tried"
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Give a mark, the number, the title and a few words for each exercise."""
+        found = []
+        for exercise in self.exercises:
+            status, words = self.status(exercise), self.status(exercise)
+            if status == "tried":
+                standing = self.standings[exercise.number]
+                words = (
+                    f"{standing.right} of {counted(standing.cases, 'case')}, {counted(standing.attempts, 'attempt')}"
+                )
+            found.append((MARKS[status], exercise.number, exercise.title, words))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        exercises = [
+            {"number": exercise.number, "title": exercise.title, "status": self.status(exercise)}
+            | {name: getattr(self.standings.get(exercise.number, Standing()), name) for name in COUNTS}
+            for exercise in self.exercises
+        ]
+        return {"solved": self.solved, "exercises": exercises, "kept_in": str(self.kept_in)}
+
+    def __repr__(self) -> str:
+        width = max(len(title) for _, _, title, _ in self.rows())
+        lines = [f"{mark} {number}  {title:<{width}}  {words}" for mark, number, title, words in self.rows()]
+        return "\n".join([*lines, f"{self.solved} of {counted(len(lines), 'exercise')} solved."])
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        rows = [f"| {mark} | {number} | {title} | {words} |" for mark, number, title, words in self.rows()]
+        table = "\n".join(["| | exercise | | |", "|---|---|---|---|", *rows])
+        solved = f"{self.solved} of {counted(len(rows), 'exercise')} solved."
+        return {"text/markdown": f"{table}\n\n{solved}", "text/plain": repr(self)}
+
+
+COUNTS = ("attempts", "right", "cases")
+
+
+def progress() -> Progress:
+    """Say which exercises of the book are solved, and how far the others have come.
+
+    Raises:
+        OSError: the record cannot be read; the message says what to do.
+    """
+    return Progress(catalogue(), record.read(), record.file())

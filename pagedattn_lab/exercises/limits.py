@@ -1,0 +1,108 @@
+"""A limit on how long an answer may run, which also ends a loop without an end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+HERE = str(Path(__file__).parent)
+AGAIN = 0.05
+"""Seconds from one interruption to the next: an answer may have caught the first."""
+
+
+class TimeLimit(BaseException):
+    """The time is up. No ``Exception``, so that ``except Exception`` in an answer does not swallow it."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt what runs inside with :class:`TimeLimit` when the time is up.
+
+    Where the main thread has interval timers (Linux, macOS), a signal interrupts, again and again, also code that
+    catches everything. Elsewhere a trace function looks at the clock before every line, which makes the code inside
+    several times slower, and interrupts once. Both leave things as they were: the handler, an older timer with what is
+    left of its time, the trace function. Neither can stop code that does not come back to the interpreter, such as
+    ``list(itertools.count())``; nor can Ctrl-C.
+
+    Example:
+        >>> with time_limit(0.05):
+        ...     while True:
+        ...         pass
+        Traceback (most recent call last):
+        pagedattn_lab.exercises.limits.TimeLimit
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    with _by_signal(seconds) if hasattr(signal, "setitimer") and in_main_thread else _by_tracing(seconds):
+        yield
+
+
+@contextmanager
+def _by_signal(seconds: float) -> Iterator[None]:
+    running = True
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if running:  # a signal may arrive between the end of the block and the end of the timer
+            _raise_again_in(frame)
+            raise TimeLimit
+
+    tracer = sys.gettrace()
+    begin = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        yield
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # A handler that was not set from Python cannot be put back from Python: None stands for it.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
+        sys.settrace(tracer)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begin), 1e-6), interval)
+
+
+def _raise_again_in(frame: FrameType | None) -> None:
+    """Let the next line of any of the answer's frames raise once more.
+
+    Whoever catches the first in a loop around it would catch each one that comes while the loop's body runs. A line
+    after that, in the handler, is no longer inside the ``try``.
+    """
+
+    def strike(_frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":  # it sees the first exception pass, too, and leaves that as it is
+            raise TimeLimit
+        return strike
+
+    sys.settrace(lambda *_: None)  # without a trace function those of frames are not called
+    while frame and not frame.f_code.co_filename.startswith(HERE):
+        frame.f_trace = strike
+        frame = frame.f_back
+
+
+@contextmanager
+def _by_tracing(seconds: float) -> Iterator[None]:
+    end = time.monotonic() + seconds
+
+    def look(*_: Any) -> Any:
+        if time.monotonic() >= end:
+            raise TimeLimit
+        return look
+
+    def enter(frame: FrameType, event: str, _: Any) -> Any:
+        # The answer's own frames only: leaving this block must not be interrupted.
+        return None if frame.f_code.co_filename in (__file__, contextlib.__file__) else look(event)
+
+    tracer = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)

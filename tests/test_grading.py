@@ -1,0 +1,500 @@
+"""What an answer to an exercise is told: cases, exceptions, time, types, changed arguments, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+from pagedattn_lab.exercises import Case, Exercise, limits, progress, record
+from pagedattn_lab.exercises.limits import TimeLimit, time_limit
+from pagedattn_lab.viz import Picture
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the record of whoever runs these tests out of them."""
+    monkeypatch.setenv("PAGEDATTN_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(record, "_told", set())
+    return tmp_path
+
+
+def total(prices: list[int], less: int = 0) -> int:
+    return sum(prices) - less
+
+
+TOTAL = Exercise(
+    "99.1",
+    "total",
+    "Totals",
+    cases=lambda: [
+        Case(([1, 2], 0), "Nothing is taken off."),
+        Case(([1, 2], 1), "Something is taken off."),
+        Case(([5], 2), "One price is a list, too."),
+    ],
+    reference=total,
+    wrong={
+        "forget to take off": lambda prices, less: sum(prices),
+        "add what is taken off": lambda p, less: sum(p) + less,
+    },
+    hints=("Add.", "Subtract.", "`sum(prices) - less`"),
+    explanation="Sums are sums.",
+    returns="a number",
+)
+
+
+# --- in words and in order --------------------------------------------------------------------------------------------
+
+
+def test_a_right_answer() -> None:
+    """Catches a verdict without a number of cases."""
+    verdict = TOTAL.grade(lambda prices, less: sum(prices) - less)
+    assert verdict.passed and verdict.message == "✓ Correct: all 3 cases are right."
+
+
+def test_the_first_wrong_case_is_told_in_order() -> None:
+    """Catches a verdict that hides the call, what was expected, what came, or which mistake it looks like."""
+    verdict = TOTAL.grade(lambda prices, less: sum(prices))
+    assert verdict.message.splitlines() == [
+        "✗ Not yet: 1 of 3 cases is right.",
+        "  call      total(prices=[1, 2], less=1)",
+        "  expected  2",
+        "  got       3",
+        "Something is taken off.",
+        "You seem to forget to take off.",
+        "For a hint: ch99.total.hint()",
+    ]
+
+
+def test_a_mistake_is_named_only_if_every_case_agrees() -> None:
+    """Catches a guess at the mistake that one case already refutes."""
+    verdict = TOTAL.grade(lambda prices, less: sum(prices) if len(prices) > 1 else 99)
+    assert verdict.passed is False and "You seem" not in verdict.message
+
+
+def test_a_forgotten_return_is_said() -> None:
+    """Catches None that is shown without a word."""
+    assert "Your function returns nothing. Return a number." in TOTAL.grade(lambda prices, less: None).message
+
+
+def test_html_is_escaped_and_says_the_same() -> None:
+    """Catches an answer's text that becomes markup, and a picture that is not shown."""
+    board = Exercise(
+        "", "f", "F", cases=lambda: [Case((1,))], reference=lambda x: "<b>", wrong={},
+        draw=lambda arguments, outcome: Picture("<svg></svg>", f"drawn {outcome}"),
+    )  # fmt: skip
+    bundle = board.grade(lambda x: "<i>")._repr_mimebundle_()
+    assert "&#x27;&lt;i&gt;&#x27;" in bundle["text/html"] and "<i>" not in bundle["text/html"]
+    assert [
+        re.search(f'{caption}</figcaption><svg role="img"', bundle["text/html"]) for caption in ("expected", "yours")
+    ]
+    assert bundle["text/plain"].startswith("✗ Not yet")
+
+
+# --- exceptions -------------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_keeps_case_line_and_traceback() -> None:
+    """Catches an exception of which only the type is left."""
+
+    def helper(prices: list[int]) -> int:
+        return prices[1]
+
+    def answer(prices: list[int], less: int) -> int:
+        return prices[0] + helper(prices) - less
+
+    message = TOTAL.grade(answer).message
+    line = helper.__code__.co_firstlineno + 1
+    assert message.startswith("✗ Not yet: 2 of 3 cases are right.\n  call      total(prices=[5], less=2)\n")
+    assert (
+        f"raised    IndexError: list index out of range\n  at        line {line} of helper: return prices[1]" in message
+    )
+    assert "return prices[0] + helper(prices) - less" in message  # the way there
+    assert "_attempt" not in message  # and nothing of ours
+    assert "got" not in message
+
+
+def test_a_wrong_number_of_arguments_is_an_exception_like_others() -> None:
+    """Catches a crash of the check where no frame is the reader's."""
+    message = TOTAL.grade(lambda prices: 0).message
+    assert "raised    TypeError" in message and "takes 1 positional argument but 2 were given" in message
+
+
+def test_exit_does_not_end_the_kernel() -> None:
+    """Catches SystemExit that goes through."""
+    assert "raised    SystemExit: 3" in TOTAL.grade(lambda prices, less: sys.exit(3)).message
+
+
+def test_an_interrupt_goes_through() -> None:
+    """Catches a check that one cannot stop by hand."""
+
+    def answer(prices: list[int], less: int) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TOTAL.grade(answer)
+
+
+def test_a_branch_that_is_not_written_yet_is_a_finding() -> None:
+    """Catches an answer that counts as not attempted because one branch of it is missing."""
+
+    def answer(prices: list[int], less: int) -> int:
+        if less:
+            raise NotImplementedError
+        return sum(prices)
+
+    assert TOTAL.grade(answer).passed is False
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def forever(*_: object) -> None:
+    while True:
+        pass
+
+
+def forgiving(*_: object) -> None:
+    while True:
+        try:  # noqa: SIM105
+            forever()
+        except Exception:
+            pass
+
+
+def all_forgiving(*_: object) -> None:
+    while True:
+        try:  # noqa: SIM105
+            forever()
+        except:  # noqa: E722
+            pass
+
+
+def sleeping(*_: object) -> None:
+    time.sleep(60)
+
+
+def in_thread(do: Callable[[], Any]) -> Any:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(do()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it hangs"
+    return found[0]
+
+
+@pytest.fixture
+def guard() -> Iterator[None]:
+    """End a test that hangs: without it, a limit that does not work would stop the whole run."""
+
+    def hangs() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    timer = threading.Timer(20, hangs)
+    timer.start()
+    yield
+    timer.cancel()
+
+
+@pytest.mark.parametrize("answer", [forever, forgiving, all_forgiving, sleeping])
+def test_a_loop_without_an_end_is_stopped(answer: Callable[..., Any], guard: None) -> None:
+    """Catches an answer that hangs the kernel, though it catches exceptions or sleeps."""
+    begin, tracer = time.monotonic(), sys.gettrace()
+    message = replace(TOTAL, seconds=0.3).grade(answer).message
+    assert time.monotonic() - begin < 15
+    assert sys.gettrace() is tracer
+    assert message.startswith("✗ Not yet: 0 of 3 cases are right.\n  call      total(prices=[1, 2], less=0)")
+    assert "Stopped after 0.3 s, in this call" in message
+    assert re.search(rf"at        line \d+ of ({answer.__name__}|forever): ", message)
+
+
+def test_catching_again_and_again_does_not_last(guard: None) -> None:
+    """Catches a limit that strikes once: what catches everything in two loops, one in the other, outlives that."""
+
+    def thrice(*_: object) -> None:
+        for _ in range(3):
+            try:  # noqa: SIM105
+                all_forgiving()
+            except:  # noqa: E722
+                pass
+
+    begin = time.monotonic()
+    assert replace(TOTAL, seconds=0.3).grade(thrice).passed is False
+    assert time.monotonic() - begin < 15
+
+
+def test_what_was_right_before_the_limit_counts(guard: None) -> None:
+    """Catches a limit that forgets finished cases, or names the wrong one."""
+    message = replace(TOTAL, seconds=0.3).grade(lambda prices, less: forever() if less == 2 else sum(prices)).message
+    assert message.startswith("✗ Not yet: 1 of 3 cases is right.\n  call      total(prices=[1, 2], less=1)")
+    assert "Another call was stopped after 0.3 s: total(prices=[5], less=2)" in message
+
+
+@pytest.mark.parametrize("answer", [forever, forgiving])
+def test_the_limit_holds_in_a_thread(answer: Callable[..., Any]) -> None:
+    """Catches a limit that works in the main thread only: signals do."""
+    message = in_thread(lambda: replace(TOTAL, seconds=0.3).grade(answer).message)
+    assert "Stopped after 0.3 s" in message
+
+
+def test_the_limit_holds_without_interval_timers(monkeypatch: pytest.MonkeyPatch, guard: None) -> None:
+    """Catches a limit that needs what Windows does not have, and a trace function that stays."""
+    monkeypatch.delattr(signal, "setitimer")
+    before = sys.gettrace()
+    assert "Stopped after 0.3 s" in replace(TOTAL, seconds=0.3).grade(forever).message
+    assert sys.gettrace() is before
+    assert TOTAL.grade(total).passed
+    assert sys.gettrace() is before
+
+
+def test_the_limit_leaves_handler_and_timer_as_they_were() -> None:
+    """Catches a handler of somebody else's that is lost, and an alarm of theirs that never comes."""
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
+    handler = signal.getsignal(signal.SIGALRM)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.4)
+        with pytest.raises(TimeLimit), time_limit(0.1):
+            forever()
+        assert signal.getsignal(signal.SIGALRM) is handler and not rung
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < left <= 0.31 and interval == 0
+        time.sleep(0.6)
+        assert len(rung) == 1
+        with time_limit(5):
+            pass
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_limit_that_is_kept_raises_nothing_later() -> None:
+    """Catches a signal that comes after the block has ended."""
+    for _ in range(200):
+        with time_limit(1e-4):
+            return_at_once = 1
+    time.sleep(2 * limits.AGAIN)
+    assert return_at_once
+
+
+def test_a_loop_without_an_end_is_stopped_in_a_kernel() -> None:
+    """Catches a limit that a Jupyter kernel does not deliver, and a cell whose line cannot be read."""
+    source = (
+        "from dataclasses import replace\n"
+        "from pagedattn_lab.exercises import ch00\n"
+        "def blocks_at_the_end(prompt, new, size):\n"
+        "    while True:\n"
+        "        pass\n"
+        'replace(ch00.blocks_at_the_end, number="", seconds=0.5).grade(blocks_at_the_end)'
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source), nbformat.v4.new_code_cell("6 * 7")])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    told = notebook.cells[0].outputs[0].data["text/plain"]
+    assert "Stopped after 0.5 s" in told and re.search(
+        r"at        line [45] of blocks_at_the_end: (while True:|pass)", told
+    )
+    assert notebook.cells[1].outputs[0].data["text/plain"] == "42"
+
+
+# --- types and arguments ----------------------------------------------------------------------------------------------
+
+PAIR = Exercise(
+    "", "pair", "Pairs", cases=lambda: [Case(([3, 4],)), Case(([],))],
+    reference=lambda items: (list(items), set(items)), wrong={}, returns="two values, a list and a set",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda items: [items, items],
+        lambda items: (tuple(items), frozenset(items)),
+        lambda items: (np.array(items, dtype=int), {np.int64(item) for item in items}),
+        lambda items: (deque(items), dict.fromkeys(items).keys()),
+    ],
+)
+def test_right_contents_in_another_container_are_right(answer: Callable[..., Any]) -> None:
+    """Catches right contents that are refused for their type."""
+    assert PAIR.grade(answer).passed, PAIR.grade(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda items: items, "You return a list of 2 numbers. Return two values, a list and a set."),
+        (lambda items: (items, len(items)), "You return a tuple of a list and a number. Return two values"),
+        (lambda items: (items, [items]), "You return a tuple of 2 lists."),
+        (lambda items: (items, set(items), 0), "You return a tuple of a list, a set and a number."),
+        (lambda items: (item for item in items), "You return a generator."),
+        (lambda items: "34", "You return a text."),
+    ],
+)
+def test_another_kind_of_value_is_said(answer: Callable[..., Any], told: str) -> None:
+    """Catches a return of the wrong kind that is taken apart as if it were right."""
+    assert told in PAIR.grade(answer).message, PAIR.grade(answer)
+
+
+def test_what_an_answer_does_to_its_arguments_stays_there() -> None:
+    """Catches cases that an answer spoils for itself, or for the next answer, without a word."""
+
+    def answer(prices: list[int], less: int) -> int:
+        found = sum(prices) - less
+        prices.clear()
+        return found
+
+    for _ in range(2):
+        verdict = TOTAL.grade(answer)
+        assert verdict.passed and "It changes its argument prices" in verdict.message
+    assert replace(TOTAL, pure=True).grade(answer).passed is False
+    assert TOTAL.grade(total).message == "✓ Correct: all 3 cases are right."
+
+
+def test_changes_that_are_asked_for_are_compared() -> None:
+    """Catches an exercise in place whose effect nobody looks at."""
+
+    def push(items: list[int], item: int) -> int:
+        items.append(item)
+        return len(items)
+
+    exercise = Exercise(
+        "", "push", "Push", cases=lambda: [Case(([1], 2))], reference=push, in_place=("items",),
+        wrong={"return and do nothing": lambda items, item: len(items) + 1},
+    )  # fmt: skip
+    assert exercise.grade(push).message == "✓ Correct."
+    message = exercise.grade(lambda items, item: len(items) + 1).message
+    assert (
+        "expected  items [1, 2]\n  got       items [1]" in message and "You seem to return and do nothing." in message
+    )
+
+
+# --- hints, solution, and what is kept --------------------------------------------------------------------------------
+
+
+def test_each_call_gives_the_next_hint() -> None:
+    """Catches hints that give everything away at once, and an end that is not said."""
+    exercise = replace(TOTAL)
+    assert [exercise.hint().text for _ in range(3)] == [
+        "**Hint 1 of 3.** Add.",
+        "**Hint 2 of 3.** Subtract.",
+        "**Hint 3 of 3.** `sum(prices) - less`",
+    ]
+    assert "1. Add.\n2. Subtract." in exercise.hint().text and "`ch99.total.solution()`" in exercise.hint().text
+
+
+def test_the_solution_is_explained_and_runs() -> None:
+    """Catches a solution that needs something that is not shown."""
+    text = TOTAL.solution().text
+    assert text == "Sums are sums.\n\n```python\ndef total(prices, less):\n    return sum(prices) - less\n```"
+
+
+def stub(*_: object) -> None:
+    raise NotImplementedError
+
+
+def test_a_stub_says_the_same_whatever_is_kept_and_keeps_nothing(folder: Path) -> None:
+    """Catches a stored output that depends on the machine, and a file that "run all" writes."""
+    first = TOTAL.grade(stub)
+    assert first.passed is None and list(folder.iterdir()) == []
+    assert first._repr_mimebundle_() == {
+        "text/plain": "Not attempted: replace the line that raises NotImplementedError. For a hint: ch99.total.hint()"
+    }
+    TOTAL.grade(total)
+    before = (folder / "exercises.json").read_bytes()
+    assert TOTAL.grade(stub) == first
+    (folder / "exercises.json").write_text("no record")
+    assert TOTAL.grade(stub) == first
+    assert before and (folder / "exercises.json").read_text() == "no record"
+
+
+def test_the_best_answer_and_every_attempt_are_kept() -> None:
+    """Catches a record that forgets, or a later mistake that takes a solved exercise back."""
+    TOTAL.grade(lambda prices, less: sum(prices))
+    assert record.read() == {"99.1": record.Standing(False, 1, 1, 3)}
+    TOTAL.grade(lambda prices, less: -1)
+    assert record.read()["99.1"] == record.Standing(False, 2, 1, 3)
+    TOTAL.grade(total)
+    TOTAL.grade(lambda prices, less: -1)
+    assert record.read()["99.1"] == record.Standing(True, 4, 3, 3)
+
+
+@pytest.mark.parametrize("trouble", ["a file in the way", "no record", "a relative folder"])
+def test_a_record_that_cannot_be_kept_is_said_once(trouble: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a right answer that fails for want of a folder, and a complaint with every answer."""
+    if trouble == "a file in the way":
+        (folder / "file").write_text("")
+        monkeypatch.setenv("PAGEDATTN_LAB_CACHE", str(folder / "file" / "cache"))
+    elif trouble == "no record":
+        (folder / "exercises.json").write_text('["?"]')
+    else:
+        monkeypatch.setenv("PAGEDATTN_LAB_CACHE", "here")
+    first, second = TOTAL.grade(total), TOTAL.grade(total)
+    assert first.passed and second.passed
+    assert first.message.count("(Your progress is not kept: ") == 1 and second.message.count("not kept") == 0
+    if trouble == "no record":
+        assert (folder / "exercises.json").read_text() == '["?"]'
+        with pytest.raises(OSError, match=r"exercises.json is not a record of exercises"):
+            progress()
+
+
+def test_answers_graded_at_once_are_all_kept() -> None:
+    """Catches two notebooks that overwrite each other's record."""
+    threads = [threading.Thread(target=record.keep, args=(f"98.{number}", 1, 2)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(record.read()) == 8
+
+
+def test_progress_tells_solved_tried_and_not_attempted() -> None:
+    """Catches a list that misses an exercise, or tells a wrong standing."""
+    record.keep("00.1", 47, 47)
+    record.keep("03.2", 7, 55)
+    record.keep("03.2", 9, 55)
+    report = progress()
+    assert [report.status(exercise) for exercise in report.exercises].count("not attempted") == len(
+        report.exercises
+    ) - 2
+    assert re.search(r"^✓ 00\.1  Blocks at the end +solved$", repr(report), re.MULTILINE)
+    assert re.search(r"^✗ 03\.2  Who is evicted next\? +9 of 55 cases, 2 attempts$", repr(report), re.MULTILINE)
+    assert repr(report).endswith(f"1 of {len(report.exercises)} exercises solved.")
+    assert "| ✓ | 00.1 | Blocks at the end | solved |" in report._repr_mimebundle_()["text/markdown"]
+    made = json.loads(json.dumps(report.to_dict()))
+    assert made["solved"] == 1 and made["exercises"][0]["status"] == "solved"
+
+
+def test_a_search_that_takes_too_long_is_not_blamed_on_a_case(guard: None) -> None:
+    """Catches a case that was right, shown as the one that never ended."""
+
+    def search(answer: Callable[..., Any]) -> Iterator[Case]:
+        forever()
+        yield Case(([1], 0))
+
+    message = replace(TOTAL, seconds=0.3, search=search).grade(total).message
+    assert message.startswith("✗ Not yet: 3 of 4 cases are right.\n  call      total on cases made for this answer")
+    assert "Stopped after 0.3 s" in message
+
+
+def test_an_exception_in_a_search_is_a_finding() -> None:
+    """Catches an answer that ends the check, because it raises for what only the search tries."""
+
+    def search(answer: Callable[..., Any]) -> Iterator[Case]:
+        answer("unheard of", 0)
+        yield Case(([1], 0))
+
+    message = replace(TOTAL, search=search).grade(total).message
+    assert "call      total on cases made for this answer" in message and "raised    TypeError" in message
