@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,8 +23,7 @@ class TimeLimit(BaseException):
     """The time is up. No ``Exception``, so that ``except Exception`` in an answer does not swallow it."""
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> AbstractContextManager[None]:
     """Interrupt what runs inside with :class:`TimeLimit` when the time is up.
 
     Where the main thread has interval timers (Linux, macOS), a signal interrupts, again and again, also code that
@@ -40,37 +40,44 @@ def time_limit(seconds: float) -> Iterator[None]:
         pagedattn_lab.exercises.limits.TimeLimit
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
-    with _by_signal(seconds) if hasattr(signal, "setitimer") and in_main_thread else _by_tracing(seconds):
-        yield
+    return _BySignal(seconds) if hasattr(signal, "setitimer") and in_main_thread else _by_tracing(seconds)
 
 
-@contextmanager
-def _by_signal(seconds: float) -> Iterator[None]:
-    running = True
+class _BySignal:
+    """A class, since a signal in ``contextlib`` would keep a generator from its ``finally``."""
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        if running:  # a signal may arrive between the end of the block and the end of the timer
-            _raise_again_in(frame)
-            raise TimeLimit
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
 
-    tracer = sys.gettrace()
-    begin = time.monotonic()
-    handler = signal.signal(signal.SIGALRM, interrupt)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
-    try:
-        yield
-    finally:
-        running = False
+    def __enter__(self) -> None:
+        self._outside = sys._getframe(1)
+        self._tracer = sys.gettrace()
+        self._begin = time.monotonic()
+        self._handler = signal.signal(signal.SIGALRM, self._interrupt)
+        self._left, self._interval = signal.setitimer(signal.ITIMER_REAL, self._seconds, AGAIN)
+
+    def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         # A handler that was not set from Python cannot be put back from Python: None stands for it.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
-        sys.settrace(tracer)
-        if left:
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begin), 1e-6), interval)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if self._handler is None else self._handler)
+        sys.settrace(self._tracer)
+        if self._left:
+            left = max(self._left - (time.monotonic() - self._begin), 1e-6)
+            signal.setitimer(signal.ITIMER_REAL, left, self._interval)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        inside: list[FrameType] = []
+        while frame and frame is not self._outside:
+            if frame.f_code.co_filename == __file__:
+                return  # the way in or out is gone to its end; should the answer run on, the next signal finds it
+            inside.append(frame)
+            frame = frame.f_back
+        _raise_again_in(itertools.takewhile(lambda frame: not frame.f_code.co_filename.startswith(HERE), inside))
+        raise TimeLimit
 
 
-def _raise_again_in(frame: FrameType | None) -> None:
-    """Let the next line of any of the answer's frames raise once more.
+def _raise_again_in(frames: Iterable[FrameType]) -> None:
+    """Let the next line of any of these frames, the answer's, raise once more.
 
     Whoever catches the first in a loop around it would catch each one that comes while the loop's body runs. A line
     after that, in the handler, is no longer inside the ``try``.
@@ -82,9 +89,8 @@ def _raise_again_in(frame: FrameType | None) -> None:
         return strike
 
     sys.settrace(lambda *_: None)  # without a trace function those of frames are not called
-    while frame and not frame.f_code.co_filename.startswith(HERE):
+    for frame in frames:
         frame.f_trace = strike
-        frame = frame.f_back
 
 
 @contextmanager
