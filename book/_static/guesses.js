@@ -1,5 +1,5 @@
 // Guesses in the built book: a box in place of each line of Python, its value kept in this browser.
-// It compares in the same words as pagedattn_lab/exercises/guesses.py; tests/browser/test_guesses.py holds them together.
+// It compares in the same words as pagedattn_lab/exercises/guesses.py; tests/browser/test_guess_boxes.py holds them together.
 (() => {
   const NUMBER = /^[+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)$/;
   const rounded = (value, digits) => Number(value.toPrecision(digits));
