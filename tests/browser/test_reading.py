@@ -11,18 +11,17 @@ from accessibility import violations
 from playwright.sync_api import Browser, Page, expect
 from watch import Watch
 
-ROOT = Path(__file__).parents[2]
-CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+from tests.helpers.chapters import CHAPTERS
+
 BOXES = """() => [...document.querySelectorAll('.map a')].map(link => [link.getAttribute('href'), link.textContent])"""
 
 
 @pytest.fixture
 def watch(browser: Browser) -> Iterator[Watch]:
     """Open a window of a test's own, which remembers nothing."""
-    watch = Watch(browser, viewport={"width": 1440, "height": 900})
-    yield watch
-    assert watch.problems == []
-    watch.context.close()
+    with Watch(browser, viewport={"width": 1440, "height": 900}) as watch:
+        yield watch
+        assert watch.problems == []
 
 
 def test_only_the_story(watch: Watch, chromium: str, site: Path) -> None:
@@ -30,15 +29,16 @@ def test_only_the_story(watch: Watch, chromium: str, site: Path) -> None:
     page = watch.new_page()
     page.goto((site / "chapters" / "03_blocks.html").as_uri())
     switch = page.get_by_role("button", name="Only the story", pressed=False)
-    code, folded = page.locator(".cell_input").filter(visible=True), page.locator("summary").filter(visible=True)
-    outputs = page.locator(".cell_output").filter(visible=True)
-    before = outputs.count()
-    assert code.count() > 20 and folded.count() > 2 and before > 20
+    code = page.locator(".cell_input").filter(visible=True)
+    folded = page.locator("details.above-input > summary").filter(visible=True)  # of code; an answer's is of the story
+    outputs, answers = (page.locator(kept).filter(visible=True) for kept in (".cell_output", ".cell_output summary"))
+    before = outputs.count(), answers.count()
+    assert code.count() > 20 and folded.count() > 2 and before[0] > 20 and before[1] > 2
     switch.focus()
     page.keyboard.press("Enter")
     expect(code).to_have_count(0)
     expect(folded).to_have_count(0)
-    assert outputs.count() == before
+    assert (outputs.count(), answers.count()) == before
     page.goto((site / "chapters" / "00_start_here.html").as_uri())
     expect(code).to_have_count(0)
     page.get_by_role("button", name="Only the story", pressed=True).click()
