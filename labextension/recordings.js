@@ -18,7 +18,7 @@ async function loadPlayer() {
   document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: here("player.css") }));
   const texts = ["board.js", "player.js"].map(async (name) => (await fetch(here(name))).text());
   const source = new Blob(await Promise.all(texts), { type: "text/javascript" });
-  return (await import(URL.createObjectURL(source))).default;
+  return import(URL.createObjectURL(source));
 }
 let player;
 
@@ -55,21 +55,6 @@ export function harmless({ label, step, block_size, words, axis, frames }) {
   };
 }
 
-/** What a kernel does for a player: keep its values, and tell it when one changes. The notebook's data stay as they are. */
-function modelOf(data) {
-  const values = { ...data, recording: data }, listeners = new Map();
-  return {
-    get: (name) => values[name],
-    set(name, value) {
-      values[name] = value;
-      listeners.get(`change:${name}`)?.forEach((listener) => listener());
-    },
-    save_changes() {},
-    on: (name, listener) => listeners.set(name, (listeners.get(name) ?? new Set()).add(listener)),
-    off: (name, listener) => listeners.get(name)?.delete(listener),
-  };
-}
-
 const once = (signal) =>
   new Promise((done) => signal.connect(function heard() {
     signal.disconnect(heard);
@@ -97,7 +82,7 @@ function playerRenderer(host, options) {
     stop();
     stop = () => {};
     const recording = trusted ? data[PLAYER] : harmless(data[PLAYER]);
-    const { render } = await (player ??= loadPlayer());
+    const { default: { render }, modelOf } = await (player ??= loadPlayer());
     if (output.isDisposed || isLive()) return;
     const mount = document.createElement("div");
     output.node.replaceChildren(mount);

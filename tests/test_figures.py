@@ -11,10 +11,9 @@ import pytest
 
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.figures import show, subplots
+from tests.helpers.chapters import CHAPTERS, REPO
 from tools import notebooks
 
-REPO = Path(__file__).resolve().parent.parent
-CHAPTERS = sorted((REPO / "chapters").glob("*.ipynb"))
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "book").glob("*.md"))]
 TITLE = re.compile(r'<text style="font-weight: 700; font-size: 12px;[^>]*>\s*[^<\s]')
 DEFAULT_REPR = re.compile(r"<[^<>]*(?: object\b| at 0x)[^<>]*>|<Figure\b")

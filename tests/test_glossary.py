@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from tests.helpers.chapters import CHAPTERS
 from tools import notebooks
 
-REPO = Path(__file__).resolve().parent.parent
-CHAPTERS = sorted((REPO / "chapters").glob("*.ipynb"))
 LINK = re.compile(r"\]\(\.\./book/glossary\.md#([\w-]+)\)")
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from jupyterlab.commands import get_app_dir
 
-from tests.helpers.data_files import ROOT, data_files, place_data_files
+from tests.helpers.chapters import REPO
+from tests.helpers.data_files import data_files, place_data_files
 
 HOME = "share/jupyter/labextensions/pagedattn-lab"
 ALSO_BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "pagedattn_lab/__init__.py")
@@ -24,8 +25,8 @@ def test_pip_brings_the_extension(tmp_path: Path, build: str) -> None:
     """Catches an installation without the extension: setuptools leaves data files out of editable ones by itself."""
     checkout, wheels = tmp_path / "checkout", tmp_path / "wheels"
     wheels.mkdir()
-    for source in [*data_files().values(), *(ROOT / name for name in ALSO_BUILT_FROM)]:
-        target = checkout / source.relative_to(ROOT)
+    for source in [*data_files().values(), *(REPO / name for name in ALSO_BUILT_FROM)]:
+        target = checkout / source.relative_to(REPO)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
     code = f"from setuptools import build_meta; build_meta.{build}({str(wheels)!r})"
@@ -60,5 +61,5 @@ def test_jupyterlab_reads_the_settings() -> None:
 
 def test_one_source() -> None:
     """Catches a second copy of the player in the repository, which would grow old."""
-    copies = [path for name in ("board.js", "player.js", "player.css") for path in (ROOT / "labextension").rglob(name)]
+    copies = [path for name in ("board.js", "player.js", "player.css") for path in (REPO / "labextension").rglob(name)]
     assert copies == []

@@ -19,10 +19,9 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from pagedattn_lab.viz.sentence import NUMBER, bare_numbers
+from tests.helpers.chapters import CHAPTERS, REPO
 from tools import notebooks
 
-REPO = Path(__file__).resolve().parent.parent
-CHAPTERS = sorted((REPO / "chapters").glob("*.ipynb"))
 SECTION = re.compile(r"^(?=## )", re.MULTILINE)
 BESIDE = re.compile(r"\n\s*\n|\n(?=[ \t]*(?:[*-]|\d+\.)[ \t])|\n(?=[ \t]*\|)")  # paragraph, list item, table row
 LINK = re.compile(r"\]\(([^)\s]+)\)|<(https?://[^>]+)>")

@@ -14,6 +14,7 @@ from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.exercises.record import Standing
 from pagedattn_lab.recorder.sentences import counted
 
+COUNTS = ("attempts", "right", "cases")
 MARKS = {"solved": "✓", "tried": "✗", "not attempted": "·"}
 
 
@@ -62,7 +63,7 @@ class Progress:
         """Give a mark, the number, the title and a few words for each exercise."""
         found = []
         for exercise in self.exercises:
-            status, words = self.status(exercise), self.status(exercise)
+            words = status = self.status(exercise)
             if status == "tried":
                 standing = self.standings[exercise.number]
                 words = (
@@ -81,8 +82,9 @@ class Progress:
         return {"solved": self.solved, "exercises": exercises, "kept_in": str(self.kept_in)}
 
     def __repr__(self) -> str:
-        width = max(len(title) for _, _, title, _ in self.rows())
-        lines = [f"{mark} {number}  {title:<{width}}  {words}" for mark, number, title, words in self.rows()]
+        rows = self.rows()
+        width = max(len(title) for _, _, title, _ in rows)
+        lines = [f"{mark} {number}  {title:<{width}}  {words}" for mark, number, title, words in rows]
         return "\n".join([*lines, f"{self.solved} of {counted(len(lines), 'exercise')} solved."])
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
@@ -90,9 +92,6 @@ class Progress:
         table = "\n".join(["| | exercise | | |", "|---|---|---|---|", *rows])
         solved = f"{self.solved} of {counted(len(rows), 'exercise')} solved."
         return {"text/markdown": f"{table}\n\n{solved}", "text/plain": repr(self)}
-
-
-COUNTS = ("attempts", "right", "cases")
 
 
 def progress() -> Progress:

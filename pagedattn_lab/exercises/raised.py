@@ -5,12 +5,9 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from pagedattn_lab.exercises.limits import TimeLimit
-
-HERE = str(Path(__file__).parent)
+from pagedattn_lab.exercises.limits import HERE, TimeLimit
 
 
 class Raised:

@@ -14,23 +14,11 @@ if TYPE_CHECKING:
     from docutils.nodes import Element
     from myst_nb.core.render import MimeData, NbElementRenderer
 
-EXPORTS = "export default { render };\nexport { boardText };\n"
+EXPORTS = "export default { render };\nexport { boardText, modelOf };\n"
 FOR_SCRIPTS = "application/vnd.pagedattn-lab."  # what begins so is for scripts of the book, and shows nothing by itself
-# What a kernel does for the player in JupyterLab: keep its values and tell it when one changes.
 BOOT = """
 for (const mount of document.querySelectorAll(".pa-mount")) {
-  const data = JSON.parse(mount.querySelector("script").textContent);
-  const listeners = new Map();
-  const model = {
-    get: (name) => (name === "recording" ? data : data[name]),
-    set(name, value) {
-      data[name] = value;
-      listeners.get(`change:${name}`)?.forEach((listener) => listener());
-    },
-    save_changes() {},
-    on: (name, listener) => listeners.set(name, [...(listeners.get(name) ?? []), listener]),
-    off: (name, listener) => listeners.set(name, (listeners.get(name) ?? []).filter((other) => other !== listener)),
-  };
+  const model = modelOf(JSON.parse(mount.querySelector("script").textContent));
   mount.querySelector("svg").remove();
   render({ model, el: mount });
 }
@@ -54,8 +42,10 @@ class PlayerRenderer:
         """Render one output; ``None`` leaves it to MyST-NB."""
         from docutils.nodes import raw
 
-        if data.mime_type != MIME or inline:
-            return [] if data.mime_type.startswith(FOR_SCRIPTS) and data.mime_type != MIME else None
+        if data.mime_type != MIME:
+            return [] if data.mime_type.startswith(FOR_SCRIPTS) else None
+        if inline:
+            return None
         values = data.content
         still = picture(values, values["step"]).svg
         text = json.dumps(values).replace("<", "\\u003c")  # no tag, comment or script can begin or end in it

@@ -306,5 +306,21 @@ function helpControls(root) {
   }
 }
 
+/** What a kernel does for a player: keep its values, and tell it when one changes. The recording's own data stay as they
+ * are. */
+function modelOf(data) {
+  const values = { ...data, recording: data }, listeners = new Map();
+  return {
+    get: (name) => values[name],
+    set(name, value) {
+      values[name] = value;
+      listeners.get(`change:${name}`)?.forEach((listener) => listener());
+    },
+    save_changes() {},
+    on: (name, listener) => listeners.set(name, (listeners.get(name) ?? new Set()).add(listener)),
+    off: (name, listener) => listeners.get(name)?.delete(listener),
+  };
+}
+
 export default { render };
-export { boardText };
+export { boardText, modelOf };

@@ -79,6 +79,18 @@ def _tests_step(key, step):
     _tests_widgets("Player")[key].step = step
 """
 
+# A lesson with a control of each kind, of what a notebook has called "draw".
+ONE_OF_EACH = """
+lesson = Lesson(
+    draw,
+    "Two requests",
+    tokens=widgets.IntSlider(5, min=1, max=9, description="tokens"),
+    block_size=widgets.SelectionSlider(options=[2, 4, 8], value=4, description="block size"),
+    order=widgets.Dropdown(options=["Ada, Bob", "Bob, Ada", "Bob"], description="order"),
+)
+lesson
+"""
+
 Read = Callable[[], dict[str, Any]]
 Move = Callable[[Locator, str], None]  # moves a control to "last", "first" or somewhere "between"
 

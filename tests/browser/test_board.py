@@ -55,13 +55,12 @@ WALK = """async ([recording, walk]) => {
 @pytest.fixture(scope="module")
 def page(browser: Browser) -> Iterator[Page]:
     """Open an empty page that has loaded the player."""
-    watch = Watch(browser, viewport={"width": 1000, "height": 800})
-    page = watch.new_page()
-    page.goto("about:blank")
-    page.evaluate(LOAD, SCRIPT)
-    yield page
-    assert watch.problems == []
-    watch.context.close()
+    with Watch(browser, viewport={"width": 1000, "height": 800}) as watch:
+        page = watch.new_page()
+        page.goto("about:blank")
+        page.evaluate(LOAD, SCRIPT)
+        yield page
+        assert watch.problems == []
 
 
 def any_frame(rng: random.Random, num_blocks: int, block_size: int) -> Frame:

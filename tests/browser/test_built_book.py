@@ -14,8 +14,8 @@ from accessibility import colour_violations, structure_violations, violations
 from playwright.sync_api import Browser, Locator, Page, expect
 from watch import Watch, until
 
-ROOT = Path(__file__).parents[2]
-CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+from tests.helpers.chapters import CHAPTERS
+
 UNLINKED = {"search.html", "py-modindex.html"}  # reached by the search field; made by Sphinx beside the index
 WIDTHS = {"phone": 390, "laptop": 1440, "projector": 1920}
 TYPESET = "() => window.MathJax?.startup?.promise?.then(() => true)"
@@ -81,9 +81,8 @@ def address(site: Path, serve: Callable[[Path], str]) -> str:
 @pytest.fixture
 def watch(browser: Browser) -> Iterator[Watch]:
     """Open a window of a test's own."""
-    watch = Watch(browser, viewport={"width": 1280, "height": 900})
-    yield watch
-    watch.context.close()
+    with Watch(browser, viewport={"width": 1280, "height": 900}) as watch:
+        yield watch
 
 
 def look_at(watch: Watch, page: Page, url: str, judged: dict[str, set[str]]) -> Seen:

@@ -55,10 +55,9 @@ ODD = [
 @pytest.fixture
 def watch(browser: Browser) -> Iterator[Watch]:
     """Open a browser context of the test's own."""
-    watch = Watch(browser)
-    yield watch
-    assert watch.problems == []
-    watch.context.close()
+    with Watch(browser) as watch:
+        yield watch
+        assert watch.problems == []
 
 
 def numbers(rng: random.Random) -> float:
@@ -160,14 +159,12 @@ def test_what_cannot_be_read_reveals_nothing(watch: Watch, site: Path) -> None:
 
 def test_without_scripts_the_answer_is_folded(browser: Browser, site: Path) -> None:
     """Catches a button that does nothing, and an answer that only a script can open."""
-    watch = Watch(browser, java_script_enabled=False)
-    page = watch.new_page()
-    box, answer = opened(page, site)
-    expect(box).to_be_hidden()
-    expect(answer.get_by_text("7 requests")).to_be_hidden()
-    answer.locator("summary").click()
-    expect(answer.get_by_text("7 requests")).to_be_visible()
-    watch.context.close()
+    with Watch(browser, java_script_enabled=False) as watch:
+        box, answer = opened(watch.new_page(), site)
+        expect(box).to_be_hidden()
+        expect(answer.get_by_text("7 requests")).to_be_hidden()
+        answer.locator("summary").click()
+        expect(answer.get_by_text("7 requests")).to_be_visible()
 
 
 def test_every_question_of_the_chapters_has_its_box(site: Path) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import watch
 from accessibility import violations
-from controls import Driver
+from controls import ONE_OF_EACH, Driver
 from jupyter_page import Lab, Notebook
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser
 
+from tests.helpers.chapters import CHAPTERS
+
 OURS = ".jp-Notebook :is(.pa-lesson, .pa-player)"
-CHAPTERS = sorted((Path(__file__).parents[2] / "chapters").glob("*.ipynb"))
 
 # Beside the chapters, a notebook with one of everything that this folder can move.
 TOUR = (
@@ -38,16 +39,8 @@ def draw(tokens, block_size, order):
     tables["Bob"].release()
     return trace
 
-
-lesson = Lesson(
-    draw,
-    "Two requests",
-    tokens=widgets.IntSlider(5, min=1, max=9, description="tokens"),
-    block_size=widgets.SelectionSlider(options=[2, 4, 8], value=4, description="block size"),
-    order=widgets.Dropdown(options=["Ada, Bob", "Bob, Ada", "Bob"], description="order"),
-)
-lesson
-""",
+"""
+    + ONE_OF_EACH,
     """
 def square(side):
     return f'<svg width="40" height="40"><rect width="{side}" height="{side}"/></svg>'

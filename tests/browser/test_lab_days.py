@@ -12,6 +12,7 @@ from typing import Any
 import players
 import pytest
 from accessibility import violations
+from controls import ONE_OF_EACH
 from jupyter_page import IS_READY, Lab, Notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import Browser, Page, expect
@@ -40,16 +41,8 @@ def draw(tokens, block_size, order):
         trace.add(name, BlockTable(pool)).append_tokens(tokens)
     return trace
 
-
-lesson = Lesson(
-    draw,
-    "Two requests",
-    tokens=widgets.IntSlider(5, min=1, max=9, description="tokens"),
-    block_size=widgets.SelectionSlider(options=[2, 4, 8], value=4, description="block size"),
-    order=widgets.Dropdown(options=["Ada, Bob", "Bob, Ada", "Bob"], description="order"),
-)
-lesson
 """
+LESSON += ONE_OF_EACH
 SQUARE = """
 Picture('<svg width="40" height="40"><rect width="40" height="40" fill="#0072B2"/></svg>', alt="A blue square.")
 """

@@ -54,9 +54,8 @@ def recorded(num_blocks: int, requests: int, rounds: int) -> Player:
 @pytest.fixture
 def watch(browser: Browser) -> Iterator[Watch]:
     """Open a window of a test's own."""
-    watch = Watch(browser, viewport={"width": 1280, "height": 900}, color_scheme="light")
-    yield watch
-    watch.context.close()
+    with Watch(browser, viewport={"width": 1280, "height": 900}, color_scheme="light") as watch:
+        yield watch
 
 
 @pytest.fixture

@@ -46,6 +46,14 @@ class Watch:
         self.context.on("weberror", self._error)
         self.context.on("page", self._page)
 
+    def __enter__(self) -> Watch:
+        """Watch until the block ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close every page."""
+        self.context.close()
+
     def new_page(self) -> Page:
         """Open an empty page under watch."""
         return self.context.new_page()

@@ -6,7 +6,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.chapters import REPO
 
 
 def data_files() -> dict[str, Path]:
@@ -15,11 +15,11 @@ def data_files() -> dict[str, Path]:
     Raises:
         AssertionError: a pattern that no file matches.
     """
-    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["data-files"]
+    table = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["data-files"]
     found = {}
     for folder, patterns in table.items():
         for pattern in patterns:
-            paths = sorted(ROOT.glob(pattern))
+            paths = sorted(REPO.glob(pattern))
             assert paths, f"pyproject.toml names {pattern}, which is no file"
             found |= {f"{folder}/{path.name}": path for path in paths}
     return found
