@@ -38,6 +38,10 @@ function harmlessFrame(frame) {
   return {
     sentence, changed: numbers(frame.changed), free: numbers(frame.free), ref_cnt: numbers(frame.ref_cnt),
     hashes: Object.fromEntries(Object.entries(frame.hashes).map(([id, text]) => [Number(id), String(text)])),
+    contents: Object.fromEntries(Object.entries(frame.contents ?? {}).map(([id, held]) => [Number(id), {
+      name: String(held.name), mark: String(held.mark), colour: Number(held.colour), logical: Number(held.logical),
+      num_tokens: Number(held.num_tokens),
+    }])),
     tables: frame.tables.map(({ name, mark, colour, num_tokens, block_ids }) => ({
       name: String(name), mark: String(mark), colour: Number(colour), num_tokens: Number(num_tokens),
       block_ids: numbers(block_ids),

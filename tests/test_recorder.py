@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -288,7 +289,7 @@ def test_names_and_colours() -> None:
     assert [table.colour for table in recorder.frames[-1].tables] == [0, 2, 3]
     late = recorder.add("late", BlockTable(pool))
     late.append_tokens(1)
-    assert recorder.frames[-1].tables[-1].colour == 1, "the colour of the one that left is free again"
+    assert recorder.frames[-1].tables[-1].colour == 4, "the colour of the one that left is not taken again"
     with pytest.raises(ValueError, match="another table is called 'late'"):
         recorder.add("late", BlockTable(pool))
     with pytest.raises(ValueError, match="another pool"):
@@ -301,6 +302,51 @@ def test_names_and_colours() -> None:
         recorder.note("Look there.", [20])
     marks = [table.mark for table in recorder.frames[-1].tables]
     assert marks == ["2", "3", "4", "l"]
+
+
+def test_a_look_belongs_to_one_name() -> None:
+    """Catches a late request that gets the letter or the colour of one that has left, or of one that came back."""
+    pool = BlockPool(20, 4)
+    recorder = Recorder(pool)
+    for name in ("Ada", "Ann", "Bo 2", "Cy 2", "Ada", "Anders", "é 2"):
+        table = BlockTable(pool, name)
+        table.append_tokens(1)
+        table.release()
+    looks = {(table.name, table.colour, table.mark) for frame in recorder.frames for table in frame.tables}
+    assert sorted(looks, key=lambda look: look[1]) == [
+        ("Ada", 0, "A"), ("Ann", 1, "A2"), ("Bo 2", 2, "2"), ("Cy 2", 3, "C2"), ("Anders", 4, "A3"), ("é 2", 5, "é2")
+    ]  # fmt: skip
+
+
+def test_what_free_blocks_still_hold() -> None:
+    """Catches contents that are lost with the table that wrote them, kept for a block that was handed out again, or
+    told of a block that holds nothing."""
+    pool = BlockPool(6, 4)
+    ada, bo = BlockTable(pool, "Ada"), BlockTable(pool, "Bo")
+    recorder = Recorder(pool)
+
+    def contents() -> dict[int, tuple]:
+        return {block_id: astuple(held) for block_id, held in recorder.frames[-1].contents.items()}
+
+    ada.append_tokens(10)
+    for block in ada.blocks[:2]:
+        block.block_hash = "cached"
+    bo.adopt(ada.blocks[:1])
+    ada.release()
+    assert contents() == {2: ("Ada", 0, "A", 1, 4)}, "block 1 is in use, and block 3 has no hash"
+    bo.append_tokens(1)
+    bo.release()
+    assert contents() == {2: ("Ada", 0, "A", 1, 4), 1: ("Bo", 1, "B", 0, 4)}, "the table that named it last"
+    pool.touch([pool.blocks[2]])
+    assert list(contents()) == [1]
+    pool.free_blocks([pool.blocks[2]])
+    assert contents()[2] == ("Ada", 0, "A", 1, 4), "nobody wrote into it"
+    by_hand = pool.get_new_blocks(5)
+    assert contents() == {}
+    for block in by_hand:
+        block.block_hash = "by hand"
+    pool.free_blocks(by_hand)
+    assert contents() == {}, "what Ada and Bo wrote is no longer there"
 
 
 def test_two_observers_see_the_same() -> None:
@@ -418,6 +464,7 @@ class Recorded(RuleBasedStateMachine):
         self.tables = {name: BlockTable(self.pool) for name in ("Ada", "Bob", "Cy")}
         self.recorder = Recorder(self.pool, self.tables)
         self.seen = 1
+        self.held: dict[int, tuple] = {}
 
     names = st.sampled_from(("Ada", "Bob", "Cy"))
 
@@ -471,6 +518,15 @@ class Recorded(RuleBasedStateMachine):
                     assert named[name].block_ids == tuple(table.block_ids)
                     assert named[name].num_tokens == table.num_tokens
             assert Frame.from_dict(json.loads(json.dumps(last.to_dict())), 3) == last
+            for block in last.blocks:
+                if block.owners:
+                    self.held[block.block_id] = (*block.owners[0], block.num_tokens)
+            held = {
+                block.block_id: self.held[block.block_id]
+                for block in last.blocks
+                if block.block_hash and not block.ref_cnt
+            }
+            assert {key: (value.name, value.logical, value.num_tokens) for key, value in last.contents.items()} == held
         for block, state in zip(self.pool.blocks, frame.blocks, strict=True):
             owners = [
                 (name, logical)

@@ -27,7 +27,7 @@ from typing import Any
 
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.recorder.frame import ShownTable, show_table, take_frame
+from pagedattn_lab.recorder.frame import Film
 from pagedattn_lab.recorder.sentences import (
     append_sentence,
     block_numbers,
@@ -74,11 +74,12 @@ class Recorder:
     def __init__(self, pool: BlockPool, tables: Mapping[str, BlockTable] | None = None) -> None:
         self.pool = pool
         self._names: dict[int, tuple[BlockTable, str]] = {}  # by identity; the table is kept, so that it stays its own
-        self._shown: dict[str, ShownTable] = {}
+        self._shown: dict[str, BlockTable] = {}
+        self._film = Film()
         for name, table in (tables or {}).items():
             self.add(name, table)
         state = f"At the start, {pool.num_free_blocks} of {pool.num_blocks - 1} usable blocks are free."
-        self.frames = [take_frame(pool, self._shown, "start", state)]
+        self.frames = [self._film.take(pool, self._shown, "start", state)]
         self._evicted: list[int] | None = None  # since a table began; None while none is at work
         pool.observers.append(self)
 
@@ -112,8 +113,7 @@ class Recorder:
                 del self._names[id(other)]
                 self._shown.pop(name, None)
         self._names[id(table)] = (table, name)
-        if name not in self._shown:
-            show_table(self._shown, name, table)
+        self._shown[name] = table
         return table
 
     def note(self, sentence: str, blocks: Iterable[int] = ()) -> None:
@@ -182,7 +182,7 @@ class Recorder:
         Path(path).write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
 
     def _add_frame(self, kind: str, sentence: str, changed: tuple[int, ...]) -> None:
-        self.frames.append(take_frame(self.pool, self._shown, kind, sentence, changed))
+        self.frames.append(self._film.take(self.pool, self._shown, kind, sentence, changed))
 
     def _name(self, table: BlockTable) -> str:
         """Return a table's name, and draw the table from now on. It must not fail: the event has happened."""

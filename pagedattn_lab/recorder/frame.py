@@ -1,13 +1,20 @@
 """A frame: the state of every block, every page table and the free queue at one moment (chapter 03).
 
-:mod:`pagedattn_lab.recorder` records them, :mod:`pagedattn_lab.viz.board` draws them.
+:mod:`pagedattn_lab.recorder` records them, :mod:`pagedattn_lab.viz.board` draws them. Two things in a frame depend on
+the frames before it in the same recording:
+
+* **Looks.** The n-th name that a recording shows, counted from 0, has colour n, and a mark that no name before it has.
+  It keeps both to the end: no other request gets them, and a name that is used again gets its own ones back.
+* **Contents.** Of each block that is free (``ref_cnt`` 0) and has a hash, a frame keeps what it held when a table last
+  named it: of the first such table, its name and look, the logical block, and the tokens in it. A block that has
+  neither an owner nor a hash in a frame holds nothing from then on.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pagedattn_lab.block_pool import BlockPool
@@ -20,8 +27,8 @@ class TableState:
 
     Attributes:
         name: of the request that it belongs to.
-        colour: index into a palette; no two tables of a frame have the same one.
-        mark: a letter or a number that stands for the name in small places; no two tables of a frame share it either.
+        colour: index of the name's colour; no two names of a recording have the same one.
+        mark: a letter or a number that stands for the name in small places; no two names share it either.
         num_tokens: length of the sequence.
         block_ids: physical block of each logical block.
     """
@@ -31,6 +38,23 @@ class TableState:
     mark: str
     num_tokens: int
     block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a free block still holds: the tokens of a table that named it before.
+
+    Attributes:
+        name, colour, mark: of that table, as in :class:`TableState`.
+        logical: the logical block that it was.
+        num_tokens: how many of its slots hold a token.
+    """
+
+    name: str
+    colour: int
+    mark: str
+    logical: int
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,7 @@ class Frame:
         ref_cnt: reference count of every block, by block number.
         hashes: the first letters of the hash of every block that has one.
         free: the free queue, next to be handed out first.
+        contents: what each free block that has a hash held when a table last named it.
     """
 
     kind: str
@@ -75,6 +100,7 @@ class Frame:
     ref_cnt: tuple[int, ...]
     hashes: Mapping[int, str] = field(repr=False)
     free: tuple[int, ...] = field(repr=False)
+    contents: Mapping[int, Contents] = field(default_factory=dict, repr=False)
 
     def tokens_in(self, table: TableState, logical: int) -> int:
         """How many tokens of a table lie in one of its logical blocks: 0 in a block that was handed out in advance."""
@@ -105,6 +131,7 @@ class Frame:
             "ref_cnt": list(self.ref_cnt),
             "hashes": {str(block_id): text for block_id, text in self.hashes.items()},
             "free": list(self.free),
+            "contents": {str(block_id): asdict(held) for block_id, held in self.contents.items()},
         }
 
     @classmethod
@@ -112,63 +139,94 @@ class Frame:
         """Make a frame from what :meth:`to_dict` gave."""
         tables = tuple(TableState(**table | {"block_ids": tuple(table["block_ids"])}) for table in data["tables"])
         hashes = {int(block_id): text for block_id, text in data["hashes"].items()}
+        contents = {int(block_id): Contents(**held) for block_id, held in data.get("contents", {}).items()}
         lists = {name: tuple(data[name]) for name in ("changed", "ref_cnt", "free")}
-        return cls(data["kind"], data["sentence"], block_size=block_size, tables=tables, hashes=hashes, **lists)
+        return cls(
+            data["kind"],
+            data["sentence"],
+            block_size=block_size,
+            tables=tables,
+            hashes=hashes,
+            contents=contents,  # recordings that were saved before there were any have none
+            **lists,
+        )
 
 
-class ShownTable(NamedTuple):
-    """A table that is drawn, and how."""
+class Look(NamedTuple):
+    """How a name is drawn all through a recording."""
 
-    table: BlockTable
     colour: int
     mark: str
 
 
-def show_table(shown: dict[str, ShownTable], name: str, table: BlockTable) -> None:
-    """Add a table to those that are drawn, with the first colour and the shortest mark that none of them has.
+class Film:
+    """What one frame of a recording needs of those before it: how each name looks, and what each block last held.
 
     Example:
-        >>> shown, pool = {}, BlockPool(num_blocks=4, block_size=4)
-        >>> for name in ("Ada", "Ann", "request 12"):
-        ...     show_table(shown, name, BlockTable(pool))
-        >>> [(row.colour, row.mark) for row in shown.values()]
-        [(0, 'A'), (1, 'A2'), (2, '12')]
+        >>> film = Film()
+        >>> [tuple(film.look(name)) for name in ("Ada", "Ann", "request 12", "Ada")]
+        [(0, 'A'), (1, 'A2'), (2, '12'), (0, 'A')]
     """
-    colours = {row.colour for row in shown.values()}
-    mark = mark_for(name, [row.mark for row in shown.values()])
-    shown[name] = ShownTable(table, next(i for i in range(len(shown) + 1) if i not in colours), mark)
+
+    def __init__(self) -> None:
+        self._looks: dict[str, Look] = {}
+        self._held: dict[int, Contents] = {}
+
+    def look(self, name: str) -> Look:
+        """How a name is drawn: as before, or with the next colour and the shortest mark that no other name has."""
+        if name not in self._looks:
+            self._looks[name] = Look(len(self._looks), mark_for(name, [look.mark for look in self._looks.values()]))
+        return self._looks[name]
+
+    def take(
+        self,
+        pool: BlockPool,
+        tables: Mapping[str, BlockTable],
+        kind: str,
+        sentence: str,
+        changed: tuple[int, ...] = (),
+    ) -> Frame:
+        """Take the present state of a pool and of the tables that are shown, by their names. O(blocks)."""
+        states = tuple(
+            TableState(name, *self.look(name), table.num_tokens, tuple(table.block_ids))
+            for name, table in tables.items()
+        )
+        hashes = {block.block_id: _short(block.block_hash) for block in pool.blocks if block.block_hash is not None}
+        frame = Frame(
+            kind,
+            sentence,
+            changed,
+            pool.block_size,
+            states,
+            tuple(block.ref_cnt for block in pool.blocks),
+            hashes,
+            tuple(block.block_id for block in pool.free_block_queue.get_all_free_blocks()),
+        )
+        named: dict[int, Contents] = {}
+        for table in states:
+            for logical, block_id in enumerate(table.block_ids):
+                held = Contents(table.name, table.colour, table.mark, logical, frame.tokens_in(table, logical))
+                named.setdefault(block_id, held)
+        self._held = {block_id: held for block_id, held in self._held.items() if block_id in hashes} | named
+        contents = {
+            block_id: self._held[block_id]
+            for block_id in hashes
+            if frame.ref_cnt[block_id] == 0 and block_id in self._held
+        }
+        return replace(frame, contents=contents)
 
 
 def mark_for(name: str, marks: Collection[str]) -> str:
     """Choose the shortest mark for a name that is not one of ``marks``: its last digits, or its first letter.
 
     Example:
-        >>> mark_for("Ann", ["A", "B"]), mark_for("request 12", [])
-        ('A2', '12')
+        >>> mark_for("Ann", ["A", "B"]), mark_for("request 12", []), mark_for("Bo 2", ["1", "2"])
+        ('A2', '12', 'B2')
     """
     number = re.search(r"\d{1,3}$", name)
-    mark = number[0] if number else name[:1]
-    return next(m for m in (mark, *(f"{mark[:1]}{i}" for i in range(2, len(marks) + 3))) if m not in marks)
-
-
-def take_frame(
-    pool: BlockPool, shown: Mapping[str, ShownTable], kind: str, sentence: str, changed: tuple[int, ...] = ()
-) -> Frame:
-    """Take the present state of a pool and of the tables that are shown. O(blocks)."""
-    tables = (
-        TableState(name, row.colour, row.mark, row.table.num_tokens, tuple(row.table.block_ids))
-        for name, row in shown.items()
-    )
-    return Frame(
-        kind,
-        sentence,
-        changed,
-        pool.block_size,
-        tuple(tables),
-        tuple(block.ref_cnt for block in pool.blocks),
-        {block.block_id: _short(block.block_hash) for block in pool.blocks if block.block_hash is not None},
-        tuple(block.block_id for block in pool.free_block_queue.get_all_free_blocks()),
-    )
+    first = name[:1]
+    shortest = [number[0], first + number[0]] if number else [first]
+    return next(m for m in (*shortest, *(f"{first}{i}" for i in range(2, len(marks) + 3))) if m not in marks)
 
 
 def snapshot(pool: BlockPool, tables: Mapping[str, BlockTable], sentence: str = "") -> Frame:
@@ -181,10 +239,7 @@ def snapshot(pool: BlockPool, tables: Mapping[str, BlockTable], sentence: str = 
         >>> snapshot(pool, {"Ada": table}).blocks[2]
         BlockState(block_id=2, owners=(('Ada', 1),), ref_cnt=1, num_tokens=1, block_hash=None)
     """
-    shown: dict[str, ShownTable] = {}
-    for name, table in tables.items():
-        show_table(shown, name, table)
-    return take_frame(pool, shown, "note", sentence)
+    return Film().take(pool, tables, "note", sentence)
 
 
 def _short(block_hash: Hashable) -> str:
