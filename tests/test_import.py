@@ -19,7 +19,8 @@ PURE = (
     "hardware", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
-    "bench.allocator", "bench.slots", "bench.prefix", "recorder.frame", "recorder.sentences", "recorder",
+    "bench.allocator", "bench.slots", "bench.prefix",
+    "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
 )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ APPARATUS = [
     "studies.report", "studies.simulate", "studies.memory_shares",
     "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
-    "recorder.frame", "recorder.sentences", "recorder",
+    "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
     "viz.lesson", "viz.book",
     "exercises.guesses", "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution",

@@ -15,6 +15,7 @@ happened. "Ada appends 5 tokens" is one event, though the pool takes two steps f
 
 * :mod:`pagedattn_lab.recorder.frame` holds the state at one moment.
 * :mod:`pagedattn_lab.recorder.sentences` says what happened.
+* :mod:`pagedattn_lab.recorder.operations` lists what was done, so that the recording can be made again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ from typing import Any
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.recorder.frame import Film
+from pagedattn_lab.recorder.operations import (
+    Operation,
+    hash_operations,
+    pool_operations,
+    start_operation,
+    table_operations,
+)
 from pagedattn_lab.recorder.sentences import (
     append_sentence,
     block_numbers,
@@ -54,6 +62,7 @@ class Recorder:
 
     Attributes:
         frames: the state at the start, then after each event.
+        ops: what was done, see :mod:`pagedattn_lab.recorder.operations`.
 
     Raises:
         ValueError: a table cannot be added.
@@ -77,9 +86,10 @@ class Recorder:
         self._shown: dict[str, BlockTable] = {}
         self._film = Film()
         for name, table in (tables or {}).items():
-            self.add(name, table)
+            self._add(name, table)
         state = f"At the start, {pool.num_free_blocks} of {pool.num_blocks - 1} usable blocks are free."
         self.frames = [self._film.take(pool, self._shown, "start", state)]
+        self.ops: list[Operation] = [start_operation(pool, self._shown, self.frames[0])]
         self._evicted: list[int] | None = None  # since a table began; None while none is at work
         pool.observers.append(self)
 
@@ -99,6 +109,12 @@ class Recorder:
             ValueError: a table of another pool, one that has a name, or a name that is empty or another table's. A name
                 may be given again once its table is empty.
         """
+        if self._add(name, table):
+            self.ops.append(["add", name, table.num_tokens, table.block_ids])
+        return table
+
+    def _add(self, name: str, table: BlockTable) -> bool:
+        """Do what :meth:`add` does, and say whether it did anything: the table had no name, or was not drawn."""
         known = self._names.get(id(table), (table, name))[1]
         if table.pool is not self.pool:
             raise ValueError(f"the table of {name} takes its blocks from another pool than this recorder watches")
@@ -112,9 +128,10 @@ class Recorder:
                     raise ValueError(f"another table is called {name!r} already: choose another name")
                 del self._names[id(other)]
                 self._shown.pop(name, None)
+        is_new = id(table) not in self._names or name not in self._shown
         self._names[id(table)] = (table, name)
         self._shown[name] = table
-        return table
+        return is_new
 
     def note(self, sentence: str, blocks: Iterable[int] = ()) -> None:
         """Add a frame in which nothing changes: a sentence, and the numbers of blocks to point at.
@@ -126,6 +143,8 @@ class Recorder:
         for number in numbers:
             if not 0 <= number < self.pool.num_blocks:
                 raise ValueError(f"there is no block {number} to point at: blocks go up to {self.pool.num_blocks - 1}")
+        self._keep_hashes()
+        self.ops.append(["note", sentence, list(numbers)])
         self._add_frame("note", sentence, numbers)
 
     def stop(self) -> None:
@@ -136,10 +155,14 @@ class Recorder:
     def begin(self, table: BlockTable) -> None:
         """Open a bracket. One that is still open was broken off, by a keyboard interrupt for instance: forget it."""
         self._evicted = []
+        self._keep_hashes()
+        self._name(table)
 
     def pool_event(self, kind: str, blocks: Sequence[KVCacheBlock]) -> None:
         """Keep what the pool does for a table until that table ends; what it does by hand is an event of its own."""
         if self._evicted is None:
+            self._keep_hashes(block_numbers(blocks) if kind == "evict" else ())
+            self.ops += pool_operations(kind, blocks)
             self._add_frame(kind, pool_sentence(kind, blocks), block_numbers(blocks))
         elif kind == "evict":  # all else is part of what the table will say
             self._evicted += block_numbers(blocks)
@@ -148,6 +171,7 @@ class Recorder:
         """Close the bracket: one sentence and one frame for all that happened inside it."""
         evicted, self._evicted = self._evicted or [], None
         name, numbers = self._name(table), block_numbers(blocks)
+        self.ops += table_operations(kind, name, table, num_tokens, self._names.values())
         changed = numbers
         if kind == "append":
             block_size = self.pool.block_size
@@ -184,8 +208,12 @@ class Recorder:
     def _add_frame(self, kind: str, sentence: str, changed: tuple[int, ...]) -> None:
         self.frames.append(self._film.take(self.pool, self._shown, kind, sentence, changed))
 
+    def _keep_hashes(self, evicted: tuple[int, ...] = ()) -> None:
+        """List the hashes that a prefix cache, which tells nobody, has given to blocks since the last frame."""
+        self.ops += hash_operations(self.pool, self.frames[-1].hashes, evicted)
+
     def _name(self, table: BlockTable) -> str:
-        """Return a table's name, and draw the table from now on. It must not fail: the event has happened."""
+        """Return a table's name, and draw the table from now on. It must not fail: the event cannot be undone."""
         own = table.name if isinstance(table.name, str) and table.name.strip() else None
         if id(table) in self._names:
             name = self._names[id(table)][1]
@@ -195,7 +223,9 @@ class Recorder:
             taken = {name for _, name in self._names.values()}
             numbers = range(1, len(taken) + 2) if own is None else range(2, len(taken) + 3)
             name = next(name for i in numbers if (name := f"{own or 'request'} {i}") not in taken)
-        self.add(name, table)
+        was_shown = name in self._shown  # of another table, an empty one
+        if self._add(name, table) and (was_shown or table.blocks):  # with blocks, it was here before anybody watched
+            self.ops.append(["add", name, table.num_tokens, table.block_ids])
         return name
 
 

@@ -191,7 +191,7 @@ class Film:
             TableState(name, *self.look(name), table.num_tokens, tuple(table.block_ids))
             for name, table in tables.items()
         )
-        hashes = {block.block_id: _short(block.block_hash) for block in pool.blocks if block.block_hash is not None}
+        hashes = short_hashes(pool)
         frame = Frame(
             kind,
             sentence,
@@ -240,6 +240,11 @@ def snapshot(pool: BlockPool, tables: Mapping[str, BlockTable], sentence: str = 
         BlockState(block_id=2, owners=(('Ada', 1),), ref_cnt=1, num_tokens=1, block_hash=None)
     """
     return Film().take(pool, tables, "note", sentence)
+
+
+def short_hashes(pool: BlockPool) -> dict[int, str]:
+    """The first letters of the hash of every block that has one, by block number."""
+    return {block.block_id: _short(block.block_hash) for block in pool.blocks if block.block_hash is not None}
 
 
 def _short(block_hash: Hashable) -> str:
