@@ -1,8 +1,10 @@
 // JupyterLab shows a stored widget as "model not found", and in a notebook that it does not trust yet, a figure as words.
-// Here the recording that lies beside the widget is played until a kernel has the widget, and a figure is always shown.
+// Here the recording that lies beside the widget is played until a kernel has the widget, with its lesson's controls, and a
+// figure is always shown.
 //
 // A notebook that is not trusted must not run scripts. Its pictures are therefore <img> elements, in which no script of an
-// SVG runs, and its frames are copied field by field: what board.js writes as a number is one.
+// SVG runs, and its frames are copied field by field, those too that answer a control: what board.js writes as a number is
+// one.
 
 const PLAYER = "application/vnd.pagedattn-lab.player+json";
 const WIDGET = "application/vnd.jupyter.widget-view+json";
@@ -12,12 +14,13 @@ const SVG_RANK = 80;
 const PATIENCE = 300; // ms: a widget that a kernel has is there by then
 const MOST_PATIENCE = 2000;
 
-/** The player's script, as anywidget loads it: board.js and player.js in one module. */
+/** The player's scripts, and those that answer a lesson's controls without a kernel, in one module. */
+const SCRIPTS = ["board.js", "player.js", "model.js", "recorder.js", "lesson.js"];
 async function loadPlayer() {
   const here = (name) => new URL(name, import.meta.url);
   document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: here("player.css") }));
-  const texts = ["board.js", "player.js"].map(async (name) => (await fetch(here(name))).text());
-  const source = new Blob(await Promise.all(texts), { type: "text/javascript" });
+  const texts = SCRIPTS.map(async (name) => (await fetch(here(name))).text());
+  const source = new Blob([...(await Promise.all(texts)), "export { playStored };"], { type: "text/javascript" });
   return import(URL.createObjectURL(source));
 }
 let player;
@@ -50,13 +53,17 @@ function harmlessFrame(frame) {
 }
 
 /** A copy of a recording that holds nothing but what a player shows. */
-export function harmless({ label, step, block_size, words, axis, frames }) {
+function harmlessRecording({ block_size, words, frames }) {
   const texts = (list) => list.map(String);
   return {
-    label: String(label), step: Number(step), block_size: Number(block_size), frames: frames.map(harmlessFrame),
+    block_size: Number(block_size), frames: frames.map(harmlessFrame),
     words: words && Object.fromEntries(Object.entries(words).map(([name, list]) => [name, texts(list)])),
-    axis: axis && { name: String(axis.name), values: texts(axis.values) },
   };
+}
+
+/** The same of a stored output. A lesson's controls are made of texts, and what they lead to is made harmless by then. */
+export function harmless({ label, step, grid, ...recording }) {
+  return { label: String(label), step: Number(step), grid, ...harmlessRecording(recording) };
 }
 
 const once = (signal) =>
@@ -86,14 +93,14 @@ function playerRenderer(host, options) {
     stop();
     stop = () => {};
     const recording = trusted ? data[PLAYER] : harmless(data[PLAYER]);
-    const { default: { render }, modelOf } = await (player ??= loadPlayer());
+    const { playStored } = await (player ??= loadPlayer());
     if (output.isDisposed || isLive()) return;
     const mount = document.createElement("div");
     output.node.replaceChildren(mount);
     output.removeClass("jupyter-widgets");
     output.show();
-    stop = render({ model: modelOf(recording), el: mount });
-    if (`${data["text/plain"]}`.startsWith("Lesson(")) mount.append(aside(CONTROLS));
+    stop = playStored(recording, mount, trusted ? undefined : harmlessRecording);
+    if (!recording.grid && `${data["text/plain"]}`.startsWith("Lesson(")) mount.append(aside(CONTROLS));
   }
 
   output.renderModel = async (model) => {

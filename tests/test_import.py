@@ -64,7 +64,7 @@ APPARATUS = [
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
-    "viz.lesson", "viz.book",
+    "viz.grid", "viz.lesson", "viz.book",
     "exercises.guesses", "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution",
     "exercises.verdict",
     "exercises.boards", "exercises.record", "exercises.grading", "exercises.catalogue", "exercises",

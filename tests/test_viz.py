@@ -319,7 +319,6 @@ def test_lesson_follows_its_controls() -> None:
     lesson = Lesson(
         draw,
         "Empty memory",
-        sweep="size",
         blocks=widgets.IntSlider(4, min=2, max=20, description="blocks"),
         size=widgets.IntSlider(2, min=1, max=8, description="block size"),
     )
@@ -331,10 +330,7 @@ def test_lesson_follows_its_controls() -> None:
         assert bundle["image/svg+xml"] == expected.svg
         assert bundle["text/plain"] == f"Lesson('Empty memory', blocks={blocks}, size={size}): {expected.alt}"
         assert "application/vnd.jupyter.widget-view+json" in bundle
-        swept = bundle[MIME]
-        assert swept["axis"] == {"name": "block size", "values": [str(number) for number in range(1, 9)]}
-        assert [frame["sentence"] for frame in swept["frames"]] == [draw(blocks, size).alt for size in range(1, 9)]
-        assert swept["axis"]["values"][swept["step"]] == str(size)
+        assert bundle[MIME]["frames"] == [{"sentence": expected.alt, "svg": expected.svg}]
     assert lesson.at(blocks=2, size=8) == draw(2, 8)
     assert lesson.values == {"blocks": 7, "size": 3}, "a look at other values must leave the controls alone"
     with pytest.raises(RuntimeError, match="13 blocks"):
@@ -348,8 +344,6 @@ def test_lesson_follows_its_controls() -> None:
     assert lesson.player.error == ""
     with pytest.raises(KeyError):
         lesson.set(colour=1)
-    with pytest.raises(ValueError, match="sweep='colour' is no control"):
-        Lesson(draw, "Empty memory", sweep="colour", blocks=lesson.children[0], size=lesson.children[1])
 
 
 def test_lesson_moves_all_controls_before_it_draws() -> None:
@@ -373,29 +367,12 @@ def test_lesson_moves_all_controls_before_it_draws() -> None:
     assert lesson.values == {"left": 1, "right": 9}
 
 
-def test_sweep_refuses_what_the_book_cannot_step_through() -> None:
-    """Catches a lesson that only fails when it is shown, or a book page that leaves its frames out."""
-    one = Picture("<svg></svg>", alt="one")
-    for control in (
-        widgets.FloatSlider(description="x"),
-        widgets.Checkbox(description="x"),
-        widgets.IntRangeSlider(description="x"),
-        widgets.Dropdown(options=[1, 2], value=None, description="x"),
-    ):
-        with pytest.raises(ValueError, match=f"cannot step through this {type(control).__name__}"):
-            Lesson(lambda x: one, "x", sweep="x", x=control)
-    with pytest.raises(ValueError, match="frames of its own"):
-        Lesson(lambda x: [one, one], "x", sweep="x", x=widgets.IntSlider(description="x"))
+def test_a_control_has_a_name() -> None:
+    """Catches a slider of which nobody knows what it changes."""
     with pytest.raises(ValueError, match="'x' has no description"):
-        Lesson(lambda x: one, "x", x=widgets.IntSlider())
-    for control, values in (
-        (widgets.IntSlider(5, min=1, max=9, step=3, description="x"), ["1", "4", "5", "7", "9"]),
-        (widgets.Dropdown(options={"a": 1, "b": 2}, description="x"), ["a", "b"]),
-        (widgets.SelectionSlider(options=[("few", 1), ("many", 2)], description="x"), ["few", "many"]),
-    ):
-        lesson = Lesson(lambda x: one, "x", sweep="x", x=control)
-        assert lesson._repr_mimebundle_()[MIME]["axis"]["values"] == values
-        assert "pa-lesson" in lesson._dom_classes
+        Lesson(lambda x: two_pictures[0], "x", x=widgets.IntSlider())
+    lesson = Lesson(lambda x: two_pictures[0], "x", x=widgets.IntSlider(description="x"))
+    assert "pa-lesson" in lesson._dom_classes
 
 
 def test_lesson_plays_a_trace() -> None:
@@ -416,16 +393,6 @@ def test_lesson_plays_a_trace() -> None:
     assert lengths.set(count=3).player.step == 2
 
 
-def test_sweep_keeps_the_ends_and_where_the_lesson_stands() -> None:
-    """Catches a book page that opens at other values than the chapter, or leaves an extreme out."""
-    size = widgets.IntSlider(33, min=1, max=100, description="size")
-    lesson = Lesson(lambda size: Picture("<svg></svg>", alt=f"{size}"), "sizes", sweep="size", size=size)
-    swept = lesson._repr_mimebundle_()[MIME]
-    values = [int(frame["sentence"]) for frame in swept["frames"]]
-    assert values[0] == 1 and values[-1] == 100 and values == sorted(values) and len(values) <= 9
-    assert values[swept["step"]] == 33 and swept["axis"]["values"] == [str(value) for value in values]
-
-
 two_pictures = [Picture("<svg></svg>", alt="one"), Picture("<svg></svg>", alt="two")]
 
 
@@ -433,7 +400,7 @@ def test_book_gets_a_script_that_runs_anywhere() -> None:
     """Catches module syntax in the book's script, which a page opened as a file refuses to load."""
     script = book_script()
     assert "export " not in script and "import " not in script
-    assert script.startswith("(() => {") and "render({ model, el: mount })" in script
+    assert script.startswith("(() => {") and "playStored(data, mount);" in script
 
 
 def test_book_renders_a_player() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pagedattn_lab.block_pool import BlockPool
@@ -122,7 +122,7 @@ class Frame:
 
     def to_dict(self) -> dict[str, Any]:
         """The frame as JSON values; what :attr:`blocks` works out from the rest is left out."""
-        tables = [asdict(table) | {"block_ids": list(table.block_ids)} for table in self.tables]
+        tables = [vars(table) | {"block_ids": list(table.block_ids)} for table in self.tables]
         return {
             "kind": self.kind,
             "sentence": self.sentence,
@@ -131,7 +131,7 @@ class Frame:
             "ref_cnt": list(self.ref_cnt),
             "hashes": {str(block_id): text for block_id, text in self.hashes.items()},
             "free": list(self.free),
-            "contents": {str(block_id): asdict(held) for block_id, held in self.contents.items()},
+            "contents": {str(block_id): dict(vars(held)) for block_id, held in self.contents.items()},
         }
 
     @classmethod
@@ -170,7 +170,7 @@ class Film:
 
     def __init__(self) -> None:
         self._looks: dict[str, Look] = {}
-        self._held: dict[int, Contents] = {}
+        self._held: dict[int, tuple[TableState, int]] = {}  # by block number: the table, and its logical block
 
     def look(self, name: str) -> Look:
         """How a name is drawn: as before, or with the next colour and the shortest mark that no other name has."""
@@ -202,18 +202,18 @@ class Film:
             hashes,
             tuple(block.block_id for block in pool.free_block_queue.get_all_free_blocks()),
         )
-        named: dict[int, Contents] = {}
+        named: dict[int, tuple[TableState, int]] = {}
         for table in states:
             for logical, block_id in enumerate(table.block_ids):
-                held = Contents(table.name, table.colour, table.mark, logical, frame.tokens_in(table, logical))
-                named.setdefault(block_id, held)
+                named.setdefault(block_id, (table, logical))
         self._held = {block_id: held for block_id, held in self._held.items() if block_id in hashes} | named
-        contents = {
-            block_id: self._held[block_id]
-            for block_id in hashes
-            if frame.ref_cnt[block_id] == 0 and block_id in self._held
-        }
-        return replace(frame, contents=contents)
+        contents = {}
+        for block_id in hashes:
+            if frame.ref_cnt[block_id] == 0 and block_id in self._held:
+                table, logical = self._held[block_id]
+                num_tokens = frame.tokens_in(table, logical)
+                contents[block_id] = Contents(table.name, table.colour, table.mark, logical, num_tokens)
+        return replace(frame, contents=contents) if contents else frame
 
 
 def mark_for(name: str, marks: Collection[str]) -> str:

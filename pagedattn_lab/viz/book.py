@@ -1,4 +1,4 @@
-"""The player in the built book: how MyST-NB shows it, and its script for pages without a kernel.
+"""The player in the built book: how MyST-NB shows it, and its scripts for pages without a kernel.
 
 Registered under the entry point group ``myst_nb.mime_renderers``.
 """
@@ -8,28 +8,34 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, ClassVar
 
-from pagedattn_lab.viz.player import MIME, SCRIPT, picture
+from pagedattn_lab.viz.player import HERE, MIME, SCRIPT, picture
 
 if TYPE_CHECKING:
     from docutils.nodes import Element
     from myst_nb.core.render import MimeData, NbElementRenderer
 
+WITHOUT_KERNEL = ("model.js", "recorder.js", "lesson.js")
 EXPORTS = "export default { render };\nexport { boardText, modelOf };\n"
 FOR_SCRIPTS = "application/vnd.pagedattn-lab."  # what begins so is for scripts of the book, and shows nothing by itself
 BOOT = """
 for (const mount of document.querySelectorAll(".pa-mount")) {
-  const model = modelOf(JSON.parse(mount.querySelector("script").textContent));
+  const data = JSON.parse(mount.querySelector("script").textContent);
   mount.querySelector("svg").remove();
-  render({ model, el: mount });
+  playStored(data, mount);
 }
 """
 
 
-def book_script() -> str:
-    """The player as a classic script that mounts itself: unlike a module, it also runs on a page opened as a file."""
+def book_source() -> str:
+    """The player, and what answers a lesson's controls where no kernel does, in one scope and without exports."""
     if not SCRIPT.endswith(EXPORTS):
         raise ValueError(f"player.js must end with {EXPORTS!r}: the book's script is made by replacing that")
-    return "(() => {\n" + SCRIPT.removesuffix(EXPORTS) + BOOT + "})();\n"
+    return SCRIPT.removesuffix(EXPORTS) + "".join((HERE / name).read_text(encoding="utf-8") for name in WITHOUT_KERNEL)
+
+
+def book_script() -> str:
+    """The same as a classic script that mounts itself: unlike a module, it also runs on a page opened as a file."""
+    return "(() => {\n" + book_source() + BOOT + "})();\n"
 
 
 class PlayerRenderer:

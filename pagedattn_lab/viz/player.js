@@ -187,10 +187,8 @@ function render({ model, el }) {
     root.dataset.last = last();
     scrub.max = last();
     scrub.value = step();
-    const axis = recording().axis; // pictures along the values of one control
-    scrub.setAttribute("aria-label", axis?.name ?? "Frame");
-    scrub.setAttribute("aria-valuetext", axis?.values[step()] ?? `frame ${step() + 1} of ${last() + 1}`);
-    part("count").textContent = axis ? `${axis.name}: ${axis.values[step()]}` : `${step() + 1} / ${last() + 1}`;
+    scrub.setAttribute("aria-valuetext", `frame ${step() + 1} of ${last() + 1}`);
+    part("count").textContent = `${step() + 1} / ${last() + 1}`;
     part("controls").hidden = last() === 0 && frame.svg !== undefined;
     for (const name of ["first", "previous", "play", "next", "last", "scrub", "speed"])
       part(name).disabled = last() === 0;

@@ -38,6 +38,9 @@ def recording(
         tokens: each request's tokens, to stand in the cells of the drawing: texts, or ids for ``tokenizer``.
         tokenizer: turns ids into texts.
 
+    Returns:
+        ``frames``; of a recorder also ``num_blocks``, ``block_size`` and its ``ops``, which no player shows.
+
     Raises:
         ValueError: no frame at all, ids without a tokenizer, or tokens of a request that no frame shows.
 
@@ -47,7 +50,7 @@ def recording(
         'second'
     """
     if isinstance(source, Recorder):
-        source = source.to_dict()
+        source = source.to_dict() | {"ops": source.ops}
     if isinstance(source, Mapping):
         made = {name: value for name, value in source.items() if name != "format"}
     else:
@@ -64,6 +67,11 @@ def recording(
             )
         made["words"] = {name: [_word(token, tokenizer) for token in row] for name, row in tokens.items()}
     return made
+
+
+def played(made: Mapping[str, Any]) -> dict[str, Any]:
+    """A recording without what was done: the frames tell a player all that it needs."""
+    return {name: value for name, value in made.items() if name != "ops"}
 
 
 def picture(made: Mapping[str, Any], step: int) -> Picture:
@@ -124,7 +132,7 @@ class Player(anywidget.AnyWidget):
         last = len(made["frames"]) - 1
         if not -last - 1 <= step <= last:
             raise ValueError(f"there is no frame {step}: give a step from 0 to {last}, or from −{last + 1} to −1")
-        super().__init__(recording=made, step=step % (last + 1), label=label)
+        super().__init__(recording=played(made), step=step % (last + 1), label=label)
 
     @property
     def frames(self) -> list[dict[str, Any]]:
@@ -141,7 +149,7 @@ class Player(anywidget.AnyWidget):
         made = recording(source)
         step = self.step_in(len(made["frames"]) - 1)
         with self.hold_sync(), self.hold_trait_notifications():
-            self.recording = made
+            self.recording = played(made)
             self.step = step
 
     def step_in(self, last: int) -> int:

@@ -58,12 +58,12 @@ def _tests_lesson(key):
     return {"controls": controls, "player": _tests_player(lesson.player.model_id)}
 
 def _tests_is_current(key, drawn={}):  # the same values are drawn once
-    from pagedattn_lab.viz.player import recording
+    from pagedattn_lab.viz.player import played, recording
     lesson = _tests_widgets("Lesson")[key]
     what = key, repr(lesson.values)
     if what not in drawn:
         drawn[what] = recording(lesson._draw(**lesson.values))
-    return lesson.player.recording == drawn[what]
+    return lesson.player.recording == played(drawn[what])
 
 def _tests_player(key):
     player = _tests_widgets("Player")[key]

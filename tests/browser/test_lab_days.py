@@ -198,7 +198,6 @@ def test_no_question_about_news(fresh: Days) -> None:
 SCRIPT = "\"'><img src=x onerror='window.entered = true'>"
 HOSTILE = {
     "label": SCRIPT, "step": 0, "block_size": 2, "words": {SCRIPT: [SCRIPT, SCRIPT]},
-    "axis": {"name": SCRIPT, "values": [SCRIPT, SCRIPT]},
     "frames": [
         {"sentence": SCRIPT, "svg": f"<svg onload='window.entered = true'></svg>{SCRIPT}"},
         {

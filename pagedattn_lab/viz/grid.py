@@ -1,0 +1,177 @@
+"""What a lesson shows at each position of its controls, packed for pages without a kernel.
+
+A recording is packed as what was done (:mod:`pagedattn_lab.recorder.operations`), and ``recorder.js`` makes the frames
+again: a few kilobytes for thousands of positions. Pictures are packed as they are, each piece that occurs in several of
+them once, so a lesson of pictures is drawn at some values of each control only.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+MOST_RECORDINGS = 4096
+MOST_PICTURES = 27  # positions; to draw one takes a sixth of a second
+MOST_BYTES = 80_000  # of a packed grid, in base64
+WIDE = 16  # a slider whose end is so many times its start has its stops at equal ratios
+
+Position = tuple[str, Any]
+
+
+def positions(control: Any) -> list[Position]:
+    """Where a control can stand, as (text, value): the options of a choice, the steps of a slider of whole numbers.
+
+    None at all for a control of another kind, or without a value: a page cannot show it.
+
+    Example:
+        >>> positions(widgets.IntSlider(3, min=1, max=6, step=2))
+        [('1', 1), ('3', 3), ('5', 5), ('6', 6)]
+    """
+    if isinstance(control, widgets.IntSlider):
+        values = {*range(control.min, control.max + 1, control.step), control.max, control.value}
+        return [(str(value), value) for value in sorted(values)]
+    if isinstance(control, widgets.Dropdown | widgets.SelectionSlider) and control.index is not None:
+        options = control.options.items() if isinstance(control.options, Mapping) else control.options
+        return [option if isinstance(option, tuple) else (str(option), option) for option in options]
+    return []
+
+
+def stops(control: Any, count: int) -> list[Position]:
+    """Choose ``count`` positions along a slider, both ends and the present one among them; of a list, all.
+
+    Example:
+        >>> [value for _, value in stops(widgets.IntSlider(20, min=5, max=400), 4)]
+        [5, 20, 93, 400]
+    """
+    every = positions(control)
+    if count >= len(every) or isinstance(control, widgets.Dropdown):
+        return every
+    values = [value for _, value in every]
+    last, low, high = len(every) - 1, values[0], values[-1]
+    shares = [index / last for index in range(last + 1)]  # of the way from end to end
+    if isinstance(control, widgets.IntSlider) and low > 0 and high >= WIDE * low:
+        shares = [math.log(value / low, high / low) for value in values]
+    wanted = [index / (count - 1) for index in range(count)]
+    chosen = {min(range(last + 1), key=lambda index: abs(shares[index] - one)) for one in wanted}
+    here = values.index(control.value)
+    between = chosen - {0, last}
+    if here not in chosen and between:  # it takes the place of the stop beside it
+        chosen.remove(min(between, key=lambda index: abs(shares[index] - shares[here])))
+    return [every[index] for index in sorted(chosen | {here})]
+
+
+def spread(controls: Sequence[Any], most: int) -> list[list[Position]]:
+    """Choose positions of several controls, as many of each as there are, or about as many as fit into ``most``.
+
+    Example:
+        >>> controls = widgets.IntSlider(1, min=1, max=9), widgets.Dropdown(options="ab", index=0)
+        >>> [[text for text, _ in chosen] for chosen in spread(controls, most=10)]
+        [['1', '3', '5', '7', '9'], ['a', 'b']]
+    """
+    counts = [2] * len(controls)
+    chosen = [stops(control, count) for control, count in zip(controls, counts, strict=True)]
+    while growing := [i for i, control in enumerate(controls) if len(chosen[i]) < len(positions(control))]:
+        fewest = min(growing, key=lambda i: len(chosen[i]))
+        counts[fewest] += 1
+        more = list(chosen)
+        more[fewest] = stops(controls[fewest], counts[fewest])
+        if math.prod(map(len, more)) > most:
+            break
+        chosen = more
+    return chosen
+
+
+def make_grid(controls: Mapping[str, Any], show: Callable[..., dict[str, Any]]) -> dict[str, Any] | None:
+    """Pack what a lesson shows at each position of its controls, or at as many as fit.
+
+    Args:
+        controls: by the names of the values that they set.
+        show: makes a recording of these values, or pictures, as :func:`pagedattn_lab.viz.player.recording` does. What
+            it raises is packed in the place of what it would show.
+
+    Returns:
+        JSON values. ``controls``: what a page needs to offer each one, ``of`` how many positions it has in truth;
+        ``recordings``: base64 of gzipped JSON, the last control moving first; ``digest``: of what they show. ``None``
+        where a page cannot show a control, or a recording lacks its operations.
+    """
+    now = show(**{name: control.value for name, control in controls.items()})
+    has_pictures = "svg" in now["frames"][0]
+    if not all(map(positions, controls.values())) or not (has_pictures or "ops" in now):
+        return None
+    most = MOST_PICTURES if has_pictures else MOST_RECORDINGS
+    made: dict[tuple[Any, ...], dict[str, Any]] = {}
+    while True:
+        chosen = spread(list(controls.values()), most)
+        values = list(itertools.product(*([value for _, value in each] for each in chosen)))
+        for each in values:
+            if each not in made:
+                made[each] = _shown(show, dict(zip(controls, each, strict=True)))
+        shown = [made[each] for each in values]
+        packed = _pack(shown)
+        if len(packed) <= MOST_BYTES or most == 1:
+            break
+        most = most * 3 // 4
+    offered = [_offer(control, each) for control, each in zip(controls.values(), chosen, strict=True)]
+    return {"controls": offered, "recordings": packed, "digest": digest(shown)}
+
+
+def _shown(show: Callable[..., dict[str, Any]], values: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return show(**values)
+    except Exception as error:  # the page says it, as a lesson with a kernel does
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def digest(recordings: Sequence[Mapping[str, Any]]) -> str:
+    """Sum up all frames in a few letters: what the operations make in a browser must have the same."""
+    frames = [recording.get("frames") for recording in recordings]
+    return hashlib.sha256(_json(frames)).hexdigest()[:16]
+
+
+def _offer(control: Any, chosen: list[Position]) -> dict[str, Any]:
+    """What a page needs to show a control."""
+    return {
+        "label": control.description,
+        "kind": "list" if isinstance(control, widgets.Dropdown) else "slider",
+        "options": [text for text, _ in chosen],
+        "index": [value for _, value in chosen].index(control.value),
+        "of": len(positions(control)),
+    }
+
+
+def _pack(recordings: Sequence[Mapping[str, Any]]) -> str:
+    """Pack recordings as their operations, and pictures as the numbers of their pieces."""
+    pieces: set[str] = set()
+    shown = []
+    for recording in recordings:
+        kept = {name: recording[name] for name in ("ops", "words", "error") if name in recording}
+        if not {"ops", "error"} & set(kept):
+            frames = [{"sentence": frame["sentence"], "svg": _cut(frame["svg"])} for frame in recording["frames"]]
+            pieces.update(piece for frame in frames for piece in frame["svg"])
+            kept["frames"] = frames
+        shown.append(kept)
+    known = sorted(pieces)  # alike ones side by side: gzip sees no further than 32 kB
+    numbers = {piece: number for number, piece in enumerate(known)}
+    for recording in shown:
+        for frame in recording.get("frames", ()):
+            frame["svg"] = [numbers[piece] for piece in frame["svg"]]
+    return base64.b64encode(gzip.compress(_json({"pieces": known, "shown": shown}), mtime=0)).decode()
+
+
+def _cut(svg: str) -> list[str]:
+    """Cut a drawing into pieces that may occur again: at the ends of lines and of groups."""
+    return re.split(r"(?<=</g>)|(?<=\n)", svg)
+
+
+def _json(value: Any) -> bytes:
+    """Write JSON as a browser would."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,87 @@
+// A lesson without a kernel: its controls, and what it shows at each of their positions, which lesson.py has stored. It
+// follows recorder.js and player.js in one file.
+
+/** Undo what grid.py did: a list of everything that a lesson can show, packed. */
+async function unpack(packed) {
+  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+  const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(unzipped).json();
+}
+
+/** What one position shows: a recording made of its operations, or pictures put together of their pieces. */
+function shownAt({ pieces, shown }, index) {
+  const { ops, words, frames } = shown[index];
+  if (ops) return { ...replay(ops), words };
+  return { frames: frames.map(({ sentence, svg }) => ({ sentence, svg: svg.map((number) => pieces[number]).join("") })) };
+}
+
+/** A slider or a list, with its label and where it stands. */
+function controlOf({ label, kind, options, index, of }, moved) {
+  const row = document.createElement("label");
+  row.className = "pa-lesson-control";
+  const name = Object.assign(document.createElement("span"), { textContent: label });
+  if (kind === "list") {
+    const list = document.createElement("select");
+    list.append(...options.map((text) => new Option(text)));
+    list.selectedIndex = index;
+    list.addEventListener("change", moved);
+    row.append(name, list);
+    return { row, index: () => list.selectedIndex };
+  }
+  const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: options.length - 1, step: 1 });
+  const value = document.createElement("output");
+  const say = () => {
+    value.textContent = options[slider.value];
+    slider.setAttribute("aria-valuetext", options[slider.value]);
+  };
+  slider.value = index;
+  slider.addEventListener("input", () => {
+    say();
+    moved();
+  });
+  say();
+  row.append(name, slider, value);
+  if (of > options.length) row.title = `Stops at ${options.length} of ${of} values; with a kernel, at each`;
+  return { row, index: () => Number(slider.value) };
+}
+
+/** The controls of a lesson, which show in a player what belongs to their positions. */
+function controlsOf({ controls, recordings }, model, clean) {
+  const root = document.createElement("div");
+  root.className = "pa-lesson-controls";
+  let all = null; // unpacked when somebody first moves a control
+
+  async function moved() {
+    all ??= unpack(recordings);
+    const stored = await all, at = rows.reduce((sum, row, i) => sum * controls[i].options.length + row.index(), 0);
+    const { error = "" } = stored.shown[at];
+    if (error !== (model.get("error") ?? "")) model.set("error", error);
+    root.dataset.shown = at;
+    if (error) return; // the page must not show an old picture as the new one: the player says so
+    const last = model.get("recording").frames.length - 1, made = clean(shownAt(stored, at));
+    const end = made.frames.length - 1;
+    const step = model.get("step") === last ? end : Math.min(model.get("step"), end); // as Player.play does
+    model.set("recording", made);
+    if (step !== model.get("step")) model.set("step", step);
+  }
+
+  const rows = controls.map((control) => controlOf(control, moved));
+  root.append(...rows.map(({ row }) => row));
+  const coarse = controls.filter(({ options, of }) => of > options.length);
+  if (coarse.length) {
+    const counts = coarse.map(({ label, options, of }) => `${label} at ${options.length} of ${of} values`);
+    const words = `Stored for this page: ${counts.join(", ")}. With a kernel, any value.`;
+    root.append(Object.assign(document.createElement("p"), { className: "pa-lesson-stops", textContent: words }));
+  }
+  return root;
+}
+
+/** Play a stored output: its recording, below the controls if it has any. Returns a function that stops. */
+function playStored(data, el, clean = (made) => made) {
+  const model = modelOf(data);
+  if (data.grid) {
+    el.classList.add("pa-lesson");
+    el.append(controlsOf(data.grid, model, clean));
+  }
+  return render({ model, el });
+}
