@@ -16,7 +16,7 @@ function shownAt({ pieces, shown }, index) {
 }
 
 /** A slider or a list, with its label and where it stands. */
-function controlOf({ label, kind, options, index, of }, moved) {
+function controlOf({ label, kind, options, index }, moved) {
   const row = document.createElement("label");
   row.className = "pa-lesson-control";
   const name = Object.assign(document.createElement("span"), { textContent: label });
@@ -41,7 +41,6 @@ function controlOf({ label, kind, options, index, of }, moved) {
   });
   say();
   row.append(name, slider, value);
-  if (of > options.length) row.title = `Stops at ${options.length} of ${of} values; with a kernel, at each`;
   return { row, index: () => Number(slider.value) };
 }
 
@@ -71,7 +70,7 @@ function controlsOf({ controls, recordings }, model, clean) {
   if (coarse.length) {
     const counts = coarse.map(({ label, options, of }) => `${label} at ${options.length} of ${of} values`);
     const words = `Stored for this page: ${counts.join(", ")}. With a kernel, any value.`;
-    root.append(Object.assign(document.createElement("p"), { className: "pa-lesson-stops", textContent: words }));
+    root.append(Object.assign(document.createElement("p"), { textContent: words }));
   }
   return root;
 }

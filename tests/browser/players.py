@@ -11,6 +11,8 @@ from typing import Any
 from playwright.sync_api import Locator, expect
 from watch import until
 
+from pagedattn_lab.viz.book import book_source
+
 SHOWN = r"""player => {
   const part = name => player.querySelector(`.pa-${name}`);
   const svg = player.querySelector('.pa-stage > svg');
@@ -154,6 +156,48 @@ def answer(player: Locator) -> None:
             target.focus()
             check(block, f"focus on {name}")
             player.focus()
+
+
+# What a lesson's controls lead to, by the model that a test of its own compares with Python's.
+SHOWN_AT = """async ([source, packed, index]) => {
+  const model = new Function(source + "; return { unpack, shownAt };")();
+  return model.shownAt(await model.unpack(packed), index);
+}"""
+
+
+def move_controls(mount: Locator, grid: dict[str, Any], follows: Callable[[dict[str, Any]], Check]) -> None:
+    """Move each control of a lesson without a kernel to both ends, by keyboard or list.
+
+    Args:
+        mount: holds the controls and the player.
+        grid: what the lesson stores.
+        follows: makes of a recording a check that the player shows it.
+
+    Raises:
+        AssertionError: a control without its name, value or effect.
+    """
+    page, player = mount.page, mount.locator(".pa-player")
+    places = [control["index"] for control in grid["controls"]]
+    for number, control in enumerate(grid["controls"]):
+        last = len(control["options"]) - 1
+        for place in (last, 0):
+            places[number] = place
+            if control["kind"] == "list":
+                mount.get_by_label(control["label"], exact=True).select_option(index=place)
+            else:
+                slider = mount.get_by_role("slider", name=control["label"], exact=True)
+                slider.focus()
+                page.keyboard.press("End" if place else "Home")
+                expect(slider).to_have_attribute("aria-valuetext", control["options"][place])
+                expect(slider.locator("xpath=../output")).to_have_text(control["options"][place])
+            index = 0
+            for at, each in zip(places, grid["controls"], strict=True):
+                index = index * len(each["options"]) + at
+            made = page.evaluate(SHOWN_AT, [book_source(), grid["recordings"], index])
+            check, end = follows(made), len(made["frames"]) - 1
+            step = int(player.get_attribute("data-step"))
+            check(step)
+            assert step <= end and int(player.get_attribute("data-last")) == end
 
 
 def recording_of(mount: Locator) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def follows(player: Locator, recording: dict) -> Callable[..., None]:
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_players_play(watch: Watch, address: str, chapter: Path) -> None:
-    """Catches a player that does not follow its buttons, scrubber or keys, or shows something else than its frames."""
+    """Catches a player that does not follow its buttons, scrubber, keys or lesson's controls, or shows other frames."""
     for player, recording in mounted(watch.new_page(), f"{address}chapters/{chapter.stem}.html"):
         check, last = follows(player, recording), len(recording["frames"]) - 1
         check(recording["step"])
@@ -243,6 +243,9 @@ def test_players_play(watch: Watch, address: str, chapter: Path) -> None:
             players.step_through(player, check)
         players.read_as_text(player, check)
         players.answer(player)
+        if "grid" in recording:
+            label = {"label": recording["label"]}
+            players.move_controls(player.locator(".."), recording["grid"], lambda made: follows(player, made | label))
     assert watch.problems == []
 
 
@@ -269,13 +272,15 @@ def test_search_finds(watch: Watch, address: str) -> None:
 
 
 def test_players_play_from_a_file(watch: Watch, site: Path) -> None:
-    """Catches a page that needs a server: its script blocked, or its search index fetched, when opened from a disk."""
+    """Catches a page that needs a server: its script blocked, or what its controls need, when opened from a disk."""
     (player, recording), *_ = mounted(watch.new_page(), (site / "chapters" / "03_blocks.html").as_uri())
     check = follows(player, recording)
     check(recording["step"])
     for name, step in (("first", 0), ("last", len(recording["frames"]) - 1)):
         player.locator(f".pa-{name}").click()
         check(step)
+    label = {"label": recording["label"]}
+    players.move_controls(player.locator(".."), recording["grid"], lambda made: follows(player, made | label))
     assert watch.problems == []
 
 

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
 from watch import Watch
 
-import pagedattn_lab.viz
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.request import Request
+from pagedattn_lab.viz.book import book_source
+from pagedattn_lab.viz.player import MIME
+from tests.helpers.chapters import CHAPTERS
+from tools import notebooks
 
-VIZ = Path(pagedattn_lab.viz.__file__).parent
-MODEL = "".join((VIZ / name).read_text(encoding="utf-8") for name in ("board.js", "model.js", "recorder.js"))
 HISTORIES = 150
 KINDS = (
     "new", "grow", "grow", "grow", "fork", "end", "hit", "note", "add", "hash", "hash", "forget",
     "pool", "touch", "give",
 )  # fmt: skip
-LOAD = "source => { window.model = new Function(`${source}; return { replay, BlockPool, BlockTable }`)(); }"
+LOAD = "source => { window.model = new Function(source + '; return { replay, unpack, shownAt };')(); }"
 # The histories whose frames differ, and of the first one what came out instead.
 DIFFERENT = """text => {
   const histories = JSON.parse(text); // in one piece: Playwright takes long over many small values
@@ -35,15 +36,26 @@ DIFFERENT = """text => {
   const wrong = [...histories.keys()].filter((index) => made[index] !== histories[index][1]);
   return [wrong, made[wrong[0]] ?? null];
 }"""
+# What a lesson shows at all positions, summed up as grid.digest does.
+SUM_UP = """async packed => {
+  const stored = await model.unpack(packed), text = [];
+  for (let index = 0; index < stored.shown.length; index++)
+    text.push(JSON.stringify(stored.shown[index].error ? null : model.shownAt(stored, index).frames));
+  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(`[${text}]`));
+  const letters = [...new Uint8Array(digest)].map(byte => byte.toString(16).padStart(2, "0")).join("");
+  return [text.length, letters.slice(0, 16)];
+}"""
 
 
 @pytest.fixture(scope="module")
-def page(browser: Browser) -> Iterator[Page]:
+def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """Open an empty page that has loaded the model."""
     with Watch(browser) as watch:
         page = watch.new_page()
-        page.goto("about:blank")
-        page.evaluate(LOAD, MODEL)
+        empty = tmp_path_factory.mktemp("page") / "page.html"
+        empty.write_text("<!doctype html><title>a</title>")
+        page.goto(empty.as_uri())  # on about:blank there are no digests
+        page.evaluate(LOAD, book_source())
         yield page
         assert watch.problems == []
 
@@ -151,3 +163,26 @@ def test_the_same_frames_in_both_languages(page: Page) -> None:
     if wrong:
         assert json.loads(instead) == made[wrong[0]], told[wrong[0]]
     assert wrong == []
+
+
+def lessons() -> dict[str, dict[str, Any]]:
+    """Return what each lesson of each chapter has stored, by chapter and label."""
+    found = {}
+    for path in CHAPTERS:
+        for cell in notebooks.code_cells(notebooks.read(path)):
+            for output in cell.outputs:
+                data = output.get("data", {})
+                if "".join(data.get("text/plain", "")).startswith("Lesson("):
+                    found[f"{path.stem[:2]} {data[MIME]['label']}"] = data[MIME]
+    return found
+
+
+def test_every_lesson_shows_the_same_in_both_languages(page: Page) -> None:
+    """Catches a control in the book that leads to something else than the chapter's own Python, at any position."""
+    stored = lessons()
+    assert {name[:2] for name in stored} >= {"00", "01", "02", "03", "04", "05", "06", "07"}
+    for name, data in stored.items():
+        assert "grid" in data, f"{name}: its controls do nothing without a kernel"
+        controls, digest = data["grid"]["controls"], data["grid"]["digest"]
+        count = math.prod(len(control["options"]) for control in controls)
+        assert page.evaluate(SUM_UP, data["grid"]["recordings"]) == [count, digest], name
