@@ -116,7 +116,7 @@ def make_grid(controls: Mapping[str, Any], show: Callable[..., dict[str, Any]]) 
             if each not in made:
                 made[each] = _shown(show, dict(zip(controls, each, strict=True)))
         shown = [made[each] for each in values]
-        packed = _pack(shown)
+        packed = _pack_all(shown)
         if len(packed) <= MOST_BYTES or most == 1:
             break
         most = most * 3 // 4
@@ -148,7 +148,7 @@ def _offer(control: Any, chosen: list[Position]) -> dict[str, Any]:
     }
 
 
-def _pack(recordings: Sequence[Mapping[str, Any]]) -> str:
+def _pack_all(recordings: Sequence[Mapping[str, Any]]) -> str:
     """Pack recordings as their operations, and pictures as the numbers of their pieces."""
     pieces: set[str] = set()
     shown = []
@@ -164,7 +164,17 @@ def _pack(recordings: Sequence[Mapping[str, Any]]) -> str:
     for recording in shown:
         for frame in recording.get("frames", ()):
             frame["svg"] = [numbers[piece] for piece in frame["svg"]]
-    return base64.b64encode(gzip.compress(_json({"pieces": known, "shown": shown}), mtime=0)).decode()
+    return pack({"pieces": known, "shown": shown})
+
+
+def pack(value: Any) -> str:
+    """Write JSON values as base64 of gzip; ``lesson.js`` reads them.
+
+    Example:
+        >>> json.loads(gzip.decompress(base64.b64decode(pack({"pieces": [], "shown": []}))))
+        {'pieces': [], 'shown': []}
+    """
+    return base64.b64encode(gzip.compress(_json(value), mtime=0)).decode()
 
 
 def _cut(svg: str) -> list[str]:

@@ -165,18 +165,20 @@ SHOWN_AT = """async ([source, packed, index]) => {
 }"""
 
 
-def move_controls(mount: Locator, grid: dict[str, Any], follows: Callable[[dict[str, Any]], Check]) -> None:
+def move_controls(
+    player: Locator, recording: dict[str, Any], follows: Callable[[Locator, dict[str, Any]], Check]
+) -> None:
     """Move each control of a lesson without a kernel to both ends, by keyboard or list.
 
     Args:
-        mount: holds the controls and the player.
-        grid: what the lesson stores.
+        player: stands beside the controls.
+        recording: what the lesson stores.
         follows: makes of a recording a check that the player shows it.
 
     Raises:
         AssertionError: a control without its name, value or effect.
     """
-    page, player = mount.page, mount.locator(".pa-player")
+    page, mount, grid = player.page, player.locator(".."), recording["grid"]
     places = [control["index"] for control in grid["controls"]]
     for number, control in enumerate(grid["controls"]):
         last = len(control["options"]) - 1
@@ -194,7 +196,7 @@ def move_controls(mount: Locator, grid: dict[str, Any], follows: Callable[[dict[
             for at, each in zip(places, grid["controls"], strict=True):
                 index = index * len(each["options"]) + at
             made = page.evaluate(SHOWN_AT, [book_source(), grid["recordings"], index])
-            check, end = follows(made), len(made["frames"]) - 1
+            check, end = follows(player, made | {"label": recording["label"]}), len(made["frames"]) - 1
             step = int(player.get_attribute("data-step"))
             check(step)
             assert step <= end and int(player.get_attribute("data-last")) == end

@@ -244,8 +244,7 @@ def test_players_play(watch: Watch, address: str, chapter: Path) -> None:
         players.read_as_text(player, check)
         players.answer(player)
         if "grid" in recording:
-            label = {"label": recording["label"]}
-            players.move_controls(player.locator(".."), recording["grid"], lambda made: follows(player, made | label))
+            players.move_controls(player, recording, follows)
     assert watch.problems == []
 
 
@@ -279,8 +278,7 @@ def test_players_play_from_a_file(watch: Watch, site: Path) -> None:
     for name, step in (("first", 0), ("last", len(recording["frames"]) - 1)):
         player.locator(f".pa-{name}").click()
         check(step)
-    label = {"label": recording["label"]}
-    players.move_controls(player.locator(".."), recording["grid"], lambda made: follows(player, made | label))
+    players.move_controls(player, recording, follows)
     assert watch.problems == []
 
 

@@ -15,9 +15,10 @@ from accessibility import violations
 from controls import ONE_OF_EACH
 from jupyter_page import IS_READY, Lab, Notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from watch import PATIENCE, until
 
+from pagedattn_lab.viz.grid import pack
 from pagedattn_lab.viz.player import MIME
 from tools import notebooks
 
@@ -149,16 +150,22 @@ def again(ran: Days) -> Days:
     return ran
 
 
-def scrub(page: Page) -> None:
-    """Step through the lesson's recording by mouse and keyboard."""
-    player = page.locator(".jp-Notebook .pa-player")
-    expect(player).to_have_count(1, timeout=LONG)
-    recording = page.evaluate(RECORDING)
+def follows(player: Locator, recording: dict[str, Any]) -> players.Check:
+    """Return a check that waits until a player shows a step of a recording."""
 
     def check(step: int, text: bool = False) -> None:
         state = players.expected(players.at_step(recording, step), text)
         until(lambda: players.shown(player) == state, lambda: f"step {step}: {players.shown(player)}, not {state}")
 
+    return check
+
+
+def scrub(page: Page) -> None:
+    """Step through the lesson's recording by mouse and keyboard."""
+    player = page.locator(".jp-Notebook .pa-player")
+    expect(player).to_have_count(1, timeout=LONG)
+    recording = page.evaluate(RECORDING)
+    check = follows(player, recording)
     player.scroll_into_view_if_needed()
     for name, step in (("first", 0), ("next", 1), ("last", len(recording["frames"]) - 1)):
         player.locator(f".pa-{name}").click()
@@ -180,6 +187,12 @@ def test_first_opening_shows_what_the_chapter_shows(fresh: Days) -> None:
     assert violations(page, include=".jp-OutputArea") == []
 
 
+def test_controls_answer_without_a_kernel(fresh: Days) -> None:
+    """Catches sliders that are missing, or do nothing, until cells have run; and keys that JupyterLab takes."""
+    player = fresh.page.locator(".jp-Notebook .pa-player")
+    players.move_controls(player, fresh.page.evaluate(RECORDING), follows)
+
+
 def test_reading_leaves_the_file_alone(fresh: Days) -> None:
     """Catches a chapter that is changed by being opened: JupyterLab writes its Python's version into it."""
     assert fresh.page.evaluate(DIRTY) is False, "closing it would ask to save what the reader has not changed"
@@ -196,7 +209,7 @@ def test_no_question_about_news(fresh: Days) -> None:
 
 # A script in a picture, and scripts where a drawing has numbers and words.
 SCRIPT = "\"'><img src=x onerror='window.entered = true'>"
-HOSTILE = {
+HOSTILE: dict[str, Any] = {
     "label": SCRIPT, "step": 0, "block_size": 2, "words": {SCRIPT: [SCRIPT, SCRIPT]},
     "frames": [
         {"sentence": SCRIPT, "svg": f"<svg onload='window.entered = true'></svg>{SCRIPT}"},
@@ -207,6 +220,19 @@ HOSTILE = {
         },
     ],
 }  # fmt: skip
+HOSTILE["grid"] = {
+    "controls": [{"label": SCRIPT, "kind": "slider", "options": ["1", SCRIPT, SCRIPT], "index": 0, "of": SCRIPT}],
+    "recordings": pack(
+        {
+            "pieces": [HOSTILE["frames"][0]["svg"]],
+            "shown": [
+                {"error": SCRIPT},
+                {"frames": [{"sentence": SCRIPT, "svg": [0]}]},
+                {"ops": [["start", 3, 2, [[SCRIPT, SCRIPT, [1]]]], ["note", SCRIPT, [1]]], "words": HOSTILE["words"]},
+            ],
+        }
+    ),
+}
 
 
 def test_a_strange_notebook_runs_nothing(fresh: Days) -> None:
@@ -220,9 +246,19 @@ def test_a_strange_notebook_runs_nothing(fresh: Days) -> None:
     player.locator("[data-block]").first.wait_for()
     player.locator(".pa-text-toggle").click()
     assert "NaN" in player.locator(".pa-stage").inner_text(), "the number that is none has not been drawn"
+    assert player.locator("img, script").count() == 0
+    slider = page.locator(".jp-Notebook .jp-Cell").nth(5).locator(".pa-lesson-controls input")
+    slider.press("ArrowRight")
+    player.locator(".pa-stage img").wait_for()
+    slider.press("ArrowRight")
+    player.locator("[data-block]").first.wait_for()
+    assert "NaN" in player.locator(".pa-stage").inner_text()
+    assert player.locator("img, script").count() == 0
+    slider.press("ArrowLeft")
+    slider.press("ArrowLeft")
+    expect(player.locator(".pa-error")).to_have_text(SCRIPT)
     page.wait_for_timeout(300)  # an image that cannot be loaded says so by then
     assert page.evaluate("() => window.entered") is None
-    assert player.locator("img, script").count() == 0
 
 
 def test_run_all_keeps_the_place(ran: Days) -> None:
