@@ -15,20 +15,22 @@ function shownAt({ pieces, shown }, index) {
   return { frames: frames.map(({ sentence, svg }) => ({ sentence, svg: svg.map((number) => pieces[number]).join("") })) };
 }
 
+let controlsMade = 0; // controls of this page: each needs an id of its own, by which its label finds it
+
 /** A slider or a list, with its label and where it stands. */
 function controlOf({ label, kind, options, index }, moved) {
-  const row = document.createElement("label");
+  const row = document.createElement("div"), id = `pa-control-${(controlsMade += 1)}`;
   row.className = "pa-lesson-control";
-  const name = Object.assign(document.createElement("span"), { textContent: label });
+  const name = Object.assign(document.createElement("label"), { textContent: label, htmlFor: id });
   if (kind === "list") {
-    const list = document.createElement("select");
+    const list = Object.assign(document.createElement("select"), { id });
     list.append(...options.map((text) => new Option(text)));
     list.selectedIndex = index;
     list.addEventListener("change", moved);
     row.append(name, list);
     return { row, index: () => list.selectedIndex };
   }
-  const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: options.length - 1, step: 1 });
+  const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: options.length - 1, id });
   const value = document.createElement("output");
   const say = () => {
     value.textContent = options[slider.value];
@@ -57,10 +59,10 @@ function controlsOf({ controls, recordings }, model, clean) {
     if (error !== (model.get("error") ?? "")) model.set("error", error);
     root.dataset.shown = at;
     if (error) return; // the page must not show an old picture as the new one: the player says so
-    const last = model.get("recording").frames.length - 1, made = clean(shownAt(stored, at));
-    const end = made.frames.length - 1;
+    const last = model.get("recording").frames.length - 1, recording = clean(shownAt(stored, at));
+    const end = recording.frames.length - 1;
     const step = model.get("step") === last ? end : Math.min(model.get("step"), end); // as Player.play does
-    model.set("recording", made);
+    model.set("recording", recording);
     if (step !== model.get("step")) model.set("step", step);
   }
 
