@@ -155,7 +155,7 @@ def _pack_all(recordings: Sequence[Mapping[str, Any]]) -> str:
     for recording in recordings:
         kept = {name: recording[name] for name in ("ops", "words", "error") if name in recording}
         if not {"ops", "error"} & set(kept):
-            frames = [{"sentence": frame["sentence"], "svg": _cut(frame["svg"])} for frame in recording["frames"]]
+            frames = [frame | {"svg": _cut(frame["svg"])} for frame in recording["frames"]]
             pieces.update(piece for frame in frames for piece in frame["svg"])
             kept["frames"] = frames
         shown.append(kept)
