@@ -2,7 +2,7 @@
 // Here the recording that lies beside the widget is played until a kernel has the widget, and a figure is always shown.
 //
 // A notebook that is not trusted must not run scripts. Its pictures are therefore <img> elements, in which no script of an
-// SVG runs, and its frames are copied field by field: what board.js writes as a number is one.
+// SVG runs, and its frames are copied field by field: what a board writes as a number is one.
 
 const PLAYER = "application/vnd.pagedattn-lab.player+json";
 const WIDGET = "application/vnd.jupyter.widget-view+json";
@@ -12,11 +12,13 @@ const SVG_RANK = 80;
 const PATIENCE = 300; // ms: a widget that a kernel has is there by then
 const MOST_PATIENCE = 2000;
 
-/** The player's script, as anywidget loads it: board.js and player.js in one module. */
+/** The player's scripts, as anywidget loads them: one module. */
+const SCRIPTS = ["looks.js", "tiles.js", "tables.js", "board.js", "motion.js", "player.js"];
+
 async function loadPlayer() {
   const here = (name) => new URL(name, import.meta.url);
   document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: here("player.css") }));
-  const texts = ["board.js", "player.js"].map(async (name) => (await fetch(here(name))).text());
+  const texts = SCRIPTS.map(async (name) => (await fetch(here(name))).text());
   const source = new Blob(await Promise.all(texts), { type: "text/javascript" });
   return import(URL.createObjectURL(source));
 }

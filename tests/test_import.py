@@ -62,7 +62,7 @@ APPARATUS = [
     "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder",
-    "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.board", "viz.strips", "viz.memory", "viz.player",
+    "viz", "viz.sentence", "viz.figures", "viz.shares", "viz.looks", "viz.tiles", "viz.tables", "viz.board", "viz.strips", "viz.memory", "viz.player",
     "viz.lesson", "viz.book",
     "exercises.guesses", "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution",
     "exercises.verdict",

@@ -17,10 +17,11 @@ from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.recorder.frame import Frame, TableState, snapshot
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import COLOURS, describe, draw, show_frame
+from pagedattn_lab.viz.board import describe, draw, show_frame
 from pagedattn_lab.viz.book import PlayerRenderer, book_script
 from pagedattn_lab.viz.figures import show, subplots
 from pagedattn_lab.viz.lesson import Lesson
+from pagedattn_lab.viz.looks import COLOURS
 from pagedattn_lab.viz.memory import show_memory
 from pagedattn_lab.viz.player import MIME, Player, recording
 
@@ -162,7 +163,7 @@ def test_a_shared_block_shows_who_reaches_how_far() -> None:
     tables = (TableState("Ada", 0, "A", 5, (1, 2)), TableState("Bob", 1, "B", 7, (1, 2)))
     frame = Frame("note", "", (), 4, tables, (0, 2, 2), {}, ())
     assert [drawn_slots(show_frame(frame))[slot] for slot in (8, 9, 10, 11)] == [
-        "Ada, token 4", "Bob, token 5", "Bob, token 6", "empty",
+        "Ada, token 4; Bob, token 4", "Bob, token 5", "Bob, token 6", "empty",
     ]  # fmt: skip
 
 
@@ -267,7 +268,7 @@ def test_player_shows_what_it_says() -> None:
     for step in (2, 0, 6):
         player.step = step
         frame = grown(4).frames[step]
-        assert player.picture == show_frame(frame)
+        assert player.picture == show_frame(frame, among=grown(4).frames)
         data, _ = player._repr_mimebundle_()
         assert data[MIME]["step"] == step and data[MIME]["frames"][step]["sentence"] == frame.sentence
         assert data["image/svg+xml"] == player.picture.svg and data["text/plain"] == repr(player)

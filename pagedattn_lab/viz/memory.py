@@ -8,7 +8,8 @@ from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.recorder.frame import snapshot
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import Words, show_frame, visible
+from pagedattn_lab.viz.board import show_frame
+from pagedattn_lab.viz.tiles import Words, visible
 
 
 def show_memory(pool: BlockPool, tables: Mapping[str, BlockTable], words: Words | None = None) -> Picture:

@@ -1,5 +1,5 @@
 // The player: frames of a recording, or pictures, to step through. One source for JupyterLab (an anywidget) and for the built
-// book (a classic script). It follows board.js in one file.
+// book (a classic script). It follows the board's scripts in one file.
 
 function tableOf(caption, columns, rows) {
   const head = columns.map((name) => `<th scope="col">${name}</th>`).join("");

@@ -1,6 +1,6 @@
 """The player: step through a recording or some pictures, in JupyterLab, in the built book, and as a still picture.
 
-``board.js`` and ``player.js`` are the one source of what moves; :mod:`pagedattn_lab.viz.board` draws the still.
+The scripts beside this module are the one source of what moves; :mod:`pagedattn_lab.viz.board` draws the still.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import traitlets
 from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.recorder.frame import Frame
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import describe, show_frame, visible
+from pagedattn_lab.viz.board import describe, show_frame
+from pagedattn_lab.viz.tiles import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MIME = "application/vnd.pagedattn-lab.player+json"
 HERE = Path(__file__).parent
-SCRIPT = "".join((HERE / name).read_text(encoding="utf-8") for name in ("board.js", "player.js"))
+SCRIPTS = ("looks.js", "tiles.js", "tables.js", "board.js", "motion.js", "player.js")  # one module, in this order
+SCRIPT = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 Source = Recorder | Mapping[str, Any] | Picture | Sequence[Picture]
 Tokens = Mapping[str, Sequence[int | str]]
@@ -71,7 +73,8 @@ def picture(made: Mapping[str, Any], step: int) -> Picture:
     frame = made["frames"][step]
     if "svg" in frame:
         return Picture(frame["svg"], frame["sentence"])
-    return show_frame(Frame.from_dict(frame, made["block_size"]), made.get("words"))
+    frames = [Frame.from_dict(each, made["block_size"]) for each in made["frames"]]
+    return show_frame(frames[step], made.get("words"), among=frames)
 
 
 class Player(anywidget.AnyWidget):

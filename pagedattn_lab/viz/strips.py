@@ -13,7 +13,7 @@ from pagedattn_lab.baselines.contiguous import ContiguousAllocator, Reservation
 from pagedattn_lab.recorder.frame import mark_for
 from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import COLOURS, shorten
+from pagedattn_lab.viz.looks import COLOURS, shorten
 
 MOST_SLOTS = 256
 COLUMNS = 16
@@ -174,7 +174,7 @@ def _queue(allocator: ContiguousAllocator, waiting: int) -> str:
 
 def _colour(name: str) -> tuple[str, str]:
     """A request's colour and that of letters on it; they depend on its name, so that it keeps them in every picture."""
-    return COLOURS[sum(map(ord, name)) % len(COLOURS)]
+    return COLOURS[(sum(map(ord, name)) - ord("A")) % len(COLOURS)]
 
 
 def _top(slot: int) -> int:
