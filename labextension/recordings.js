@@ -30,15 +30,19 @@ const aside = (words) => Object.assign(document.createElement("p"), { className:
 const escaped = (text) => String(text).replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`);
 const numbers = (list) => list.map(Number);
 
-/** An SVG as an image, in which none of its scripts runs. */
-const asImage = (svg, words) =>
-  `<img style="max-width: 100%" src="data:${SVG};charset=utf-8,${encodeURIComponent(svg)}" alt="${escaped(words)}">`;
+/** An SVG as an image of its size, in which none of its scripts runs. */
+function asImage(svg, words) {
+  const size = ["width", "height"].map((name) => `${name}="${pixels(svg.match(`^<[^>]*? ${name}="([\\d.]+)(pt)?`))}"`);
+  const source = `data:${SVG};charset=utf-8,${encodeURIComponent(svg)}`;
+  return `<img ${size.join(" ")} style="max-width: 100%; height: auto" src="${source}" alt="${escaped(words)}">`;
+}
+const pixels = (found) => (found ? Math.round(Number(found[1]) * (found[2] ? 4 / 3 : 1)) : "auto");
 
 function harmlessFrame(frame) {
   const sentence = String(frame.sentence);
-  if (frame.svg !== undefined) return { sentence, svg: asImage(frame.svg, sentence) };
+  if (frame.svg !== undefined) return { sentence, svg: asImage(frame.svg, frame.alt ?? sentence) };
   return {
-    sentence, changed: numbers(frame.changed), free: numbers(frame.free), ref_cnt: numbers(frame.ref_cnt),
+    sentence, kind: String(frame.kind), changed: numbers(frame.changed), free: numbers(frame.free), ref_cnt: numbers(frame.ref_cnt),
     hashes: Object.fromEntries(Object.entries(frame.hashes).map(([id, text]) => [Number(id), String(text)])),
     contents: Object.fromEntries(Object.entries(frame.contents ?? {}).map(([id, held]) => [Number(id), {
       name: String(held.name), mark: String(held.mark), colour: Number(held.colour), logical: Number(held.logical),

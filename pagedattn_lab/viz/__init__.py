@@ -22,6 +22,7 @@ class Picture:
     Args:
         svg: an ``<svg>`` element.
         alt: what the image shows, in words that can stand in for it.
+        caption: what a player says above it: words that the image does not hold itself. By default the alt text.
 
     Raises:
         ValueError: no alt text, or no SVG.
@@ -33,6 +34,7 @@ class Picture:
 
     svg: str
     alt: str
+    caption: str | None = None
 
     def __post_init__(self) -> None:
         """Write the alt text into the image itself, where screen readers look for it, and let it shrink to fit."""

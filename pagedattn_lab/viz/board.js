@@ -37,6 +37,7 @@ function layoutOf({ frames, block_size: size, words }, width) {
   const blocksWidth = room - (beside ? tablesWidth + 2 * GAP : 0);
   const tile = tileOf(count, size, Object.keys(words ?? {}).length > 0, blocksWidth);
   const gap = dense ? 6 : GAP, columns = Math.max(1, div(blocksWidth + gap, tile.width + gap));
+  const right = beside ? PAD + columns * (tile.width + gap) - gap + 4 : null;
   let bottom = 30 + Math.ceil(count / columns) * (tile.height + gap);
   const [left, top] = beside ? [width - PAD - tablesWidth, 18] : [PAD, bottom + 14];
   const tables = withTables ? { left, top, width: tablesWidth } : null;
@@ -50,7 +51,7 @@ function layoutOf({ frames, block_size: size, words }, width) {
   const legend = lines.map((text, index) => line(`legend ${index}`,
     `<text x="${PAD}" y="${bottom + 16 * (index + 1)}" font-size="11" class="pa-soft" fill="#5f5f5f">${text}</text>`));
   const place = (id) => [PAD + (id % columns) * (tile.width + gap), 30 + div(id, columns) * (tile.height + gap)];
-  return { tile, dense, beside, room, tables, freeTop, legend, place, height: bottom + 16 * lines.length + 10 };
+  return { tile, dense, right, room, tables, freeTop, legend, place, height: bottom + 16 * lines.length + 10 };
 }
 
 const LAYOUTS = new WeakMap(); // by recording, then by width: every step of a recording has the same one
@@ -64,7 +65,7 @@ function layout(recording, width) {
 /** Lay one frame of a recording out for a width: the pieces of the drawing in their order, and its height. */
 function board(recording, index, width) {
   const frame = recording.frames[index], size = recording.block_size, words = recording.words ?? {};
-  const { tile, dense, beside, room, tables, freeTop, legend, place, height } = layout(recording, width);
+  const { tile, dense, right, room, tables, freeTop, legend, place, height } = layout(recording, width);
   const groups = [
     line("paper", `<rect class="pa-paper" width="${width}" height="${height}" fill="#fff"/>`),
     heading("blocks", "Physical blocks", PAD, 18),
@@ -75,7 +76,7 @@ function board(recording, index, width) {
     const placed = placeTables(frame, dense, tables.left, tables.top, tables.width);
     groups.push(heading("tables", "Page tables: logical → physical block", tables.left, tables.top));
     groups.push(...tableGroups(size, dense, placed));
-    arrows = inQuestion(frame, placed).map((entry) => arrow(entry, placed, place(entry.id), tile, beside));
+    arrows = inQuestion(frame, placed).map((entry) => arrow(entry, placed, place(entry.id), tile, right));
   }
   groups.push(...freeGroups(frame, placeFree(frame, dense, PAD, freeTop, room).chips, PAD, freeTop));
   return { groups: [...groups, ...legend, ...arrows], width, height };

@@ -47,6 +47,7 @@ def draw(frame: Frame, words: Words | None = None, width: int = WIDTH, among: Se
     tile = tile_for(num_blocks, frame.block_size, bool(words), blocks_width)
     gap = 6 if dense else GAP
     columns = max(1, (blocks_width + gap) // (tile.width + gap))
+    right = _PAD + columns * (tile.width + gap) - gap + 4
     groups = [heading("Physical blocks", _PAD, 18)]
     scene = Scene(frame, tile, words, {table.name: table for table in frame.tables}, frozenset(frame.free))
     places = []
@@ -63,7 +64,7 @@ def draw(frame: Frame, words: Words | None = None, width: int = WIDTH, among: Se
         placed = place_tables(frame, dense, left, top, tables_width)
         groups += draw_tables(frame, dense, placed)
         arrows = [
-            arrow(entry, placed.chip, places[entry.block_id], tile, beside)
+            arrow(entry, placed, places[entry.block_id], tile, right if beside else None)
             for entry in in_question(frame, placed)
         ]
         bottom = max(bottom, *(place_tables(each, dense, left, top, tables_width).end for each in frames))

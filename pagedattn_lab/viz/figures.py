@@ -69,10 +69,12 @@ def show(figure: Figure, alt: str) -> Picture:
         figure.suptitle(figure.get_suptitle() or titles[0], x=0.01, ha="left", wrap=True)
         if len(titles) == 1:
             next(axes for axes in figure.axes if axes.get_title(loc="left")).set_title("")
+    title = figure.get_suptitle() or titles[0]
+    caption = alt.removeprefix(title).lstrip(" .:;,") if alt.startswith(title) else None
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return Picture(_name_by_content(text[text.index("<svg") :].strip()), alt)
+    return Picture(_name_by_content(text[text.index("<svg") :].strip()), alt, caption)
 
 
 def _name_by_content(svg: str) -> str:

@@ -1,5 +1,5 @@
 // How requests look on a board: colours, stripes, letters. Letter by letter as in looks.py. The player's scripts make one
-// file, one after the other, and export no names of their own.
+// file, one after the other, and only the last one gives names away.
 
 const COLOURS = [
   ["#0072B2", "#fff"], ["#E69F00", "#000"], ["#009E73", "#000"], ["#CC79A7", "#000"], ["#56B4E9", "#000"],

@@ -54,7 +54,7 @@ def recording(
         made = {name: value for name, value in source.items() if name != "format"}
     else:
         pictures = [source] if isinstance(source, Picture) else list(source)
-        made = {"frames": [{"sentence": picture.alt, "svg": picture.svg} for picture in pictures]}
+        made = {"frames": [_picture_frame(picture) for picture in pictures]}
     if not made.get("frames"):
         raise ValueError("there is no frame to play: record at least one event, or give at least one picture")
     if tokens:
@@ -72,7 +72,7 @@ def picture(made: Mapping[str, Any], step: int) -> Picture:
     """Draw one frame of a recording."""
     frame = made["frames"][step]
     if "svg" in frame:
-        return Picture(frame["svg"], frame["sentence"])
+        return Picture(frame["svg"], frame.get("alt", frame["sentence"]), frame["sentence"])
     frames = [Frame.from_dict(each, made["block_size"]) for each in made["frames"]]
     return show_frame(frames[step], made.get("words"), among=frames)
 
@@ -162,7 +162,9 @@ class Player(anywidget.AnyWidget):
     def alt(self) -> str:
         """The frame shown, in words."""
         frame = self.frames[self.step]
-        return frame["sentence"] if "svg" in frame else describe(Frame.from_dict(frame, self.recording["block_size"]))
+        if "svg" in frame:
+            return frame.get("alt", frame["sentence"])
+        return describe(Frame.from_dict(frame, self.recording["block_size"]))
 
     def __repr__(self) -> str:
         error = f" {self.error}, so still" if self.error else ""
@@ -176,6 +178,12 @@ class Player(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return data | self.bundle(), metadata
+
+
+def _picture_frame(picture: Picture) -> dict[str, Any]:
+    if picture.caption is None:
+        return {"sentence": picture.alt, "svg": picture.svg}
+    return {"sentence": picture.caption, "alt": picture.alt, "svg": picture.svg}
 
 
 def _word(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> str:

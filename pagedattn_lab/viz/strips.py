@@ -60,7 +60,7 @@ def show_strip(allocator: ContiguousAllocator, running: Running, waiting: int = 
         allocator: the strip, with at most 256 slots.
         running: what each running request has of it, and how many tokens it holds by now, by the request's name.
         waiting: slots that the request at the head of the queue needs; 0: nobody waits.
-        sentence: what has just happened; it opens the picture's alt text, which a player shows above the picture.
+        sentence: what has just happened; it opens the picture's alt text, and a player shows it above the picture.
 
     Returns:
         A picture whose alt text holds the same state.
@@ -127,6 +127,7 @@ def show_strip(allocator: ContiguousAllocator, running: Running, waiting: int = 
         f'height="{height * SHOWN_WIDTH // WIDTH}" font-family="sans-serif" font-size="12">'
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>{"".join(parts)}</svg>',
         f"{opening}{' '.join(lines)} {total}",
+        caption=sentence,
     )
 
 

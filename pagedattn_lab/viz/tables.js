@@ -1,7 +1,7 @@
 // Page tables, the arrows from their entries to blocks, and the free queue. Letter by letter as in tables.py.
 
 const MOST_ARROWS = 3; // more would hide what they point at
-const LINE = 22;
+const LINE = 22, ROW_GAP = 6;
 
 /** Give every page table a line for its name and rows for its entries. */
 function placeTables(frame, dense, left, top, width) {
@@ -13,12 +13,12 @@ function placeTables(frame, dense, left, top, width) {
   const tables = frame.tables.map((table, index) => {
     const x = left + (index % columns) * columnWidth, y = ends[index % columns];
     const entries = table.block_ids.map((id, logical) => ({
-      table, logical, id, x: x + (logical % perRow) * (chip + 8), y: y + 22 + div(logical, perRow) * (height + 4),
+      table, logical, id, x: x + (logical % perRow) * (chip + 8), y: y + 22 + div(logical, perRow) * (height + ROW_GAP),
     }));
-    ends[index % columns] = y + LINE + Math.ceil(entries.length / perRow) * (height + 4) + 8;
+    ends[index % columns] = y + LINE + Math.ceil(entries.length / perRow) * (height + ROW_GAP) + 8;
     return { table, x, y, entries };
   });
-  return { tables, chip, height, end: Math.max(...ends) };
+  return { tables, chip, height, left, end: Math.max(...ends) };
 }
 
 function tableGroups(blockSize, dense, { tables, chip, height }) {
@@ -51,23 +51,22 @@ function inQuestion(frame, { tables }) {
   return (own.length ? own : changed).slice(0, MOST_ARROWS);
 }
 
-function arrow({ table, logical, x: left, y: top }, { chip, height }, [blockX, blockY], tile, beside) {
-  let path, head;
-  if (beside) {
-    const x = left - 2, y = top + div(height, 2), toX = blockX + tile.width + 5, toY = blockY + div(tile.height, 2);
-    const bend = Math.max(20, div(x - toX, 3));
-    path = `M${x},${y}C${x - bend},${y} ${toX + 6 + bend},${toY} ${toX + 6},${toY}`;
-    head = `M${toX},${toY}l8,-4v8z`;
-  } else {
-    const x = left + div(chip, 2), y = top - 2, toX = blockX + div(tile.width, 2), toY = blockY + tile.height + 3;
-    const bend = Math.max(16, div(y - toY, 3));
-    path = `M${x},${y}C${x},${y - bend} ${toX},${toY + 6 + bend} ${toX},${toY + 6}`;
-    head = `M${toX},${toY}l-4,8h8z`;
-  }
-  return line(`arrow ${logical} of ${table.name}`, '<g class="pa-arrow" fill="none" pointer-events="none">' +
-    `<path class="pa-arrow-edge" d="${path}" stroke="#fff" stroke-width="5" stroke-opacity="0.8"/>` +
+/** From a table entry to its block, across neither other entries nor other blocks: out between two rows of entries where the
+ * tables stand beside the blocks, which end at `right`; round by the margin where they stand below; in between two rows of
+ * blocks. */
+function arrow({ table, logical, x: entryX, y: entryY }, { chip, height, left: edge }, [blockX, blockY], tile, right) {
+  const x = entryX + div(chip, 2);
+  const toX = blockX + div(tile.width, 2), bottom = blockY + tile.height, below = bottom + (tile.dense ? 3 : 6);
+  const row = entryY + height + 3, left = edge - 4, middle = div(left + right, 2);
+  const way = right === null
+    ? `M${x},${entryY}v-3H3V${below}`
+    : `M${x},${entryY + height}V${row}H${left}C${middle},${row} ${middle},${below} ${right},${below}`;
+  const path = `${way}H${toX}V${bottom + 2}`, head = `M${toX},${bottom - 5}l-4,8h8z`;
+  const lines = '<g class="pa-arrow" fill="none" stroke-linejoin="round" pointer-events="none">' +
+    `<path class="pa-arrow-edge" d="${path}" stroke="#fff" stroke-width="4" stroke-opacity="0.8"/>` +
     `<path class="pa-arrow-line" d="${path}" stroke="#b3004b" stroke-width="2"/>` +
-    `<path class="pa-arrow-head" d="${head}" fill="#b3004b"/></g>`);
+    `<path class="pa-arrow-head" d="${head}" fill="#b3004b"/></g>`;
+  return line(`arrow ${logical} of ${table.name}`, lines);
 }
 
 /** Name the entries of a queue and how many blocks each stands for; a dense board joins four or more in a row. */

@@ -15,7 +15,7 @@ from pagedattn_lab.viz.tiles import GAP, GHOST, Tile
 MOST_ARROWS = 3
 """More would hide what they point at: the first entries have one."""
 
-_LINE = 22
+_LINE, _ROW_GAP = 22, 6
 
 
 class Entry(NamedTuple):
@@ -38,10 +38,11 @@ class PlacedTable(NamedTuple):
 
 
 class TablesLayout(NamedTuple):
-    """Where the page tables of a frame stand, the size of an entry, and where it all ends."""
+    """Where the page tables of a frame stand, the size of an entry, and where it all begins and ends."""
 
     tables: list[PlacedTable]
     chip: tuple[int, int]
+    left: int
     end: int
 
 
@@ -56,11 +57,11 @@ def place_tables(frame: Frame, dense: bool, left: int, top: int, width: int) -> 
         x, y = left + index % columns * column_width, ends[index % columns]
         entries = []
         for logical, block_id in enumerate(table.block_ids):
-            at = x + logical % per_row * (chip + 8), y + 22 + logical // per_row * (height + 4)
+            at = x + logical % per_row * (chip + 8), y + 22 + logical // per_row * (height + _ROW_GAP)
             entries.append(Entry(table, logical, block_id, *at))
         placed.append(PlacedTable(table, x, y, entries))
-        ends[index % columns] = y + _LINE + cdiv(len(table.block_ids), per_row) * (height + 4) + 8
-    return TablesLayout(placed, (chip, height), max(ends))
+        ends[index % columns] = y + _LINE + cdiv(len(table.block_ids), per_row) * (height + _ROW_GAP) + 8
+    return TablesLayout(placed, (chip, height), left, max(ends))
 
 
 def draw_tables(frame: Frame, dense: bool, layout: TablesLayout) -> Iterator[str]:
@@ -97,23 +98,27 @@ def in_question(frame: Frame, layout: TablesLayout) -> list[Entry]:
     return ([entry for entry in changed if entry.table.name == subject] or changed)[:MOST_ARROWS]
 
 
-def arrow(entry: Entry, chip: tuple[int, int], block: tuple[int, int], tile: Tile, beside: bool) -> str:
-    """Draw an arrow from a table entry to its block: sideways where the tables stand beside the blocks, else upwards."""
-    if beside:
-        x, y = entry.x - 2, entry.y + chip[1] // 2
-        to_x, to_y = block[0] + tile.width + 5, block[1] + tile.height // 2
-        bend = max(20, (x - to_x) // 3)
-        line = f"M{x},{y}C{x - bend},{y} {to_x + 6 + bend},{to_y} {to_x + 6},{to_y}"
-        head = f"M{to_x},{to_y}l8,-4v8z"
+def arrow(entry: Entry, layout: TablesLayout, block: tuple[int, int], tile: Tile, right: int | None) -> str:
+    """Draw an arrow from a table entry to its block that crosses neither other entries nor other blocks.
+
+    Where the tables stand beside the blocks, which end at ``right``, it leaves between two rows of entries; where they
+    stand below (``None``), it goes round by the margin. Either way it comes in between two rows of blocks. Arrows of one
+    row share that way, and part where their blocks are.
+    """
+    chip, height = layout.chip
+    x, to_x, bottom = entry.x + chip // 2, block[0] + tile.width // 2, block[1] + tile.height
+    below = bottom + (3 if tile.dense else 6)
+    if right is None:
+        way = f"M{x},{entry.y}v-3H3V{below}"
     else:
-        x, y = entry.x + chip[0] // 2, entry.y - 2
-        to_x, to_y = block[0] + tile.width // 2, block[1] + tile.height + 3
-        bend = max(16, (y - to_y) // 3)
-        line = f"M{x},{y}C{x},{y - bend} {to_x},{to_y + 6 + bend} {to_x},{to_y + 6}"
-        head = f"M{to_x},{to_y}l-4,8h8z"
+        row, left = entry.y + height + 3, layout.left - 4
+        middle = (left + right) // 2
+        way = f"M{x},{entry.y + height}V{row}H{left}C{middle},{row} {middle},{below} {right},{below}"
+    line = f"{way}H{to_x}V{bottom + 2}"
+    head = f"M{to_x},{bottom - 5}l-4,8h8z"
     return (
-        f'<g class="pa-arrow" fill="none" pointer-events="none">'
-        f'<path class="pa-arrow-edge" d="{line}" stroke="#fff" stroke-width="5" stroke-opacity="0.8"/>'
+        f'<g class="pa-arrow" fill="none" stroke-linejoin="round" pointer-events="none">'
+        f'<path class="pa-arrow-edge" d="{line}" stroke="#fff" stroke-width="4" stroke-opacity="0.8"/>'
         f'<path class="pa-arrow-line" d="{line}" stroke="#b3004b" stroke-width="2"/>'
         f'<path class="pa-arrow-head" d="{head}" fill="#b3004b"/></g>'
     )

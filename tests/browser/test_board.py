@@ -109,11 +109,12 @@ def any_recording(rng: random.Random, frames: int) -> tuple[dict[str, Any], list
 def test_both_languages_draw_the_same(page: Page, seed: int) -> None:
     """Catches a picture on GitHub that differs from the one that moves: a letter, a number, an escape, an order."""
     recording, frames = any_recording(random.Random(seed), frames=6)
+    drawn = page.evaluate(
+        "([made, widths]) => made.frames.map((_, at) => widths.map(width => player.boardText(made, at, width)))",
+        [recording, WIDTHS],
+    )
     for index, frame in enumerate(frames):
-        for width in WIDTHS:
-            there = page.evaluate(
-                "([made, index, width]) => player.boardText(made, index, width)", [recording, index, width]
-            )
+        for width, there in zip(WIDTHS, drawn[index], strict=True):
             assert there == draw(frame, recording.get("words"), width, among=frames), (seed, index, width)
 
 
