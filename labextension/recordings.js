@@ -13,7 +13,7 @@ const PATIENCE = 300; // ms: a widget that a kernel has is there by then
 const MOST_PATIENCE = 2000;
 
 /** The player's scripts, as anywidget loads them: one module. */
-const SCRIPTS = ["looks.js", "tiles.js", "tables.js", "board.js", "motion.js", "player.js"];
+const SCRIPTS = ["looks.js", "tiles.js", "tables.js", "board.js", "motion.js", "text.js", "player.js"];
 
 async function loadPlayer() {
   const here = (name) => new URL(name, import.meta.url);

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+MIME = "application/vnd.pagedattn-lab.player+json"  # a recording, for the scripts that draw it anew
 # Okabe and Ito 2008, "Color universal design": distinguishable under the common kinds of colour blindness.
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#767676"
@@ -38,6 +39,8 @@ class Picture:
 
     def __post_init__(self) -> None:
         """Write the alt text into the image itself, where screen readers look for it, and let it shrink to fit."""
+        if self.caption is None:
+            object.__setattr__(self, "caption", self.alt)
         if not self.alt.strip():
             raise ValueError("a picture needs alt text: say in a sentence what it shows")
         if not self.svg.startswith("<svg"):

@@ -1,8 +1,8 @@
 """The drawing of a frame: physical blocks, the page tables beside them, the free queue below (chapters 00, 03, 04, 07).
 
-``looks.js``, ``tiles.js``, ``tables.js`` and ``board.js`` draw the same board, string for string, as the modules of these
-names, so that the picture without scripts and the one that moves cannot part; a browser test compares them. Hence whole
-numbers only, no ids, and colours as attributes that a stylesheet may override.
+``looks.js``, ``tiles.js``, ``tables.js`` and ``board.js`` draw the same board, string for string, as the modules of
+these names, so that the picture without scripts and the one that moves cannot part; a browser test compares them. Hence
+whole numbers only, no ids, and colours as attributes that a stylesheet may override.
 """
 
 from __future__ import annotations

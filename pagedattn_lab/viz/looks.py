@@ -59,7 +59,7 @@ def paint(looks: Sequence[Look], x: int, y: int, width: int, height: int, title:
 
 
 def label(text: str, looks: Sequence[Look], x: int, y: int, size: int) -> str:
-    """Write on what :func:`paint` has painted: in the ink of the one colour, or black on a white edge across stripes."""
+    """Write on what :func:`paint` has painted: in the one colour's ink, or black on a white edge across stripes."""
     if len(looks) == 1:
         return text_at(escape(text), x, y, "middle", "pa-mark", COLOURS[looks[0][0] % len(COLOURS)][1], size)
     outline = ' stroke="#fff" stroke-width="3" paint-order="stroke" font-weight="bold"'

@@ -14,16 +14,23 @@ import traitlets
 
 from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.recorder.frame import Frame
-from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz import MIME, Picture
 from pagedattn_lab.viz.board import describe, show_frame
 from pagedattn_lab.viz.tiles import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MIME = "application/vnd.pagedattn-lab.player+json"
 HERE = Path(__file__).parent
-SCRIPTS = ("looks.js", "tiles.js", "tables.js", "board.js", "motion.js", "player.js")  # one module, in this order
+SCRIPTS = (
+    "looks.js",
+    "tiles.js",
+    "tables.js",
+    "board.js",
+    "motion.js",
+    "text.js",
+    "player.js",
+)  # one module, in this order
 SCRIPT = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 Source = Recorder | Mapping[str, Any] | Picture | Sequence[Picture]
@@ -181,9 +188,8 @@ class Player(anywidget.AnyWidget):
 
 
 def _picture_frame(picture: Picture) -> dict[str, Any]:
-    if picture.caption is None:
-        return {"sentence": picture.alt, "svg": picture.svg}
-    return {"sentence": picture.caption, "alt": picture.alt, "svg": picture.svg}
+    alt = {} if picture.caption == picture.alt else {"alt": picture.alt}
+    return {"sentence": picture.caption, **alt, "svg": picture.svg}
 
 
 def _word(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -102,8 +102,8 @@ def arrow(entry: Entry, layout: TablesLayout, block: tuple[int, int], tile: Tile
     """Draw an arrow from a table entry to its block that crosses neither other entries nor other blocks.
 
     Where the tables stand beside the blocks, which end at ``right``, it leaves between two rows of entries; where they
-    stand below (``None``), it goes round by the margin. Either way it comes in between two rows of blocks. Arrows of one
-    row share that way, and part where their blocks are.
+    stand below (``None``), it goes round by the margin. Either way it comes in between two rows of blocks. Arrows
+    from one row share that way, and part where their blocks are.
     """
     chip, height = layout.chip
     x, to_x, bottom = entry.x + chip // 2, block[0] + tile.width // 2, block[1] + tile.height

@@ -1,4 +1,4 @@
-"""Physical blocks, slot by slot: whose tokens they hold, or held before. The same in ``tiles.js``, string for string."""
+"""Physical blocks, slot by slot: whose tokens they hold or held. The same in ``tiles.js``, string for string."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Holder(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What every block of a drawing is drawn with: the frame, the tile, words, and tables and free blocks to look up."""
+    """What every block of a drawing is drawn with: frame, tile and words, and tables and free blocks to look up."""
 
     frame: Frame
     tile: Tile
