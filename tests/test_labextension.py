@@ -61,7 +61,7 @@ def test_jupyterlab_reads_the_settings() -> None:
 
 
 def test_one_source() -> None:
-    """Catches a second copy of the player in the repository, which would grow old, and a script that one place lacks."""
+    """Catches a second copy of the player in the repository, and a script that one place lacks."""
     recordings = (REPO / "labextension" / "recordings.js").read_text(encoding="utf-8")
     assert f"const SCRIPTS = {json.dumps(SCRIPTS)};" in recordings
     copies = [path for name in (*SCRIPTS, "player.css") for path in (REPO / "labextension").rglob(name)]

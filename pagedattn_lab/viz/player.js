@@ -149,7 +149,7 @@ function render({ model, el }) {
       const [, wide, high, unit] = svg?.match(PICTURE_SIZE) ?? [null, 1, 0];
       return high * (unit === "pt" ? 4 / 3 : 1) * Math.min(1, stage.clientWidth / (wide * (unit === "pt" ? 4 / 3 : 1)));
     });
-    stage.style.minHeight = `${Math.floor(Math.max(...heights))}px`;
+    stage.style.minHeight = `${Math.ceil(Math.max(...heights))}px`;
   }
 
   /** Blocks and table entries can be focused: one of each kind by Tab, its neighbours by the arrow keys. */
