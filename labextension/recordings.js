@@ -40,7 +40,7 @@ const pixels = (found) => (found ? Math.round(Number(found[1]) * (found[2] ? 4 /
 
 function harmlessFrame(frame) {
   const sentence = String(frame.sentence);
-  if (frame.svg !== undefined) return { sentence, svg: asImage(frame.svg, frame.alt ?? sentence) };
+  if (frame.svg !== undefined) return { sentence, svg: asImage(String(frame.svg), frame.alt ?? sentence) };
   return {
     sentence, kind: String(frame.kind), changed: numbers(frame.changed), free: numbers(frame.free), ref_cnt: numbers(frame.ref_cnt),
     hashes: Object.fromEntries(Object.entries(frame.hashes).map(([id, text]) => [Number(id), String(text)])),

@@ -15,7 +15,7 @@ function blocksOf(frame, blockSize) {
     });
   for (const id of frame.free) blocks[id].free = true;
   for (const id of frame.changed) blocks[id].changed = true;
-  for (const [id, held] of Object.entries(frame.contents ?? {})) if (!blocks[id].owners.length) blocks[id].ghost = held;
+  for (const [id, held] of Object.entries(frame.contents ?? {})) if (blocks[id]?.owners.length === 0) blocks[id].ghost = held;
   return blocks;
 }
 
