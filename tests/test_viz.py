@@ -224,6 +224,19 @@ def test_figures_are_deterministic_and_described() -> None:
     assert "Doubling, twice" in first.svg, "text must stay text"
 
 
+def test_letters_stay_legible_on_a_phone() -> None:
+    """Catches a figure that shrinks until nobody can read it: the least width is that of letters of 10 pixels."""
+    figure, axes = subplots(figsize=(8, 3))
+    axes.set_title("Wide")
+    axes.text(0, 0, "small", fontsize=9)
+    tag = show(figure, alt="A wide figure.").svg.partition(">")[0]
+    points = float(re.search(r'width="([\d.]+)pt"', tag)[1])
+    assert int(re.search(r"max-width:max\(100%,(\d+)px\)", tag)[1]) == -(-points * 10 // 9)
+    drawn = '<svg viewBox="0 0 400 9" width="200" height="9"><text font-size="11">a</text><text font-size="20">b</text>'
+    assert "max-width:max(100%,200px)" in Picture(f"{drawn}</svg>", alt="small").svg, "no wider than it is drawn"
+    assert 'style="max-width:100%;' in Picture('<svg width="9" height="9"></svg>', alt="no letters").svg
+
+
 def test_figures_without_words_are_refused() -> None:
     """Catches a picture that a blind reader would miss, and a figure that states no finding."""
     figure, axes = subplots()

@@ -2,6 +2,7 @@
 // book (a classic script). It follows the board's scripts in one file.
 
 const SVG = "http://www.w3.org/2000/svg";
+const LEAST_WIDTH = /^<[^>]*? style="max-width:max\(100%,(\d+)px\)/; // as Picture writes it
 const PICTURE_SIZE = /^<[^>]*? width="([\d.]+)(?:pt|px)?"[^>]*? height="([\d.]+)(pt|px)?"/;
 const KINDS = ["[data-block]", "[data-block-of]"]; // what can have the focus: physical blocks, entries of page tables
 const ICONS = {
@@ -147,7 +148,8 @@ function render({ model, el }) {
     part("sentence").style.minHeight = `${Math.ceil(tallest)}px`;
     const heights = frames.map(({ svg }) => {
       const [, wide, high, unit] = svg?.match(PICTURE_SIZE) ?? [null, 1, 0];
-      return high * (unit === "pt" ? 4 / 3 : 1) * Math.min(1, stage.clientWidth / (wide * (unit === "pt" ? 4 / 3 : 1)));
+      const pixels = unit === "pt" ? 4 / 3 : 1, least = svg?.match(LEAST_WIDTH)?.[1] ?? 0;
+      return high * pixels * Math.min(1, Math.max(least, stage.clientWidth) / (wide * pixels));
     });
     stage.style.minHeight = `${Math.ceil(Math.max(...heights))}px`;
   }
