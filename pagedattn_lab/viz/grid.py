@@ -100,7 +100,7 @@ def make_grid(controls: Mapping[str, Any], show: Callable[..., dict[str, Any]]) 
 
     Returns:
         JSON values. ``controls``: what a page needs to offer each one, ``of`` how many positions it has in truth;
-        ``recordings``: JSON packed by :func:`pack`, the last control moving first; ``digest``: of what they show. ``None``
+        ``recordings``: packed by :func:`pack`, the last control moving first; ``digest``: of what they show. ``None``
         where a page cannot show a control, or a recording lacks its operations.
     """
     now = show(**{name: control.value for name, control in controls.items()})
