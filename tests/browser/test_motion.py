@@ -91,8 +91,9 @@ def test_what_moves(page: Page) -> None:
     moved = step(3)
     assert ["pa-block", at(page, 2), at(page, 3)] in moved, "the copy flies from block 2 to block 3"
     assert page.locator(".pa-stage .pa-block").count() == 10, "the copy is on its way"
+    until(lambda: page.evaluate(RUNNING) == 0, lambda: "it never ends")
+    assert page.locator(".pa-stage .pa-block").count() == 9, "it has arrived"
     step(4)
-    assert page.locator(".pa-stage .pa-block").count() == 9
     moved = step(5)
     chips = [move for move in moved if move[0] == "pa-entry" and move[1] == at(page, 2)]
     assert len(chips) == 1 and chips[0][2] != at(page, 2), "block 2 walks to its place in the queue"
@@ -115,6 +116,10 @@ def test_fast_steps_end_right(page: Page) -> None:
         until(lambda: page.evaluate(RUNNING) == 0, lambda: "it never ends")
         assert hurried == page.evaluate(DRAWN)
     assert player.get_attribute("data-step") == "2"
+    page.wait_for_timeout(300)
+    assert any(kind == "pa-block" for kind, *_ in page.evaluate(STEP, 3)), "a copy is on its way"
+    assert page.evaluate(STEP, 4) == []
+    assert page.locator(".pa-stage .pa-block").count() == 9, "and it is gone"
 
 
 def test_a_reader_who_wants_less_motion_gets_none(page: Page) -> None:
