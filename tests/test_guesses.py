@@ -260,13 +260,15 @@ def test_nothing_else_gives_the_answer_away(path: Path) -> None:
 
 @each_chapter
 def test_answers_are_stored_as_python_says_them(path: Path) -> None:
-    """Catches a kind or outcome, which the book compares with, that is not the one in the answer's own words."""
+    """Catches a kind or outcome, which the book compares with, that is not the one in the answer, or cannot be hit."""
     for name, _, where in asked(cells := notebooks.read(path).cells):
         data = answer_of(cells[where])
         stored = data[ANSWER]
         quantity = Quantity(stored["outcome"], stored["unit"], stored["kind"])
         assert quantity.as_json() == stored
         assert data["text/plain"].startswith(repr(Answer(quantity))), name
+        for right in (stored["outcome"], str(stored["outcome"])):
+            assert "and that is right" in quantity.compare(right), name
 
 
 def test_every_guess_is_asked_for() -> None:
