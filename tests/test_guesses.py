@@ -303,6 +303,26 @@ def test_nothing_else_gives_the_answer_away(path: Path) -> None:
         assert telling == [], name
 
 
+def test_no_answer_was_given_before() -> None:
+    """Catches a question for a number that the book has printed, stated or revealed before it is asked.
+
+    Only for numbers of three digits that count, for a shorter one is often another.
+    """
+    given: set[str] = set()
+    for path in CHAPTERS:
+        cells = notebooks.read(path).cells
+        outcomes = {question: [] for _, question, _ in asked(cells)}
+        for name, question, where in asked(cells):
+            outcomes[question].append((name, answer_of(cells[where])[ANSWER]["outcome"]))
+        for number, cell in enumerate(cells):
+            for name, outcome in outcomes.get(number, []):
+                text = shown(float(outcome)) if not isinstance(outcome, str) else ""
+                digits = re.sub(r"\D", "", text).strip("0")
+                assert len(digits) < 3 or text not in given, f"{path.stem}: {name} asks for {text}"
+            outputs = [each.get("text") or each.data["text/plain"] for each in cell.get("outputs", [])]
+            given |= set(re.findall(rf"(?<![\w.])(?:{NUMBER})", "\n".join([cell.source, *outputs])))
+
+
 @each_chapter
 def test_answers_are_stored_as_python_says_them(path: Path) -> None:
     """Catches a kind or outcome, which the book compares with, that is not the one in the answer, or cannot be hit."""
