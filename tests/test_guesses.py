@@ -306,7 +306,7 @@ def test_nothing_else_gives_the_answer_away(path: Path) -> None:
 def test_no_answer_was_given_before() -> None:
     """Catches a question for a number that the book has printed, stated or revealed before it is asked.
 
-    Only for numbers of three digits that count, for a shorter one is often another.
+    Only for numbers of four digits that count, for a shorter one is often another.
     """
     given: set[str] = set()
     for path in CHAPTERS:
@@ -318,7 +318,7 @@ def test_no_answer_was_given_before() -> None:
             for name, outcome in outcomes.get(number, []):
                 text = shown(float(outcome)) if not isinstance(outcome, str) else ""
                 digits = re.sub(r"\D", "", text).strip("0")
-                assert len(digits) < 3 or text not in given, f"{path.stem}: {name} asks for {text}"
+                assert len(digits) < 4 or text not in given, f"{path.stem}: {name} asks for {text}"
             outputs = [each.get("text") or each.data["text/plain"] for each in cell.get("outputs", [])]
             given |= set(re.findall(rf"(?<![\w.])(?:{NUMBER})", "\n".join([cell.source, *outputs])))
 
