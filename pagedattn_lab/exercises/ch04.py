@@ -6,9 +6,10 @@ import random
 from collections.abc import Sequence
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.ch04_audit import illegal_blocks, scattered_tables
 from pagedattn_lab.exercises.ch04_hunt import positions_per_step
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 __all__ = ["illegal_blocks", "owners_of_slot", "positions_per_step", "step_slots"]
 

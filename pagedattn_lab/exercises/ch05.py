@@ -10,9 +10,10 @@ from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.exercises.boards import board
+from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.ch05_append import append_one
 from pagedattn_lab.exercises.ch05_hunt import reorder
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.viz import Picture
 
 __all__ = ["append_one", "blocks_and_copies", "continue_beams", "reorder"]

@@ -10,7 +10,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pagedattn_lab.exercises.grading import Case, Exercise
+from pagedattn_lab.exercises.cases import Case
+from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.exercises.values import Words, kind
 
 Block = tuple[bytes, list[int], str | None]  # parent, tokens, salt

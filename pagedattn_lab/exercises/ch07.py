@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.ch07_merge import merge_partials, partial_attention
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 __all__ = ["element_offset", "launch_cost", "merge_partials", "partial_attention"]
 

@@ -8,7 +8,8 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pagedattn_lab.exercises.grading import Case, Exercise
+from pagedattn_lab.exercises.cases import Case
+from pagedattn_lab.exercises.grading import Exercise
 
 if TYPE_CHECKING:  # a list of exercises must not wait for torch
     import torch

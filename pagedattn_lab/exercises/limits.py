@@ -80,7 +80,7 @@ class _BySignal:
         """Let the limit on recursion grow, right before a signal, should the answer outlive the first ones.
 
         An answer that recurses without end stays at the limit. There an interruption fails as the next call does, with
-        a ``RecursionError`` that the answer catches. Another thread has frames of its own, and the limit is everybody's.
+        a ``RecursionError`` that the answer catches. Another thread has frames of its own, and the limit holds for all.
         """
         wait = self._seconds + 2 * AGAIN
         for depth in range(self._depth + ROOM, self._depth + MOST_ROOM + 1, ROOM):

@@ -9,7 +9,6 @@ from typing import Any
 
 from pagedattn_lab.exercises.limits import HERE, TimeLimit
 
-
 MOST_BEFORE = 3
 """Exceptions during whose handling another one came, counted from the last: a recursion leaves thousands."""
 
