@@ -228,8 +228,8 @@ class Exercise:
         rebound = next((name for name in lost if rebinds(answer, name)), "")
         if rebound:
             objection = (
-                f"You give the name {rebound} to a new value, and the caller keeps the old one, unchanged: change that "
-                f"one, for instance with {values.in_place(rebound, before[rebound])}."
+                f"You give the name {rebound} to a new value, and the caller keeps the old one as it was. To change "
+                f"the old one, write {values.in_place(rebound, before[rebound])}"
             )
         return Attempt(
             case, expected, got, None, wrong or bool(objection), objection or "", "".join(unasked[:1]), rebound=rebound
@@ -240,8 +240,9 @@ class Exercise:
             name = next(name for name in expected if values.misfit(expected[name], got[name]))
             if name != "returned":
                 return f"{name} was {values.kind(expected[name])}, and you make it {values.kind(got[name])}."
-            got = got[name]
-        return f"You return {values.kind(got)}. Return {self.returns or values.kind(expected)}."
+            expected, got = expected[name], got[name]
+        deeper = values.deepest_misfit(expected, got) if values.kind(expected) == values.kind(got) else ""
+        return f"You return {values.kind(got)}{deeper}. Return {self.returns or values.kind(expected)}."
 
     # --- telling --------------------------------------------------------------------------------------------------
 

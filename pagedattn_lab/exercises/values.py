@@ -91,7 +91,8 @@ def _name(value: Any) -> str:
         return "a number"
     if isinstance(value, str):
         return "a text"
-    name = {"dict_values": "list", "bytes": "bytes object"}.get(type(value).__name__, type(value).__name__)
+    base = next((each for each in (list, tuple, dict, set) if isinstance(value, each)), type(value))
+    name = {"dict_values": "list", "bytes": "bytes object"}.get(base.__name__, base.__name__)
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
@@ -127,6 +128,21 @@ def _misfit(expected: Any, got: Any) -> bool:
     if isinstance(expected, list):
         return not isinstance(got, list) or any(_misfit(expected[0], each) for each in got if expected)
     return any(isinstance(expected, kinds) and not isinstance(got, kinds) for kinds in (str, bytes, Number))
+
+
+def deepest_misfit(expected: Any, got: Any) -> str:
+    """Say which part of a value is of another kind, where the whole looks as it should.
+
+    Example:
+        >>> deepest_misfit(([[1]], {2}), ([["1"]], {2}))
+        ', and in it a text where a number belongs'
+    """
+    got = plain(got) if not isinstance(got, list | tuple) else got
+    if isinstance(expected, list | tuple) and isinstance(got, list | tuple) and expected:
+        pairs = zip(expected if isinstance(expected, tuple) else [expected[0]] * len(got), got, strict=False)
+        inner = next(((one, other) for one, other in pairs if _misfit(one, plain(other))), None)
+        return deepest_misfit(*inner) if inner else ""
+    return f", and in it {kind(got)} where {kind(expected)} belongs"
 
 
 def shown(value: Any) -> str:
