@@ -423,12 +423,12 @@ def test_a_stub_says_the_same_whatever_is_kept_and_keeps_nothing(folder: Path) -
 def test_the_best_answer_and_every_attempt_are_kept() -> None:
     """Catches a record that forgets, or a later mistake that takes a solved exercise back."""
     TOTAL.grade(lambda prices, less: sum(prices))
-    assert record.read() == {"99.1": record.Standing(False, 1, 1, 3)}
+    assert record.read().standings == {"99.1": record.Standing(False, 1, 1, 3)}
     TOTAL.grade(lambda prices, less: -1)
-    assert record.read()["99.1"] == record.Standing(False, 2, 1, 3)
+    assert record.read().standings["99.1"] == record.Standing(False, 2, 1, 3)
     TOTAL.grade(total)
     TOTAL.grade(lambda prices, less: -1)
-    assert record.read()["99.1"] == record.Standing(True, 4, 3, 3)
+    assert record.read().standings["99.1"] == record.Standing(True, 4, 3, 3)
 
 
 @pytest.mark.parametrize("trouble", ["a file in the way", "no record", "a relative folder"])
@@ -450,6 +450,39 @@ def test_a_record_that_cannot_be_kept_is_said_once(trouble: str, folder: Path, m
             progress()
 
 
+def test_what_can_be_read_counts(folder: Path) -> None:
+    """Catches a crash on a wrong type, "no" that counts as solved, and a readable field lost for one beside it."""
+    kept = {
+        "00.1": {"solved": True, "attempts": "many", "right": 3, "cases": 3},
+        "00.2": {"solved": "no", "attempts": 2, "right": -1, "cases": True},
+        "01.1": [1, 2],
+        "01.2": {"solved": True, "attempts": 1, "right": 5, "cases": 5, "colour": "blue"},
+        "01.3": {"solved": False},
+    }
+    (folder / "exercises.json").write_text(json.dumps(kept))
+    report = progress()
+    statuses = {exercise.number: report.status(exercise) for exercise in report.exercises}
+    assert [statuses[number] for number in kept] == ["solved", "tried", "tried", "solved", "tried"]
+    assert report.solved == 2
+    for told in (
+        '00.1 has attempts "many": it counts as 0.',
+        '00.2 has solved "no": it counts as false.',
+        "00.2 has right -1: it counts as 0.",
+        "00.2 has cases true: it counts as 0.",
+        "01.1 is [1, 2], and no entry: it counts as not solved.",
+    ):
+        assert f"In {folder / 'exercises.json'}, {told}" in repr(report), repr(report)
+        assert told in report._repr_mimebundle_()["text/markdown"] and told in report.to_dict()["notes"]
+    assert len(report.notes) == 5
+
+    record.keep("00.1", 1, 3)
+    record.keep("01.1", 4, 4)
+    now = json.loads((folder / "exercises.json").read_text())
+    assert now["00.1"] == {"solved": True, "attempts": 1, "right": 3, "cases": 3}
+    assert now["01.1"] == {"solved": True, "attempts": 1, "right": 4, "cases": 4}
+    assert all(now[number] == kept[number] for number in ("00.2", "01.2", "01.3"))
+
+
 def test_answers_graded_at_once_are_all_kept() -> None:
     """Catches two notebooks that overwrite each other's record."""
     threads = [threading.Thread(target=record.keep, args=(f"98.{number}", 1, 2)) for number in range(8)]
@@ -457,7 +490,7 @@ def test_answers_graded_at_once_are_all_kept() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(record.read()) == 8
+    assert len(record.read().standings) == 8
 
 
 def test_progress_tells_solved_tried_and_not_attempted() -> None:
