@@ -93,7 +93,7 @@ def _name(value: Any) -> str:
         return "a text"
     base = next((each for each in (list, tuple, dict, set) if isinstance(value, each)), type(value))
     name = {"dict_values": "list", "bytes": "bytes object"}.get(base.__name__, base.__name__)
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def misfit(expected: Any, got: Any) -> bool:
