@@ -224,6 +224,12 @@ def test_whatever_an_append_does_to_its_arguments(change: Callable[[list[Any]], 
     [
         lambda tables, freed: ([tuple(table) for table in tables], freed),
         lambda tables, freed: (tuple(map(tuple, tables)), frozenset(freed)),
+        lambda tables, freed: (
+            ([dict.fromkeys(map(tuple, tables)).popitem()[0]] * len(tables), freed)
+            if len({*map(tuple, tables)}) == 1
+            else (tables, freed)
+        ),
+        lambda tables, freed: (np.array(tables) if len({*map(len, tables)}) == 1 else tables, freed),
         lambda tables, freed: ([np.array(table) for table in tables], np.array(sorted(freed), dtype=np.int64)),
         lambda tables, freed: ([[np.int32(block) for block in table] for table in tables], set(map(np.int64, freed))),
     ],

@@ -28,7 +28,11 @@ def plain(value: Any) -> Any:
         >>> plain(({3: (1, 2)}, range(2), {5}))
         [{3: [1, 2]}, [0, 1], frozenset({5})]
     """
-    if type(value) in PLAIN or isinstance(value, str | bytes | Number):
+    if type(value) in PLAIN:
+        return value
+    if type(value) in (list, tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, str | bytes | Number):
         return value
     if hasattr(value, "tolist"):  # arrays and their numbers, tensors
         return plain(value.tolist())
@@ -114,7 +118,7 @@ def misfit(expected: Any, got: Any) -> bool:
 
 def _misfit(expected: Any, got: Any) -> bool:
     """The same for a part, where ``None`` is a kind of its own; a tuple stands for parts whose number is fixed."""
-    if expected is None:
+    if expected is None or (type(expected) is type(got) and type(got) in PLAIN):
         return False
     if isinstance(expected, Set):
         kinds = {kind(each) for each in got} if isinstance(got, frozenset | list) else {"no collection"}
