@@ -251,8 +251,10 @@ def test_beams_of_texts_are_told_what_is_wrong() -> None:
 
 
 def test_beams_with_one_list_see_which_it_is() -> None:
-    """Catches expected and got that read the same."""
-    message = ALL["05.2"].grade(ALL["05.2"].wrong["give two beams one list"]).message
+    """Catches expected and got that read the same, and two pictures that are one."""
+    verdict = ALL["05.2"].grade(ALL["05.2"].wrong["give two beams one list"])
+    message = verdict.message
+    assert not verdict.pictures
     assert "expected  ([[1, 3], [1, 3]], {2})\n  got       ([a, a], {2}), where a is [1, 3]\n" in message
 
 

@@ -312,6 +312,8 @@ class Exercise:
             theirs = self.draw(attempt.case.arguments, attempt.got)
         except Exception:  # nobody can draw everything that an answer may give, and the rows show it in any case
             theirs = None
+        if expected and theirs and expected.svg == theirs.svg:  # what is wrong is nothing that can be seen
+            return []
         return [(caption, picture) for caption, picture in (("expected", expected), ("yours", theirs)) if picture]
 
     def _known_mistake(self, attempts: Sequence[Attempt]) -> str:
