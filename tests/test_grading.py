@@ -128,6 +128,20 @@ def test_an_exception_keeps_case_line_and_traceback() -> None:
     assert "got" not in message
 
 
+def test_exceptions_of_long_ago_are_left_out() -> None:
+    """Catches a traceback of every exception that a recursion left behind, which takes seconds to write."""
+
+    def fail(depth: int) -> None:
+        try:
+            return fail(depth - 1) if depth else [][9]
+        except (IndexError, ValueError):
+            raise ValueError(depth)  # noqa: B904
+
+    message = TOTAL.grade(lambda prices, less: fail(50)).message
+    assert message.count("During handling of the above exception") == 3
+    assert "ValueError: 50" in message and "IndexError" not in message
+
+
 def test_a_wrong_number_of_arguments_is_an_exception_like_others() -> None:
     """Catches a crash of the check where no frame is the reader's."""
     message = TOTAL.grade(lambda prices: 0).message
@@ -280,7 +294,7 @@ def recursing_in_a_loop(*arguments: object) -> None:
 
 @pytest.mark.parametrize("answer", [recursing, recursing_in_a_loop])
 def test_recursion_without_an_end_is_stopped(answer: Callable[..., Any], guard: None) -> None:
-    """Catches a limit whose own interruption finds no frame left, and thousands of exceptions that are all written."""
+    """Catches a limit whose own interruption finds no frame left, and one on recursion that stays."""
     begin, depth = time.monotonic(), sys.getrecursionlimit()
     message = replace(TOTAL, seconds=0.3).grade(answer).message
     assert time.monotonic() - begin < 10
