@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import pytest
 
-from pagedattn_lab.exercises import ch06, ch06_names
+from pagedattn_lab.exercises import ch06, ch06_hashes, ch06_names
 
 EXERCISE = replace(ch06.block_bytes, number="")  # nothing is recorded
 COUNT = itertools.count()
@@ -273,6 +273,13 @@ def test_a_truncated_hash_is_not_called_linear(length: int, monkeypatch: pytest.
             assert "linear" not in case.about and ch06_names._compare(answer, case.arguments) != ch06_names.DIFFERENT
         message = EXERCISE.grade(answer).message
         assert message.startswith("✗") and "linear" not in message and "You seem" not in message, message
+
+
+def test_changes_that_cancel_out_by_chance_are_no_forgery() -> None:
+    """Catches a hash of one byte that is called linear because one change in some leaves it as it was."""
+    for key in range(60):
+        answer = lambda p, t, s, k=key: sha(repr((k, p, t, s)).encode())[:1]  # noqa: E731
+        assert ch06_hashes.forged(answer) is None, key
 
 
 def test_the_hash_that_the_chapter_forges_is_told_so() -> None:

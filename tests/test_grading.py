@@ -670,6 +670,9 @@ def test_what_can_be_read_counts(folder: Path) -> None:
     assert now["00.1"] == {"solved": True, "attempts": 1, "right": 3, "cases": 3}
     assert now["01.1"] == {"solved": True, "attempts": 1, "right": 4, "cases": 4}
     assert all(now[number] == kept[number] for number in ("00.2", "01.2", "01.3"))
+    record.keep("01.2", 1, 5)
+    now = json.loads((folder / "exercises.json").read_text())
+    assert now["01.2"] == {"solved": True, "attempts": 2, "right": 5, "cases": 5, "colour": "blue"}
 
 
 def test_answers_graded_at_once_are_all_kept() -> None:
