@@ -23,6 +23,30 @@ class TimeLimit(BaseException):
     """The time is up. No ``Exception``, so that ``except Exception`` in an answer does not swallow it."""
 
 
+_here = threading.local()
+
+
+class interruptible:  # noqa: N801  it reads as what it does
+    """Say whether a limit may interrupt what runs inside; not while something is exchanged that must be put back.
+
+    Example:
+        >>> with time_limit(0.05), interruptible(False):
+        ...     end = time.monotonic() + 0.2
+        ...     while time.monotonic() < end:
+        ...         pass
+    """
+
+    def __init__(self, allowed: bool) -> None:
+        self._allowed = allowed
+
+    def __enter__(self) -> None:
+        self._before = getattr(_here, "allowed", True)
+        _here.allowed = self._allowed
+
+    def __exit__(self, *_: object) -> None:
+        _here.allowed = self._before
+
+
 def time_limit(seconds: float) -> AbstractContextManager[None]:
     """Interrupt what runs inside with :class:`TimeLimit` when the time is up.
 
@@ -66,6 +90,8 @@ class _BySignal:
             signal.setitimer(signal.ITIMER_REAL, left, self._interval)
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if not getattr(_here, "allowed", True):
+            return  # the next signal finds another moment
         inside: list[FrameType] = []
         while frame and frame is not self._outside:
             if frame.f_code.co_filename == __file__:
@@ -98,13 +124,14 @@ def _by_tracing(seconds: float) -> Iterator[None]:
     end = time.monotonic() + seconds
 
     def look(*_: Any) -> Any:
-        if time.monotonic() >= end:
+        if time.monotonic() >= end and getattr(_here, "allowed", True):
             raise TimeLimit
         return look
 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
-        # The answer's own frames only: leaving this block must not be interrupted.
-        return None if frame.f_code.co_filename in (__file__, contextlib.__file__) else look(event)
+        # The answer's own frames only: leaving this block, and what calls the answer, must not be interrupted.
+        ours = frame.f_code.co_filename.startswith(HERE) or frame.f_code.co_filename == contextlib.__file__
+        return None if ours else look(event)
 
     tracer = sys.gettrace()
     sys.settrace(enter)
