@@ -45,33 +45,34 @@ def faults(problem: Problem, touched: Touched) -> list[Fault]:
 
 
 def in_words(problem: Problem, found: Sequence[Fault]) -> str:
-    """Say what the first of these faults is, and what follows from it."""
+    """Say what the first of these faults is, and what follows from it.
+
+    Example:
+        >>> from pagedattn_lab.exercises.ch07_problem import Problem
+        >>> in_words(Problem((5,), block_size=4, tile=4), [Fault("outside", "page tables", (0, 0, 0), (3,))])
+        'Program 0 loads entry 3 of its page table, which has 3 entries: out of bounds.'
+    """
     fault = found[0]
     row, head = problem.programs[fault.program]
-    who = f"Program ({row}, {head})" if problem.heads > 1 else f"Program {row}"
+    who = f"Program {(row, head)}" if problem.heads > 1 else f"Program {row}"
+    if fault.kind == "not its own" and fault.tensor != "out":
+        return f"{who} stores into the {fault.tensor}, which are there to be read."
     if fault.tensor == "page tables":
         wild = next((each for each in found if each.kind == "outside" and each.tensor in ("keys", "values")), None)
         effect = f" The block found there leads out of bounds: to {_place(problem, wild)}." if wild else ""
         return f"{who} {_entry(problem, fault, row)}{effect}"
     if fault.tensor in ("keys", "values"):
         return f"{who} {_slot(problem, fault, row, head)}"
-    if fault.kind == "not its own" and fault.tensor != "out":
-        return f"{who} stores into the {fault.tensor}, which it is only to read."
-    verb = "stores" if fault.tensor == "out" else "loads"
-    element, size = fault.elements[0], problem.tensors[fault.tensor].numel()
-    if fault.kind == "outside":
-        beyond = f"element {element} of the {size} of {fault.tensor}: out of bounds."
-    else:
-        beyond = f"elements of {fault.tensor} that are not in its own row, the first of them element {element}."
-    return f"{who} {verb} {beyond}{_lanes(problem, fault)}"
+    return f"{who} {_element(problem, fault, row, head)}{_lanes(problem, fault)}"
 
 
 def _entry(problem: Problem, fault: Fault, row: int) -> str:
     """On an entry of a page table."""
     columns = problem.tensors["page tables"].shape[1]
-    theirs, entry = divmod(fault.elements[0], columns)
     if fault.kind == "outside":
-        return f"loads element {fault.elements[0]} of the {problem.tensors['page tables'].numel()} of the page tables."
+        entry = fault.elements[0] - row * columns
+        return f"loads entry {entry} of its page table, which has {columns} entries: out of bounds."
+    theirs, entry = divmod(fault.elements[0], columns)
     if theirs != row:
         return f"loads entry {entry} of the page table of sequence {theirs}, but computes sequence {row}."
     used = sorted(position // problem.block_size for position in problem.visible(row))
@@ -84,6 +85,20 @@ def _entry(problem: Problem, fault: Fault, row: int) -> str:
     return f"{loads}: {tokens} {fills}, and what lies behind is garbage, here {holds}."
 
 
+def _element(problem: Problem, fault: Fault, row: int, head: int) -> str:
+    """On an element of queries, lengths or out."""
+    verb = "stores" if fault.tensor == "out" else "loads"
+    element, size = fault.elements[0], problem.tensors[fault.tensor].numel()
+    if fault.kind == "outside":
+        return f"{verb} element {element} of {fault.tensor}, which has {size}: out of bounds."
+    theirs = divmod(element // problem.width(fault.tensor), 1 if fault.tensor == "lengths" else problem.heads)
+    place, own = (
+        f"sequence {one}" + (f", head {other}" if problem.heads > 1 and fault.tensor != "lengths" else "")
+        for one, other in (theirs, (row, head))
+    )
+    return f"{verb} elements of {fault.tensor} that belong to {place}, but computes {own}."
+
+
 def _place(problem: Problem, fault: Fault) -> str:
     """Where the first element of a fault lies in a cache."""
     slots = problem.tensors[fault.tensor][..., 0, 0].numel()
@@ -93,8 +108,6 @@ def _place(problem: Problem, fault: Fault) -> str:
 
 def _slot(problem: Problem, fault: Fault, row: int, head: int) -> str:
     """On a slot of the keys or values."""
-    if fault.kind == "not its own":
-        return f"stores into the cache of {fault.tensor}, which it is only to read."
     lanes = _lanes(problem, fault)
     if fault.kind == "outside":
         return f"loads {_place(problem, fault)}: out of bounds.{lanes}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from pagedattn_lab.exercises.ch07_drawing import draw
@@ -14,23 +14,30 @@ from pagedattn_lab.exercises.grading import Answer, Case
 from pagedattn_lab.exercises.kernels import KernelExercise, OwnKernel
 
 SOLUTIONS = "pagedattn_lab.exercises.ch07_solutions"
-RANDOM_CASES = 14
+RANDOM_CASES = 13
 
 
 def specified(problem: Problem) -> Outcome:
     """Give what is right; no kernel, so nothing is launched."""
-    return problem.specified()
+    return problem.specified
 
 
 def _launched(constants: Callable[[Problem], dict[str, int]], answer: Answer, arguments: tuple[Any, ...]) -> Outcome:
     (problem,) = arguments
     if answer is specified:
-        return problem.specified()
-    kernel = answer.load() if isinstance(answer, OwnKernel) else answer
-    if not hasattr(kernel, "arg_names"):
-        kernel(*(tensor.clone() for tensor in problem.tensors.values()))  # a stub says so, and Triton what is missing
+        return problem.specified
+    if isinstance(answer, OwnKernel):
+        return _ours(answer, problem, tuple(constants(problem).items()))
+    if not hasattr(answer, "arg_names"):
+        answer(*(tensor.clone() for tensor in problem.tensors.values()))  # a stub says so, and Triton what is missing
         raise TypeError("this is no kernel: put @triton.jit above its def")
-    return problem.run(kernel, **constants(problem))
+    return problem.run(answer, **constants(problem))
+
+
+@cache
+def _ours(kernel: OwnKernel, problem: Problem, constants: tuple[tuple[str, int], ...]) -> Outcome:
+    """Launch a known kernel once: each wrong answer of a reader is compared with those that are known."""
+    return problem.run(kernel.load(), **dict(constants))
 
 
 def _look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | None:
@@ -99,20 +106,22 @@ def _grouped_constants(problem: Problem) -> dict[str, int]:
     }  # fmt: skip
 
 
+@cache
 def _grouped_cases() -> list[Case]:
     def make(rng: random.Random, seed: int) -> Problem:
-        heads, kv_heads = rng.choice([(2, 1), (4, 2), (3, 3), (4, 1), (3, 1), (6, 2)])
-        lens = tuple(rng.randint(1, 9) for _ in range(rng.randint(1, 2)))
+        heads, kv_heads = rng.choice([(2, 1), (2, 2), (3, 1)])
+        lens = tuple(rng.randint(1, 8) for _ in range(rng.choice([1, 1, 1, 2])))
         scores = rng.choice(["mixed", "rising"])
-        size, tile = rng.choice([1, 2, 3, 4, 5]), rng.choice([4, 8])
+        size, tile = rng.choice([1, 2, 3, 4, 5]), rng.choice([4, 8, 8])
         return Problem(lens, size, tile, rng.choice([2, 4, 8]), heads, kv_heads, scores=scores, seed=seed)
 
     known = [
         (Problem((3,), 4, 4, heads=4, kv_heads=2), "Query heads 0 and 1 share KV head 0, heads 2 and 3 KV head 1."),
-        (Problem((5, 2), 4, 4, heads=4, kv_heads=1), "All query heads share one KV head."),
+        (Problem((5,), 4, 8, heads=4, kv_heads=1), "All query heads share one KV head."),
         (Problem((4,), 2, 4, heads=6, kv_heads=2), "Three neighbouring query heads share a KV head."),
-        (Problem((3, 6), 3, 4, heads=3, kv_heads=3), "Every query head has a KV head of its own."),
+        (Problem((6,), 3, 8, heads=3, kv_heads=3), "Every query head has a KV head of its own."),
         (Problem((9,), 4, 4, heads=2, kv_heads=1, scores="rising"), "The maximum rises in each tile."),
+        (Problem((2, 1), 4, 4, heads=4, kv_heads=2, scores="rising"), "Two sequences, two groups."),
         (Problem((7, 4), 1, 8, heads=2, kv_heads=2), "A block holds one token."),
     ]
     about = "Each query head has its own query and row of out, and shares keys and values with its neighbours."
@@ -171,20 +180,21 @@ def _windowed_constants(problem: Problem) -> dict[str, int]:
     return {"WINDOW": problem.window, "BLOCK_SIZE": problem.block_size, "DIM": problem.dim, "TILE": problem.tile}
 
 
+@cache
 def _windowed_cases() -> list[Case]:
     def make(rng: random.Random, seed: int) -> Problem:
-        lens = tuple(rng.randint(1, 13) for _ in range(rng.randint(1, 3)))
-        scores, size, tile = rng.choice(["mixed", "rising", "low"]), rng.choice([1, 2, 3, 4, 5]), rng.choice([2, 4, 8])
+        lens = tuple(rng.randint(1, 11) for _ in range(rng.choice([1, 1, 2])))
+        scores, size, tile = rng.choice(["mixed", "rising", "low"]), rng.choice([1, 2, 3, 4, 5]), rng.choice([4, 4, 8])
         return Problem(lens, size, tile, rng.choice([2, 4, 8]), window=rng.randint(1, 7), scores=scores, seed=seed)
 
     known = [
         (Problem((3,), 4, 4, window=4), "The window is wider than the sequence is long: all tokens are seen."),
         (Problem((6,), 4, 4, window=3), "The window begins in the middle of the first tile."),
         (Problem((7,), 4, 4, window=3), "The first tile holds no visible token."),
-        (Problem((12, 5), 2, 4, window=2), "Two tiles go by before the first visible token."),
+        (Problem((10, 5), 2, 4, window=2), "Two tiles go by before the first visible token."),
         (Problem((9,), 3, 4, window=4, scores="rising"), "The window spans two tiles, and the maximum rises."),
         (Problem((6, 9), 4, 4, window=3, scores="low"), "All scores are far below 0."),
-        (Problem((5, 1), 1, 2, window=1), "A query sees its own token only, and its value is the result."),
+        (Problem((5, 1), 1, 4, window=1), "A query sees its own token only, and its value is the result."),
     ]
     about = "A query sees the last WINDOW tokens, itself included."
     return _cases("windowed_decode", _windowed_constants, known, make, about)
@@ -222,7 +232,9 @@ windowed_decode = KernelExercise(
         "see one token too few": _windowed.but((_VISIBLE, "positions > seq_len - WINDOW")),
         "see one token too many": _windowed.but((_VISIBLE, "positions >= seq_len - WINDOW - 1")),
         "see every token of the sequence": _windowed.but((f" & ({_VISIBLE})", "")),
-        "hide the scores only, and load all the same": _windowed.but(("mask=visible", "mask=(positions < seq_len)")),
+        "load keys that the window hides": _windowed.but(
+            ("key_ptr + elements, mask=visible[:, None]", "key_ptr + elements, mask=(positions < seq_len)[:, None]")
+        ),
         "look up entries whose blocks the window has left behind": _windowed.but(
             ("mask=visible, other=0)", "mask=positions < seq_len, other=0)")
         ),
@@ -240,10 +252,11 @@ def _padded_constants(problem: Problem) -> dict[str, int]:
     return {"BLOCK_SIZE": problem.block_size, **sizes, "TILE": problem.tile}
 
 
+@cache
 def _padded_cases() -> list[Case]:
     def make(rng: random.Random, seed: int) -> Problem:
-        lens = tuple(rng.choice([0, *range(1, 12)]) for _ in range(rng.randint(1, 3)))
-        scores, size, tile = rng.choice(["mixed", "rising"]), rng.choice([1, 2, 3, 4, 5]), rng.choice([2, 4, 8])
+        lens = tuple(rng.choice([0, *range(1, 10)]) for _ in range(rng.choice([1, 1, 2])))
+        scores, size, tile = rng.choice(["mixed", "rising"]), rng.choice([1, 2, 3, 4, 5]), rng.choice([4, 8, 8])
         return Problem(lens, size, tile, rng.choice([2, 3, 5, 6]), scores=scores, seed=seed)
 
     known = [

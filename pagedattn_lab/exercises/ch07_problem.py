@@ -143,6 +143,7 @@ class Problem:
         query, key, value = (self.tensors[name].nan_to_num() for name in ("queries", "keys", "values"))
         return tolerance(query, key.flatten(0, 1), value.flatten(0, 1), max(self.lens))
 
+    @cached_property
     def specified(self) -> Outcome:
         """What is right, in float64, and by the specification that the chapter shows."""
         import torch
