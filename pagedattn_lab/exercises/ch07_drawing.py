@@ -99,7 +99,9 @@ def draw(outcome: Outcome) -> Picture:
 
 def _text(text: str, x: float, y: float, size: int = 12, anchor: str = "start", bold: bool = False) -> list[str]:
     weight = ' font-weight="bold"' if bold else ""
-    return [f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}"{weight} fill="#222">{escape(text)}</text>']
+    return [
+        f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}"{weight} fill="#222">{escape(text)}</text>'
+    ]
 
 
 def _cell(x: float, y: float, width: float, look: str, text: str, above: str = "") -> list[str]:
@@ -179,9 +181,7 @@ def _named(noun: str, numbers: Collection[int]) -> str:
         else:
             found.append([number])
     parts = [
-        text
-        for run in found
-        for text in ([f"{run[0]}–{run[-1]}"] if len(run) > 2 else [str(number) for number in run])
+        text for run in found for text in ([f"{run[0]}–{run[-1]}"] if len(run) > 2 else [str(number) for number in run])
     ]
     words = noun if len(numbers) == 1 else f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{words} {', '.join(parts[:MOST_NUMBERS])}{' and more' if len(parts) > MOST_NUMBERS else ''}"

@@ -60,7 +60,12 @@ class OwnKernel:
         if not self.changes:
             return getattr(importlib.import_module(self.module), self.name)
         text, name = IMPORTS + self.source, f"<{self.name}: {self.changes}>"
-        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)  # Triton reads a kernel's source
+        linecache.cache[name] = (
+            len(text),
+            None,
+            text.splitlines(keepends=True),
+            name,
+        )  # Triton reads a kernel's source
         namespace: dict[str, Any] = {"__name__": __name__}
         exec(compile(text, name, "exec"), namespace)
         return namespace[self.name]

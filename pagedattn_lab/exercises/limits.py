@@ -98,8 +98,17 @@ class _BySignal:
                 return  # the way in or out is gone to its end; should the answer run on, the next signal finds it
             inside.append(frame)
             frame = frame.f_back
-        _raise_again_in(itertools.takewhile(lambda frame: not frame.f_code.co_filename.startswith(HERE), inside))
+        below = list(itertools.takewhile(lambda frame: not frame.f_code.co_filename.startswith(HERE), inside))
+        answers = [frame for frame in below if not _of_triton(frame)]
+        if below and not answers:
+            return  # a launch is being prepared, or put back
+        _raise_again_in(answers)
         raise TimeLimit
+
+
+def _of_triton(frame: FrameType) -> bool:
+    """Whether a frame is Triton's interpreter, which exchanges parts of Triton for a launch and puts them back."""
+    return str(frame.f_globals.get("__name__")).startswith("triton.")
 
 
 def _raise_again_in(frames: Iterable[FrameType]) -> None:
@@ -130,7 +139,7 @@ def _by_tracing(seconds: float) -> Iterator[None]:
 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
         # The answer's own frames only: leaving this block, and what calls the answer, must not be interrupted.
-        ours = frame.f_code.co_filename.startswith(HERE) or frame.f_code.co_filename == contextlib.__file__
+        ours = frame.f_code.co_filename.startswith((HERE, contextlib.__file__)) or _of_triton(frame)
         return None if ours else look(event)
 
     tracer = sys.gettrace()
