@@ -117,7 +117,7 @@ def _adding(x_ptr):
 @pytest.mark.parametrize("kernel", [_endless, _adding])
 @pytest.mark.parametrize("in_main_thread", [True, False])
 def test_a_limit_leaves_triton_as_it_was(kernel: Any, in_main_thread: bool) -> None:
-    """Catches a Triton that stays exchanged, or a lock that stays taken, when a launch is interrupted anywhere in it."""
+    """Catches a Triton that stays exchanged, or a lock that stays taken, when a launch is interrupted anywhere."""
     before, x = attributes(), torch.zeros(1)
 
     def interrupt() -> None:
@@ -169,8 +169,8 @@ def test_a_kernel_without_an_end_is_stopped() -> None:
 
 def problems(number: str) -> st.SearchStrategy[Problem]:
     """Ragged batches of the kind that an exercise has, larger than its own."""
-    lens = st.lists(st.integers(0 if number == "07.6" else 1, 20), min_size=1, max_size=3).map(tuple)
-    heads = st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 3), (5, 1)] if number == "07.4" else [(1, 1)])
+    lens = st.lists(st.integers(0 if number == "07.6" else 1, 17), min_size=1, max_size=2).map(tuple)
+    heads = st.sampled_from([(1, 1), (2, 1), (4, 2), (3, 3)] if number == "07.4" else [(1, 1)])
     sizes = st.sampled_from([1, 2, 3, 4, 7, 16]), st.sampled_from([1, 2, 4, 16])
     dim = st.integers(2, 9) if number == "07.6" else st.sampled_from([2, 4, 16])
     window = st.integers(1, 9) if number == "07.5" else st.none()
@@ -183,7 +183,7 @@ def problems(number: str) -> st.SearchStrategy[Problem]:
 
 
 @each
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_right_kernels_are_right_on_any_ragged_batch(number: str, data: st.DataObject) -> None:
     """Catches a right answer that is right on the exercise's own cases only, or that is told to touch too much."""
@@ -252,20 +252,70 @@ def run(exercise: Any, problem: Problem, *changes: tuple[str, str]) -> Outcome:
     return exercise.run(exercise.reference.but(*changes), (problem,))
 
 
+BEHIND = ("BLOCK_SIZE, mask=in_sequence", "BLOCK_SIZE + 1, mask=in_sequence")
+TWO_GROUPS = Problem((2,), 2, 2, heads=4, kv_heads=2)
+
+
 @pytest.mark.parametrize(
     ("exercise", "problem", "change", "words"),
     [
-        (PADDED, PADDED_CASE, ("other=0)", "other=0) + 5"), r"Program 0 loads slot \d+ of the 12 in the cache of keys: out of bounds\."),
-        (PADDED, replace(PADDED_CASE, tile=16), (", mask=in_sequence, other=0)", ")"), r"Program 1 loads entry 3 of its page table, which has 3 entries: out of bounds\."),
-        (PADDED, Problem((2,), 4, 4), ("BLOCK_SIZE, mask=in_sequence", "BLOCK_SIZE + 1, mask=in_sequence"), r"Program 0 loads entry 1 of its page table: 2 tokens fill entry 0, and what lies behind is garbage, here -?\d+\."),
-        (PADDED, PADDED_CASE, ("sequence * table_stride + ", ""), r"Program 1 loads entry 0 of the page table of sequence 0, but computes sequence 1\."),
-        (PADDED, PADDED_CASE, ("lens_ptr + sequence", "lens_ptr + sequence - 1"), r"Program 0 loads element -1 of lengths, which has 2: out of bounds\."),
-        (PADDED, PADDED_CASE, ("lens_ptr + sequence", "lens_ptr"), r"Program 1 loads elements of lengths that belong to sequence 0, but computes sequence 1\."),
-        (PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.store(key_ptr"), r"Program 0 stores into the keys, which are there to be read\."),
-        (PADDED, PADDED_CASE, ("out, mask=real_dim", "out"), r"Program 0 stores elements of out that belong to sequence 1, but computes sequence 0\. Lanes from 3 on have no"),
-        (PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.store(out_ptr + 6"), r"Program 0 stores element 6 of out, which has 6: out of bounds\."),
-        (GROUPED, Problem((2,), 2, 2, heads=4, kv_heads=2), ("head // (HEADS // KV_HEADS)", "1"), r"Program \(0, 0\) loads KV head 1 of slot \d+, but query head 0 reads KV head 0\."),
-        (WINDOWED, Problem((6,), 2, 2, window=2), (" & (positions >= seq_len - WINDOW)", ""), r"Program 0 loads entry 0 of its page table, but its window begins in entry 2: the blocks before it have been freed\."),
+        (PADDED, PADDED_CASE, ("other=0)", "other=0) + 5"), r"0 loads slot \d+ of the 12 in the cache of keys: out"),
+        (
+            PADDED, replace(PADDED_CASE, tile=16), (", mask=in_sequence, other=0)", ")"),
+            r"1 loads entry 3 of its page table, which has 3 entries: out of bounds\.",
+        ),
+        (
+            PADDED, Problem((2,), 4, 4), BEHIND,
+            r"0 loads entry 1 of its page table: 2 tokens fill entry 0, and what lies behind is garbage, here -?\d+\.",
+        ),
+        (
+            PADDED, PADDED_CASE, ("sequence * table_stride + ", ""),
+            r"1 loads entry 0 of the page table of sequence 0, but computes sequence 1\.",
+        ),
+        (
+            PADDED, PADDED_CASE, ("lens_ptr + sequence", "lens_ptr + sequence - 1"),
+            r"0 loads element -1 of lengths, which has 2: out of bounds\.",
+        ),
+        (
+            PADDED, PADDED_CASE, ("lens_ptr + sequence", "lens_ptr"),
+            r"1 loads elements of lengths that belong to sequence 0, but computes sequence 1\.",
+        ),
+        (
+            PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.store(key_ptr"),
+            r"0 stores into the keys, which are there to be read\.",
+        ),
+        (
+            PADDED, PADDED_CASE, ("out, mask=real_dim", "out"),
+            r"0 stores elements of out that belong to sequence 1, but computes sequence 0\. Lanes from 3 on have no",
+        ),
+        (
+            PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.store(out_ptr + 6"),
+            r"0 stores element 6 of out, which has 6: out of bounds\.",
+        ),
+        (
+            PADDED, PADDED_CASE, ("mask=mask", "mask=in_sequence[:, None]"),
+            r"\d loads slot \d+ of the keys \(block \d, offset \d\) in part\. Lanes from 3 on have no element of their",
+        ),
+        (
+            PADDED, Problem((1,), 2, 2), ("mask=mask", "mask=real_dim[None, :]"),
+            r"0 loads slot 1 of the keys \(block 0, offset 1\): that is the null block, which never holds a token\.",
+        ),
+        (
+            GROUPED, TWO_GROUPS, ("head // (HEADS // KV_HEADS)", "1"),
+            r"\(0, 0\) loads KV head 1 of slot \d+, but query head 0 reads KV head 0\.",
+        ),
+        (
+            GROUPED, TWO_GROUPS, ("query_ptr + own_row", "query_ptr"),
+            r"\(0, 1\) loads elements of queries that belong to sequence 0, head 0, but computes sequence 0, head 1\.",
+        ),
+        (
+            WINDOWED, Problem((6,), 2, 2, window=2), (" & (positions >= seq_len - WINDOW)", ""),
+            r"0 loads entry 0 of its page table, but its window begins in entry 2: the blocks before it have been",
+        ),
+        (
+            WINDOWED, Problem((4,), 4, 4, window=2), (">= seq_len - WINDOW", ">= seq_len - WINDOW - 1"),
+            r"0 loads slot 5 of the keys \(block 1, offset 1\), where no token of its window lies\.",
+        ),
     ],
 )  # fmt: skip
 def test_what_a_program_must_not_touch_is_said(
@@ -274,7 +324,7 @@ def test_what_a_program_must_not_touch_is_said(
     """Catches an address that is out of bounds, or another's, without a word about whose it is."""
     outcome = run(exercise, problem, change)
     said = [in_words(problem, [fault]) for fault in outcome.faults]
-    assert any(re.match(words, each) for each in said), said
+    assert any(re.match(f"Program {words}", each) for each in said), said
 
 
 def test_a_wild_block_is_told_with_its_effect() -> None:
@@ -282,10 +332,10 @@ def test_a_wild_block_is_told_with_its_effect() -> None:
     problem = next(
         p for p in (Problem((2,), 4, 4, seed=seed) for seed in range(99)) if p.tensors["page tables"][0, 1] > 99
     )
-    outcome = run(PADDED, problem, ("BLOCK_SIZE, mask=in_sequence", "BLOCK_SIZE + 1, mask=in_sequence"))
+    outcome = run(PADDED, problem, BEHIND)
     assert in_words(problem, outcome.faults) == (
-        "Program 0 loads entry 1 of its page table: 2 tokens fill entry 0, and what lies behind is garbage, here 1000000. "
-        "The block found there leads out of bounds: to slot 4000000 of the 8 in the cache of keys."
+        "Program 0 loads entry 1 of its page table: 2 tokens fill entry 0, and what lies behind is garbage, here "
+        "1000000. The block found there leads out of bounds: to slot 4000000 of the 8 in the cache of keys."
     )
 
 
@@ -366,9 +416,8 @@ def test_each_way_to_load_has_a_mark_of_its_own() -> None:
 
 def test_query_heads_are_told_apart() -> None:
     """Catches a drawing in which a key row read by the wrong head of the group looks right."""
-    problem = Problem((2,), 2, 2, heads=4, kv_heads=2)
-    right = draw(run(GROUPED, problem))
-    wrong = draw(run(GROUPED, problem, ("head // (HEADS // KV_HEADS)", "head % KV_HEADS")))
+    right = draw(run(GROUPED, TWO_GROUPS))
+    wrong = draw(run(GROUPED, TWO_GROUPS, ("head // (HEADS // KV_HEADS)", "head % KV_HEADS")))
     assert {"0 1", "2 3"} <= set(marks(right)) and {"0 1○ 2✗", "1✗ 2○ 3"} <= set(marks(wrong))
     assert "slots 2, 3 of KV head 0 by query heads 0 1○ 2✗" in wrong.alt
 

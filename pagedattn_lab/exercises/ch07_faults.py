@@ -118,7 +118,8 @@ def _slot(problem: Problem, fault: Fault, row: int, head: int) -> str:
     if lanes:
         return f"{loads} in part.{lanes}"
     if slot in {each // problem.kv_heads for each in wanted}:
-        return f"loads KV head {kv_head} of slot {slot}, but query head {head} reads KV head {wanted[0] % problem.kv_heads}."
+        right = wanted[0] % problem.kv_heads
+        return f"loads KV head {kv_head} of slot {slot}, but query head {head} reads KV head {right}."
     if block == 0:
         return f"{loads}: that is the null block, which never holds a token."
     sees = "its window" if problem.window else f"sequence {row}"

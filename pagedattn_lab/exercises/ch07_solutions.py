@@ -14,6 +14,7 @@ def grouped_decode(
     out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    """Decode one token: query heads of a group read the same KV head."""
     sequence, head, dims = tl.program_id(0), tl.program_id(1), tl.arange(0, DIM)
     kv_head = head // (HEADS // KV_HEADS)
     own_row = (sequence * HEADS + head) * DIM
@@ -43,6 +44,7 @@ def windowed_decode(
     out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
     WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    """Decode one token that sees a window of the last ones."""
     sequence, dims = tl.program_id(0), tl.arange(0, DIM)
     seq_len = tl.load(lens_ptr + sequence)
     query = tl.load(query_ptr + sequence * DIM + dims) * scale
@@ -71,6 +73,7 @@ def padded_decode(
     out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
     BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    """Decode one token, if there is one, and touch nothing else."""
     sequence, dims = tl.program_id(0), tl.arange(0, PADDED_DIM)
     real_dim = dims < HEAD_DIM
     seq_len = tl.load(lens_ptr + sequence)

@@ -26,7 +26,7 @@ class TimeLimit(BaseException):
 _here = threading.local()
 
 
-class interruptible:  # noqa: N801  it reads as what it does
+class interruptible:
     """Say whether a limit may interrupt what runs inside; not while something is exchanged that must be put back.
 
     Example:

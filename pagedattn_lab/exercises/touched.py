@@ -138,7 +138,7 @@ class _Memory:
         place, offset = np.divmod(addresses.astype(np.int64), APART)
         offset -= APART // 2
         known = np.clip(place, 0, len(self._names) - 1)
-        inside = (place == known) & (0 <= offset) & (offset + width <= self._sizes[known])
+        inside = (place == known) & (offset >= 0) & (offset + width <= self._sizes[known])
         program = tuple(int(index) for index in interpreter.interpreter_builder.grid_idx)
         for index in np.unique(known[mask]):
             elements = offset[mask & (known == index)] // width
