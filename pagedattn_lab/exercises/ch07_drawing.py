@@ -140,7 +140,7 @@ def _cache(outcome: Outcome, name: str, rows: Mapping[int, Row], y: int) -> tupl
     num_blocks = problem.tensors["keys"].shape[0]
     idle = Row(set(), set())
     with_heads = problem.heads > 1
-    cell = max([CELL, *(7 * len(row.text(with_heads)) + 6 for row in rows.values())])
+    cell = max([CELL, *(8 * len(row.text(with_heads)) + 6 for row in rows.values())])
     width = size * cell + GAP
     columns = max(1, (WIDTH - 2 * PAD + GAP) // width)
     parts = _text(name, PAD, y, 13, bold=True)

@@ -154,15 +154,15 @@ grouped_decode = KernelExercise(
     explanation="Only rows change: what walks the table, and the softmax, know nothing of heads. Programs of one group "
     "load the same keys and values, each for itself; chapter 08 lets one program serve them all.",
     wrong={
-        "share KV heads in turn (`head % KV_HEADS`) instead of between neighbours": _grouped.but(
+        "share KV heads in turn (head % KV_HEADS) instead of between neighbours": _grouped.but(
             (_KV_HEAD, "head % KV_HEADS")
         ),
         "divide by the number of KV heads instead of by the size of a group": _grouped.but(
             (_KV_HEAD, "head // KV_HEADS")
         ),
-        "read KV head `head`, as if each query head had its own": _grouped.but((_KV_HEAD, "head")),
+        "read the KV head of the same number, as if each query head had its own": _grouped.but((_KV_HEAD, "head")),
         "read KV head 0 for every query head": _grouped.but((_KV_HEAD, "head * 0")),
-        "step from slot to slot by one row, though a slot has `KV_HEADS` of them": _grouped.but(
+        "step from slot to slot by one row, though a slot has KV_HEADS of them": _grouped.but(
             ("slot * KV_HEADS + kv_head", "slot + kv_head")
         ),
         "give every head the query of head 0": _grouped.but(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises.ch07_faults import Fault, faults
+from pagedattn_lab.recorder.sentences import counted
 
 if TYPE_CHECKING:  # a list of exercises must not wait for torch
     import torch
@@ -203,7 +204,8 @@ class Outcome:
         shown = ", ".join(numbers[:4]) + (", …" if len(numbers) > 4 else "")
         loads = {name: self.rows("load", name) for name in ("keys", "values", "page tables")}
         keys, values, tables = (sum(map(len, each.values())) for each in loads.values())
-        return f"out {shown}; {keys} rows of keys, {values} of values, {tables} entries of page tables loaded"
+        entries = f"{tables} {'entry' if tables == 1 else 'entries'} of page tables"
+        return f"out {shown}; loaded: {counted(keys, 'row')} of keys, {values} of values, {entries}"
 
     def rows(self, access: str, tensor: str) -> Mapping[Program, set[int]]:
         """Rows of a tensor that each program touched, also those outside of it."""
