@@ -6,6 +6,7 @@ import ast
 import linecache
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,8 @@ from tests.helpers.second_solutions import SECOND
 from tools import notebooks
 
 ALL = {
-    exercise.number: replace(exercise, number="") for exercise in catalogue()
-}  # without a number nothing is recorded
+    exercise.number: replace(exercise, number="", seconds=60) for exercise in catalogue()
+}  # without a number nothing is recorded; a machine may be busy with other tests
 PATHS = {exercise.number: exercise.path for exercise in catalogue()}
 each = pytest.mark.parametrize("number", ALL)
 
@@ -33,6 +34,15 @@ def test_two_independent_answers_pass(number: str) -> None:
     for answer in (ALL[number].reference, SECOND[number]):
         verdict = ALL[number].grade(answer)
         assert verdict.passed and not verdict.remarks, verdict
+
+
+@each
+def test_a_right_answer_has_time_to_spare(number: str) -> None:
+    """Catches cases that take so long that a slower machine would stop a right answer."""
+    ALL[number].grade(SECOND[number])  # what is imported and made once does not count
+    begin = time.process_time()
+    ALL[number].grade(SECOND[number])
+    assert time.process_time() - begin < 1.7, "a third of the limit"
 
 
 def compiled(code: str, name: str) -> CodeType:

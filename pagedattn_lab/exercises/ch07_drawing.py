@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     @property
     def look(self) -> str:
-        """Its place in :data:`LOOKS`, the worst that can be said of it."""
+        """Its place in ``LOOKS``, the worst that can be said of it."""
         if self.loaded - self.needed:
             return "without need"
         return "missing" if self.needed - self.loaded else "loaded" if self.loaded else "idle"
@@ -65,7 +65,7 @@ def draw(outcome: Outcome) -> Picture:
 
     Example:
         >>> from pagedattn_lab.exercises.ch07_problem import Problem
-        >>> draw(Problem((3, 1), block_size=2, tile=4).specified())
+        >>> draw(Problem((3, 1), block_size=2, tile=4).specified)
         Page tables: sequence 0, entries 0, 1 needed and loaded; sequence 1, entry 0 needed and loaded. Keys and values: needed and loaded: slots 2, 4–6.
     """  # noqa: E501
     tables = rows_of(outcome, "page tables")

@@ -10,7 +10,7 @@ from pagedattn_lab.recorder.sentences import counted
 
 if TYPE_CHECKING:
     from pagedattn_lab.exercises.ch07_problem import Problem
-    from pagedattn_lab.exercises.touched import Program, Touched
+    from pagedattn_lab.exercises.touched import Touched
 
 CAUSES_FIRST = ("lengths", "page tables", "queries", "keys", "values", "out")
 
@@ -28,7 +28,7 @@ class Fault:
 
     kind: str
     tensor: str
-    program: Program
+    program: tuple[int, int, int]
     elements: tuple[int, ...]
 
 
