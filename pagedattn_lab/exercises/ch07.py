@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.ch07_kernels import grouped_decode, padded_decode, windowed_decode
 from pagedattn_lab.exercises.ch07_merge import merge_partials, partial_attention
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 __all__ = [
     "element_offset", "grouped_decode", "launch_cost", "merge_partials", "padded_decode", "partial_attention",

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+from pagedattn_lab.exercises.cases import Case
 from pagedattn_lab.exercises.ch07_drawing import draw
 from pagedattn_lab.exercises.ch07_faults import in_words
 from pagedattn_lab.exercises.ch07_problem import LOW, Outcome, Problem
-from pagedattn_lab.exercises.grading import Answer, Case
+from pagedattn_lab.exercises.grading import Answer
 from pagedattn_lab.exercises.kernels import KernelExercise, OwnKernel
 
 SOLUTIONS = "pagedattn_lab.exercises.ch07_solutions"
