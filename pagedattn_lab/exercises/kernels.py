@@ -7,7 +7,7 @@ import inspect
 import linecache
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from pagedattn_lab.exercises.grading import Answer, Exercise
 from pagedattn_lab.exercises.verdict import Verdict
@@ -36,6 +36,14 @@ class OwnKernel:
     def but(self, *changes: tuple[str, str]) -> OwnKernel:
         """Give the same kernel with pieces of its source replaced."""
         return OwnKernel(self.module, self.name, *self.changes, *changes)
+
+    def __call__(self, *_: Any) -> NoReturn:
+        """Refuse: a kernel runs on a grid.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{self.name} is a kernel: it is launched, and not called")
 
     @cached_property
     def source(self) -> str:
