@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import linecache
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,8 @@ from tests.helpers.second_solutions import SECOND
 from tools import notebooks
 
 ALL = {
-    exercise.number: replace(exercise, number="") for exercise in catalogue()
-}  # without a number nothing is recorded
+    exercise.number: replace(exercise, number="", seconds=60) for exercise in catalogue()
+}  # without a number nothing is recorded; a machine may be busy with other tests
 PATHS = {exercise.number: exercise.path for exercise in catalogue()}
 each = pytest.mark.parametrize("number", ALL)
 
@@ -36,12 +39,27 @@ def test_two_independent_answers_pass(number: str) -> None:
 
 
 @each
+def test_a_right_answer_has_time_to_spare(number: str) -> None:
+    """Catches cases that take so long that a slower machine would stop a right answer."""
+    ALL[number].grade(SECOND[number])  # what is imported and made once does not count
+    begin = time.process_time()
+    ALL[number].grade(SECOND[number])
+    assert time.process_time() - begin < 1.7, "a third of the limit"
+
+
+def compiled(code: str, name: str) -> CodeType:
+    """Compile code that can be read again: Triton reads the source of a kernel."""
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    return compile(code, name, "exec")
+
+
+@each
 def test_the_solution_that_is_shown_passes(number: str) -> None:
     """Catches a solution that lacks an import, or uses something that the reader does not have."""
     text = ALL[number].solution().text
     explanation, _, code = text.removesuffix("```").partition("```python\n")
     namespace: dict[str, object] = {}
-    exec(code, namespace)
+    exec(compiled(code, f"solution of {number}"), namespace)
     assert len(explanation) > 100 and ALL[number].grade(namespace[ALL[number].name]).passed
     assert "_reference" not in code and "_solution" not in code
 
@@ -61,7 +79,8 @@ def test_a_stub_is_not_attempted(number: str) -> None:
 def test_wrong_answers_are_rejected_by_name(number: str, mistake: str) -> None:
     """Catches cases too weak to see a mistake, or to tell it from another one."""
     wrong = ALL[number].wrong[mistake]
-    verdict = ALL[number].grade(lambda *arguments: wrong(*arguments))  # a hunt's own bug, written by somebody else
+    of_a_hunt = ALL[number].buggy  # its own bug, written by somebody else
+    verdict = ALL[number].grade((lambda *arguments: wrong(*arguments)) if of_a_hunt else wrong)
     assert verdict.passed is False
     assert f"You seem to {mistake}." in verdict.remarks, verdict
     assert verdict.rows[0][0] == "call" and [label for label, _ in verdict.rows].count("expected") >= 1
@@ -112,6 +131,7 @@ def test_an_exercise_cell_runs_by_itself(where: str) -> None:
     last = tree.body.pop()
     assert isinstance(last, ast.Expr)
     namespace: dict[str, object] = {}
+    linecache.cache[where] = (0, None, CELLS[where].splitlines(keepends=True), where)
     exec(compile(tree, where, "exec"), namespace)
     assert eval(compile(ast.Expression(last.value), where, "eval"), namespace).passed is None
 

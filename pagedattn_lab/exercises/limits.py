@@ -25,6 +25,30 @@ class TimeLimit(BaseException):
     """The time is up. No ``Exception``, so that ``except Exception`` in an answer does not swallow it."""
 
 
+_here = threading.local()
+
+
+class interruptible:
+    """Say whether a limit may interrupt what runs inside; not while something is exchanged that must be put back.
+
+    Example:
+        >>> with time_limit(0.05), interruptible(False):
+        ...     end = time.monotonic() + 0.2
+        ...     while time.monotonic() < end:
+        ...         pass
+    """
+
+    def __init__(self, allowed: bool) -> None:
+        self._allowed = allowed
+
+    def __enter__(self) -> None:
+        self._before = getattr(_here, "allowed", True)
+        _here.allowed = self._allowed
+
+    def __exit__(self, *_: object) -> None:
+        _here.allowed = self._before
+
+
 def time_limit(seconds: float) -> AbstractContextManager[None]:
     """Interrupt what runs inside with :class:`TimeLimit` when the time is up.
 
@@ -91,6 +115,8 @@ class _BySignal:
             wait = AGAIN
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if not getattr(_here, "allowed", True):
+            return  # the next signal finds another moment
         inside: list[FrameType] = []
         while frame and frame is not self._outside:
             if frame.f_code.co_filename == __file__:
@@ -98,12 +124,21 @@ class _BySignal:
             inside.append(frame)
             frame = frame.f_back
         theirs = itertools.dropwhile(_is_ours, inside)  # it may be in the middle of a print, which we take down
-        _raise_again_in(itertools.takewhile(lambda frame: not _is_ours(frame), theirs))
+        below = list(itertools.takewhile(lambda frame: not _is_ours(frame), theirs))
+        answers = [frame for frame in below if not _of_triton(frame)]
+        if below and not answers:
+            return  # a launch is being prepared, or put back
+        _raise_again_in(answers)
         raise TimeLimit
 
 
 def _is_ours(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith(HERE)
+
+
+def _of_triton(frame: FrameType) -> bool:
+    """Whether a frame is Triton's interpreter, which exchanges parts of Triton for a launch and puts them back."""
+    return str(frame.f_globals.get("__name__")).startswith("triton.")
 
 
 def _raise_again_in(frames: Iterable[FrameType]) -> None:
@@ -128,13 +163,14 @@ def _by_tracing(seconds: float) -> Iterator[None]:
     end = time.monotonic() + seconds
 
     def look(*_: Any) -> Any:
-        if time.monotonic() >= end:
+        if time.monotonic() >= end and getattr(_here, "allowed", True):
             raise TimeLimit
         return look
 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
-        # The answer's own frames only: leaving this block must not be interrupted.
-        return None if frame.f_code.co_filename in (__file__, contextlib.__file__) else look(event)
+        # The answer's own frames only: leaving this block, and what calls the answer, must not be interrupted.
+        ours = _is_ours(frame) or frame.f_code.co_filename == contextlib.__file__ or _of_triton(frame)
+        return None if ours else look(event)
 
     tracer = sys.gettrace()
     sys.settrace(enter)

@@ -36,7 +36,7 @@ class Raised:
         _shorten(error)
         self._told = traceback.TracebackException.from_exception(error)
         frames = list(self._told.stack)
-        code = getattr(inspect.unwrap(answer), "__code__", None)
+        code = getattr(inspect.unwrap(getattr(answer, "fn", answer)), "__code__", None)  # a kernel's function is its fn
         own = [index for index, frame in enumerate(frames) if code and frame.filename == code.co_filename]
         others = [index for index, frame in enumerate(frames) if not frame.filename.startswith(HERE)]
         first = (own or others or [len(frames)])[0]
