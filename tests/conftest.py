@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
@@ -13,6 +14,10 @@ pytest.register_assert_rewrite("tests.helpers")  # before anything is imported f
 
 from tests.helpers.built import build_book, built_once  # noqa: E402
 from tests.helpers.comparisons import with_comparisons_again  # noqa: E402
+
+# How long an example takes is not tested: on a busy machine any may take more than Hypothesis' 200 ms.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
 collect_ignore = ["conftest.py", "browser/conftest.py"]  # no doctests here, and two modules cannot share a name
