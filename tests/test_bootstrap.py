@@ -244,15 +244,16 @@ def test_up_to_date_starts_no_process(checkout: Path, monkeypatch: pytest.Monkey
     assert module.up_to_date()
 
 
+@pytest.mark.parametrize("not_found", [NO_NETWORK, OTHER])
 @pytest.mark.parametrize("name", ["pyproject.toml", "setup.py", "constraints.txt"])
-def test_an_edit_installs_again(checkout: Path, name: str) -> None:
-    """Catches a new dependency or pin that an existing .venv never gets, and, where no index can be asked for it, a
-    .venv that is given up although the edit is undone.
+def test_an_edit_installs_again(checkout: Path, name: str, not_found: str) -> None:
+    """Catches a new dependency or pin that an existing .venv never gets, and, where it is not to be had, a .venv that
+    is given up although the edit is undone.
     """
     assert load(checkout).main() == 0
     before = (checkout / name).read_text()
     (checkout / name).write_text(before + "# an edit\n")
-    (checkout / "pip-fails").write_text(NO_NETWORK)
+    (checkout / "pip-fails").write_text(not_found)
     assert load(checkout).main() == 1 and pip_calls(checkout) == 2
     (checkout / name).write_text(before)
     assert load(checkout).main() == 0 and pip_calls(checkout) == 2

@@ -45,8 +45,8 @@ class SetupError(Exception):
     """One sentence for the reader: what is wrong, and what to do."""
 
 
-class IndexUnreachable(SetupError):
-    """No package index. pip fetches everything before it changes anything, so ``.venv`` is as it was."""
+class NothingInstalled(SetupError):
+    """pip did not find everything; it fetches all packages before it changes one, so ``.venv`` is as it was."""
 
 
 def newer_python() -> "str | None":
@@ -181,14 +181,15 @@ def explain(output: str, what: str, status: int) -> SetupError:
     if "No space left on device" in output or "Errno 28" in output:
         return SetupError(f"The disk is full: free some space, {again}")
     if any(sign in output for sign in NETWORK_SIGNS):
-        return IndexUnreachable(f"The package index cannot be reached: check the network connection or proxy, {again}")
+        return NothingInstalled(f"The package index cannot be reached: check the network connection or proxy, {again}")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if "[end of output]" in lines:  # pip quotes a build that failed; its last line says more than pip's own
         lines = lines[: lines.index("[end of output]")]
     else:
         lines = [line for line in lines if line.startswith("ERROR:")] or lines
     last = lines[-1] if lines else "it wrote nothing"
-    return SetupError(f"{what} failed with status {status} ({last}): put that right, {again}")
+    kind = NothingInstalled if "No matching distribution found" in output else SetupError
+    return kind(f"{what} failed with status {status} ({last}): put that right, {again}")
 
 
 def install() -> None:
@@ -219,7 +220,7 @@ def set_up(chosen: "str | None") -> None:
         before = None
     try:
         install()
-    except IndexUnreachable:
+    except NothingInstalled:
         if before is not None:
             STAMP.write_text(before)  # it is still that installation: an edit undone wants no pip
         raise
