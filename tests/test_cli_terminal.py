@@ -26,6 +26,7 @@ from pagedattn_lab.cli.arguments import size
 from pagedattn_lab.cli.parser import Parser
 from tests.helpers.cli import AZURE, MOONCAKE, in_terminal, strictly
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
 ROOT = Path(__file__).resolve().parents[1]
 COLOUR = re.compile(r"\033\[\d+m")
 SCREEN = re.compile(r"\033\[\d*[mA]")
@@ -67,9 +68,9 @@ def test_help_fits(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch
     "arguments",
     [
         ("doctor",),
-        ("waste",),
+        ("waste", "--requests", "2000"),
         ("waste", "--requests", "3", "--model-len", "300"),
-        ("hits", "chat", "--blocks", "4000", "--policy", "fifo"),
+        ("hits", "chat", "--blocks", "4000", "--policy", "fifo", "--requests", "200"),
         ("generate", "Hello!", "--max-tokens", "4", "--n", "2", "--shared-prefix", "prefix.txt"),
         ("waste", "--budget", "12G"),
         ("generate", "x", "--model", "one/two/three"),
@@ -82,7 +83,7 @@ def test_everything_fits(arguments: tuple[str, ...], tmp_path: Path, monkeypatch
     """Catches a table, a sentence or a message that a terminal of 80 columns breaks in the middle of a word."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prefix.txt").write_text("Answer in one word, whatever happens, and never in two.")
-    _, sent, _ = in_terminal(*arguments, PYTHONPATH=str(ROOT))
+    _, sent, _ = in_terminal(*arguments)
     assert sent and "Traceback" not in sent
     assert_fits(sent)
 
@@ -111,12 +112,13 @@ def test_benchmarks_fit() -> None:
     assert_fits(slots.describe(report))
 
 
-def test_a_message_is_one_line_in_a_pipe() -> None:
+def test_a_message_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a message that a search in a log finds half of, and one that a terminal breaks within a word."""
     arguments = ("waste", "--budget", "12G")
     _, sent, _ = in_terminal(*arguments)
-    command = [sys.executable, "-m", "pagedattn_lab", *arguments]
-    piped = subprocess.run(command, capture_output=True, text=True).stderr
+    with pytest.raises(SystemExit):
+        main(arguments)
+    piped = capsys.readouterr().err
     assert piped.count("\n") == 1 < sent.count("\n") and sent.split() == piped.split()
 
 
@@ -243,7 +245,7 @@ def test_a_unit_that_may_mean_two_things_is_refused(argument: str, said: str) ->
 # ---------------------------------------------------------------- colour
 
 
-def test_colours_are_for_a_terminal_that_wants_them() -> None:
+def test_colours_are_for_a_terminal_that_wants_them(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches escapes in a file, in a terminal that cannot show them or whose owner declined, and a picture that says
     something else without them.
     """
@@ -258,8 +260,7 @@ def test_colours_are_for_a_terminal_that_wants_them() -> None:
     for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         assert in_terminal(*SHORT, **environment)[1] == plain
     assert COLOUR.search(in_terminal(*SHORT, NO_COLOR="")[1])  # as https://no-color.org has it: set, and not empty
-    command = [sys.executable, "-m", "pagedattn_lab", *SHORT]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == plain
+    assert main(SHORT) == 0 and capsys.readouterr().out == plain
 
 
 def test_doctor_in_colour(tmp_path: Path) -> None:
