@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tqdm
 
 from pagedattn_lab import __version__, cli
 from pagedattn_lab.bench import allocator, prefix, slots
@@ -321,7 +322,7 @@ def test_a_wait_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         (["waste", "--requests", "300"], ["serving 300 requests with four allocators"]),
         (["hits", "chat", "--requests", "30"], ["serving the trace"]),
         (["doctor"], ["examining this machine"]),
-        (["bench", "allocator"], ["measuring: allocator", "measuring: slots"]),
+        (["bench", "allocator"], ["measuring"]),
     ],
     ids=lambda value: " ".join(value[:2]),
 )
@@ -342,6 +343,33 @@ def test_every_command_that_takes_long_says_so(
         monkeypatch.setattr(module, "measure", partial(module.measure, **quick))
     assert main(arguments) == 0
     assert seen == waits
+
+
+def test_a_wait_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a clock and a bar that write over one another, and a benchmark that shows neither."""
+    shown, at_once = set(), []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            if not self.disable:
+                shown.add(id(self))
+                at_once.append(len(shown))
+
+        def close(self) -> None:
+            shown.discard(id(self))
+            super().close()
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    monkeypatch.setattr(allocator, "measure", partial(allocator.measure, [1_000], num_steps=2, num_calls=2))
+    monkeypatch.setattr(slots, "measure", partial(slots.measure, num_running=2, num_requests=3))
+    monkeypatch.setattr(prefix, "measure", partial(prefix.measure, [64, 128]))
+    for module in (allocator, slots, prefix):
+        monkeypatch.setattr(module, "measure", partial(module.measure, repetitions=2))
+    for arguments, count in ((SHORT, 1), (("bench", "allocator"), 2), (("bench", "prefix"), 1)):
+        at_once.clear()
+        in_terminal(*arguments)
+        assert at_once == [1] * count, arguments
 
 
 def test_json_is_alone_on_standard_output() -> None:

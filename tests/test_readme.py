@@ -107,6 +107,18 @@ def test_links_lead_somewhere() -> None:
     assert chapters == sorted(f"chapters/{path.name}" for path in (ROOT / "chapters").glob("*.ipynb"))
 
 
+@pytest.mark.parametrize("page", ["README.md", "book/index.md", "book/map.md"])
+def test_what_is_in_preparation_is_said(page: str) -> None:
+    """Catches a page that promises a chapter as if it were written, or holds one back that is."""
+    text = (ROOT / page).read_text()
+    if page == "book/map.md":
+        said = re.findall(r"^\| (\d\d) .*\*\(in preparation\)\*", text, flags=re.MULTILINE)
+    else:
+        said = re.findall(r"\b\d\d\b", re.search(r"[Ii]n preparation: ([^.]*)\.", text)[1])
+    written = {path.name[:2] for path in (ROOT / "chapters").glob("*.ipynb")}
+    assert said == [number for number in (f"{each:02}" for each in range(12)) if number not in written]
+
+
 def test_make_targets_exist() -> None:
     """Catches a command that the Makefile does not have."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))

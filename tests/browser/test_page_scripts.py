@@ -1,10 +1,11 @@
-"""Scripts of the book and of JupyterLab's extension on a bare page, for what no chapter brings about."""
+"""Scripts of the book, of JupyterLab's extension and of these tests on a bare page, for what no chapter shows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import pytest
+from accessibility import colour_violations
 from playwright.sync_api import Browser, Page, expect
 from watch import Watch
 
@@ -61,6 +62,26 @@ RECORDINGS = """async () => {
   return shown;
 }"""
 
+DARK = "<div style='background:#111; height:4em'></div>"
+PALE = "color:#bbb; background:#fff"
+LINK = "<a href='#' style='color:#00e; text-decoration:none'>a link</a>"
+ALIKE = {  # what passes, and what looks like it to who looks at less
+    "a field": ("<p>Words</p>", f"<input aria-label='x' value='Words' style='{PALE}'>"),
+    "a choice": ("<p>Words</p>", f"<select aria-label='x' style='{PALE}'><option>Words</option></select>"),
+    "an area": ("<p>Words</p>", f"<textarea aria-label='x' style='{PALE}'>Words</textarea>"),
+    "moved": ("<p>Words</p>", f"{DARK}<p style='transform:translateY(-3.5em)'>Words</p>"),
+    "drawn in": ("<p>Words</p>", f"{DARK}<p style='margin-top:-3em'>Words</p>"),
+    "lifted": (
+        "<div style='position:relative'><p style='position:relative'>Words</p></div>",
+        "<div style='position:relative'><p style='position:relative; z-index:1'>Words</p>"
+        "<div style='position:absolute; inset:0; background:#111'></div></div>",
+    ),
+    "filled": ("<p>Words</p>", "<p style='-webkit-text-fill-color:#ddd'>Words</p>"),
+    "outlined": ("<p>Words</p>", "<p style='-webkit-text-stroke:2px #eee'>Words</p>"),
+    "enabled": (f"<button disabled style='{PALE}'>Words</button>", f"<button style='{PALE}'>Words</button>"),
+    "in a sentence": (f"<p>{LINK}</p><p>Words</p>", f"<p>In this sentence stands {LINK} like its words.</p>"),
+}
+
 
 @pytest.fixture(scope="module")
 def address(serve: Callable) -> str:
@@ -112,3 +133,16 @@ def test_reading_without_a_memory(browser: Browser, address: str, storage: str) 
         page.get_by_role("button", name="Only the story", pressed=False).click()
         expect(page.get_by_role("button", pressed=True)).to_have_count(1)
         assert watch.problems == []
+
+
+def test_each_kind_of_text_is_judged(page: Page) -> None:
+    """Catches a text that nobody judges because three others were taken for its like."""
+    missed = {}
+    for name, (right, wrong) in ALIKE.items():
+        found = []
+        for html in (3 * right, 3 * right + wrong):
+            page.set_content(f"<main style='background:#fff; color:#000; font:16px sans-serif'>{html}</main>")
+            found.append(bool(colour_violations(page, set())))
+        if found != [False, True]:
+            missed[name] = found
+    assert missed == {}
