@@ -17,8 +17,8 @@ COLOUR_RULES = ("color-contrast", "link-in-text-block")  # the rules whose verdi
 SAMPLE = "data-tests-sample"  # marks a text that stands for its kind
 SAMPLES = 3  # of each kind on a page: axe cannot judge a text that something overlaps, and does not say so aloud
 
-# A link is compared with the text around it, if there is any. What is turned, faded, moved or placed over something is a
-# kind of its own. Axe judges neither what is disabled nor a single character.
+# A link is compared with the text around it, if there is any. What is turned, faded, moved or over something is a kind
+# of its own. Axe judges neither what is disabled nor a single character.
 MARK = """([mark, most, judged]) => {
   const known = new Set(judged), samples = new Map(), painted = new Map();
   const plain = "rgba(0, 0, 0, 0)|none|1|none|normal|static|none|visible|none|auto|false";
