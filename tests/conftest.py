@@ -13,7 +13,8 @@ from xdist.scheduler import LoadFileScheduling
 
 pytest.register_assert_rewrite("tests.helpers")  # before anything is imported from there
 
-from tests.helpers.built import built_once  # noqa: E402
+from tests.helpers.built import build_book, built_once  # noqa: E402
+from tests.helpers.comparisons import with_comparisons_again  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 collect_ignore = ["conftest.py", "browser/conftest.py"]  # no doctests here, and two modules cannot share a name
@@ -23,6 +24,7 @@ ONE_CHAPTER = re.compile(r"(tests/browser/\w+\.py)::\w+\[(?:chapters/)?([0-9A]\d
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put slow files first, and keep the order otherwise: then no worker ends long after the other."""
+    items[:] = with_comparisons_again(items)
     items.sort(key=lambda item: not any(folder in item.path.parents for folder in SLOW))
 
 
@@ -42,7 +44,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling |
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the book as ``make book`` does, once for all workers; a warning fails the build."""
-    return built_once(tmp_path_factory.getbasetemp())
+    return built_once(tmp_path_factory.getbasetemp(), "built-book", build_book)
 
 
 @pytest.fixture(scope="module")
