@@ -135,7 +135,7 @@ def test_reading_without_a_memory(browser: Browser, address: str, storage: str) 
         assert watch.problems == []
 
 
-def test_each_kind_of_text_is_judged(page: Page) -> None:
+def test_texts_that_look_alike_are_judged(page: Page) -> None:
     """Catches a text that nobody judges because three others were taken for its like."""
     missed = {}
     for name, (right, wrong) in ALIKE.items():
