@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling |
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the book as ``make book`` does, once for all workers; a warning fails the build."""
     return built_once(tmp_path_factory.getbasetemp(), "built-book", build_book)
+
+
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[None]:
+    """Have a file's tests share each model that they load: a load is tests/test_models.py's business."""
+    from pagedattn_lab import models
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", functools.cache(models.load))
+        yield
