@@ -40,6 +40,7 @@
   const prompt = part("input[type=text]"), player = part(".play-player");
   const size = controlOf(
     { label: "Block size", kind: "slider", options: BLOCK_SIZES.map((n) => (n === 1 ? "1 word" : `${n} words`)), index: 3 }, changed);
+  size.row.querySelector("output").setAttribute("aria-live", "off"); // the slider says the same
   part(".play-sizes").replaceWith(size.row);
 
   const typed = () => prompt.value.split(/\s+/).filter(Boolean);

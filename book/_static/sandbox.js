@@ -28,7 +28,7 @@
       <label>what <select data-part="fault">${options(Object.entries(FAULTS))}</select></label>
       <button type="button" data-part="break">Break it</button>
     </fieldset>
-    <fieldset class="play-row"><legend>All of it</legend>
+    <fieldset class="play-row"><legend>The state</legend>
       <button type="button" data-part="undo">Undo</button>
       <label>blocks <select data-part="usable">${options(numbers(USABLE))}</select></label>
       <label>words in each <select data-part="size">${options(numbers(BLOCK_SIZE))}</select></label>
@@ -87,7 +87,7 @@
     part("request").innerHTML = options(next ? [...known, [next, `${next} (new)`]] : known);
     if ([...part("request").options].some(({ value }) => value === chosen)) part("request").value = chosen;
     part("block").innerHTML = options(numbers([1, sandbox.pool.num_blocks - 1]));
-    if (Number(before) in sandbox.pool.blocks && before) part("block").value = before;
+    if (before && sandbox.pool.blocks[before]) part("block").value = before;
     [part("usable").value, part("size").value] = operations[0];
     part("undo").disabled = operations.length === 1 && document.activeElement !== part("undo"); // it must not lose the focus
   }

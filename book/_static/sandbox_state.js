@@ -156,7 +156,7 @@ const sandboxState = (() => {
       for (const block of free_hits)
         if (!pool.free_block_queue.includes(block)) throw new ValueError(`block ${block.block_id} is not in the free queue`);
       pool.check_free(table.num_blocks_needed(rest) + free_hits.length);
-      table.adopt(hits);
+      if (hits.length) table.adopt(hits);
       table.append_tokens(rest);
       this.tables.set(name, table);
       this.words[name] = words;
@@ -229,7 +229,7 @@ const sandboxState = (() => {
     const [kind, first, second, ...others] = text.split(":");
     if (others.length) throw new Malformed("has too many parts");
     const lacks = (kind === "free") !== (second === undefined);
-    if (kind === "break" && FAULTS[first] && /^[1-9]\d?$/.test(second)) return [kind, first, Number(second)];
+    if (kind === "break" && Object.hasOwn(FAULTS, first) && /^[1-9]\d?$/.test(second)) return [kind, first, Number(second)];
     if (!["append", "look", "fork", "free"].includes(kind) || !is_name(first) || lacks) throw new Malformed("is no operation");
     if (kind === "free") return [kind, first];
     if (kind !== "fork") return [kind, first, words_of(second)];
