@@ -3,8 +3,8 @@
 // figure is always shown.
 //
 // A notebook that is not trusted must not run scripts. Its pictures are therefore <img> elements, in which no script of an
-// SVG runs, and its frames are copied field by field, those too that answer a control: what board.js writes as a number is
-// one.
+// SVG runs, and its frames are copied field by field, those too that answer a control: what a board writes as a number
+// is one.
 
 const PLAYER = "application/vnd.pagedattn-lab.player+json";
 const WIDGET = "application/vnd.jupyter.widget-view+json";
@@ -14,12 +14,14 @@ const SVG_RANK = 80;
 const PATIENCE = 300; // ms: a widget that a kernel has is there by then
 const MOST_PATIENCE = 2000;
 
-/** The player's scripts, and those that answer a lesson's controls without a kernel, in one module. */
-const SCRIPTS = ["board.js", "player.js", "model.js", "recorder.js", "lesson.js"];
+/** The player's scripts, as anywidget loads them, and those that answer a lesson's controls without a kernel: one module. */
+const SCRIPTS = ["looks.js", "tiles.js", "tables.js", "board.js", "motion.js", "text.js", "player.js"];
+const WITHOUT_KERNEL = ["model.js", "recorder.js", "lesson.js"];
+
 async function loadPlayer() {
   const here = (name) => new URL(name, import.meta.url);
   document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: here("player.css") }));
-  const texts = SCRIPTS.map(async (name) => (await fetch(here(name))).text());
+  const texts = [...SCRIPTS, ...WITHOUT_KERNEL].map(async (name) => (await fetch(here(name))).text());
   const source = new Blob([...(await Promise.all(texts)), "export { playStored };"], { type: "text/javascript" });
   return import(URL.createObjectURL(source));
 }
@@ -31,15 +33,19 @@ const aside = (words) => Object.assign(document.createElement("p"), { className:
 const escaped = (text) => String(text).replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`);
 const numbers = (list) => list.map(Number);
 
-/** An SVG as an image, in which none of its scripts runs. */
-const asImage = (svg, words) =>
-  `<img style="max-width: 100%" src="data:${SVG};charset=utf-8,${encodeURIComponent(svg)}" alt="${escaped(words)}">`;
+/** An SVG as an image of its size, in which none of its scripts runs. */
+function asImage(svg, words) {
+  const size = ["width", "height"].map((name) => `${name}="${pixels(svg.match(`^<[^>]*? ${name}="([\\d.]+)(pt)?`))}"`);
+  const source = `data:${SVG};charset=utf-8,${encodeURIComponent(svg)}`;
+  return `<img ${size.join(" ")} style="max-width: 100%; height: auto" src="${source}" alt="${escaped(words)}">`;
+}
+const pixels = (found) => (found ? Math.round(Number(found[1]) * (found[2] ? 4 / 3 : 1)) : "auto");
 
 function harmlessFrame(frame) {
   const sentence = String(frame.sentence);
-  if (frame.svg !== undefined) return { sentence, svg: asImage(frame.svg, sentence) };
+  if (frame.svg !== undefined) return { sentence, svg: asImage(String(frame.svg), frame.alt ?? sentence) };
   return {
-    sentence, changed: numbers(frame.changed), free: numbers(frame.free), ref_cnt: numbers(frame.ref_cnt),
+    sentence, kind: String(frame.kind), changed: numbers(frame.changed), free: numbers(frame.free), ref_cnt: numbers(frame.ref_cnt),
     hashes: Object.fromEntries(Object.entries(frame.hashes).map(([id, text]) => [Number(id), String(text)])),
     contents: Object.fromEntries(Object.entries(frame.contents ?? {}).map(([id, held]) => [Number(id), {
       name: String(held.name), mark: String(held.mark), colour: Number(held.colour), logical: Number(held.logical),

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from jupyterlab.commands import get_app_dir
 
+from pagedattn_lab.viz.book import WITHOUT_KERNEL
+from pagedattn_lab.viz.player import SCRIPTS
 from tests.helpers.chapters import REPO
 from tests.helpers.data_files import data_files, place_data_files
 
@@ -60,6 +62,9 @@ def test_jupyterlab_reads_the_settings() -> None:
 
 
 def test_one_source() -> None:
-    """Catches a second copy of the player in the repository, which would grow old."""
-    copies = [path for name in ("board.js", "player.js", "player.css") for path in (REPO / "labextension").rglob(name)]
+    """Catches a second copy of the player in the repository, and a script that one place lacks."""
+    recordings = (REPO / "labextension" / "recordings.js").read_text(encoding="utf-8")
+    assert f"const SCRIPTS = {json.dumps(SCRIPTS)};" in recordings
+    assert f"const WITHOUT_KERNEL = {json.dumps(WITHOUT_KERNEL)};" in recordings
+    copies = [path for name in (*SCRIPTS, "player.css") for path in (REPO / "labextension").rglob(name)]
     assert copies == []

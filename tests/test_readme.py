@@ -61,6 +61,25 @@ def test_moving_picture_is_current() -> None:
     assert README.index("paging.svg") < README.index("|---"), "first what moves, then tables"
 
 
+def test_moving_picture_follows_the_players_colours() -> None:
+    """Catches a dark style of the picture's own, or one without a kind of part that the player's has."""
+    dark = moving_picture.dark()
+    for kind in (
+        "pa-ink",
+        "pa-paper",
+        "pa-empty",
+        "pa-free",
+        "pa-null",
+        "pa-changed",
+        "pa-arrow-line",
+        "pa-arrow-head",
+    ):
+        assert f".{kind}" in dark, kind
+    assert ".pa-ink{fill:#ececec}" in dark
+    first, *_, last = moving_picture.recorded()
+    assert [table.name for table in first.tables] == [] and len(last.tables) == 2, "each appears when it arrives"
+
+
 def test_moving_picture_shows_every_frame() -> None:
     """Catches a part that appears a frame early or stays a frame late, and, for those who asked for less motion, a
     picture that moves, is empty, or mixes two frames.
@@ -84,7 +103,7 @@ def test_moving_picture_shows_every_frame() -> None:
         return [opacity for at, opacity in stops if at <= percent][-1] == "1"
 
     for number, frame in enumerate(frames):
-        board = ET.fromstring(draw(frame, moving_picture.WORDS, moving_picture.WIDTH))
+        board = ET.fromstring(draw(frame, moving_picture.WORDS, moving_picture.WIDTH, among=frames))
         drawn = [part for part in board if "pa-soft" not in part.get("class", "")]  # without the legend
         parts = [part for part in picture if shown(part, 100 * (number + 0.5) / len(frames))]
         captions = [text for text in texts(parts) if text in frame.sentence]

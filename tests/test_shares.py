@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from pagedattn_lab.studies.paper import FIG_2
-from pagedattn_lab.viz.shares import KINDS, show_shares
+from pagedattn_lab.viz.shares import KINDS, parts, place_labels, show_shares
 
 
 def bars(svg: str) -> list[tuple[float, float]]:
@@ -42,6 +42,29 @@ def test_every_share_is_in_words() -> None:
     alt = show_shares({"blocks": dict.fromkeys(KINDS, 0.004)}, "Small").alt
     assert [label in alt for label, *_ in KINDS.values()] == [True] * len(KINDS)
     assert alt.count("0.4 %") == len(KINDS)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"Max": FIG_2["max"], "Pow2": FIG_2["pow2"]},
+        {"paged, blocks of 16": {"token_states": 0.97, "internal": 0.02, "free": 0.01}, "Max": FIG_2["max"]},
+        {"a": {"token_states": 0.9, "reservation": 0.03, "internal": 0.03, "external": 0.02, "free": 0.02}},
+        {"a": dict.fromkeys(KINDS, 0.2), "a longer name of a row": {"token_states": 1.0}},
+    ],
+)
+def test_every_part_has_a_label_of_its_own(rows: dict[str, dict[str, float]]) -> None:
+    """Catches labels over one another or past the end, and a kind without one because the first bar lacks it."""
+    labels, bars = place_labels(rows), [parts(shares) for shares in rows.values()]
+    assert sorted(label.kind for label in labels) == sorted({kind for bar in bars for kind in bar})
+    svg = show_shares(rows, "Bars").svg
+    assert all(f">{KINDS[label.kind][0]}</text>" in svg for label in labels)
+    for before, after in pairwise(labels):
+        assert before.row != after.row or before.end < after.start
+    assert all(label.start >= 0 and label.end <= 100 + 1e-9 for label in labels)
+    for kind, row, start, end in labels:
+        left, width = bars[row][kind]
+        assert width < 5 or (start < left + width and left < end), "it stands over its part"
 
 
 @pytest.mark.parametrize(

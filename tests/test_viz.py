@@ -17,10 +17,11 @@ from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.recorder.frame import Frame, TableState, snapshot
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import COLOURS, describe, draw, show_frame
+from pagedattn_lab.viz.board import describe, draw, show_frame
 from pagedattn_lab.viz.book import PlayerRenderer, book_script
 from pagedattn_lab.viz.figures import show, subplots
 from pagedattn_lab.viz.lesson import Lesson
+from pagedattn_lab.viz.looks import COLOURS
 from pagedattn_lab.viz.memory import show_memory
 from pagedattn_lab.viz.player import MIME, Player, recording
 
@@ -162,7 +163,7 @@ def test_a_shared_block_shows_who_reaches_how_far() -> None:
     tables = (TableState("Ada", 0, "A", 5, (1, 2)), TableState("Bob", 1, "B", 7, (1, 2)))
     frame = Frame("note", "", (), 4, tables, (0, 2, 2), {}, ())
     assert [drawn_slots(show_frame(frame))[slot] for slot in (8, 9, 10, 11)] == [
-        "Ada, token 4", "Bob, token 5", "Bob, token 6", "empty",
+        "Ada, token 4; Bob, token 4", "Bob, token 5", "Bob, token 6", "empty",
     ]  # fmt: skip
 
 
@@ -223,6 +224,19 @@ def test_figures_are_deterministic_and_described() -> None:
     assert "Doubling, twice" in first.svg, "text must stay text"
 
 
+def test_letters_stay_legible_on_a_phone() -> None:
+    """Catches a figure that shrinks until nobody can read it: the least width is that of letters of 10 pixels."""
+    figure, axes = subplots(figsize=(8, 3))
+    axes.set_title("Wide")
+    axes.text(0, 0, "small", fontsize=9)
+    tag = show(figure, alt="A wide figure.").svg.partition(">")[0]
+    points = float(re.search(r'width="([\d.]+)pt"', tag)[1])
+    assert int(re.search(r"max-width:max\(100%,(\d+)px\)", tag)[1]) == -(-points * 10 // 9)
+    drawn = '<svg viewBox="0 0 400 9" width="200" height="9"><text font-size="11">a</text><text font-size="20">b</text>'
+    assert "max-width:max(100%,200px)" in Picture(f"{drawn}</svg>", alt="small").svg, "no wider than it is drawn"
+    assert 'style="max-width:100%;' in Picture('<svg width="9" height="9"></svg>', alt="no letters").svg
+
+
 def test_figures_without_words_are_refused() -> None:
     """Catches a picture that a blind reader would miss, and a figure that states no finding."""
     figure, axes = subplots()
@@ -267,7 +281,7 @@ def test_player_shows_what_it_says() -> None:
     for step in (2, 0, 6):
         player.step = step
         frame = grown(4).frames[step]
-        assert player.picture == show_frame(frame)
+        assert player.picture == show_frame(frame, among=grown(4).frames)
         data, _ = player._repr_mimebundle_()
         assert data[MIME]["step"] == step and data[MIME]["frames"][step]["sentence"] == frame.sentence
         assert data["image/svg+xml"] == player.picture.svg and data["text/plain"] == repr(player)
@@ -325,13 +339,13 @@ def test_lesson_follows_its_controls() -> None:
     for blocks, size in ((2, 1), (20, 8), (7, 3)):
         lesson.set(blocks=blocks, size=size)
         expected = draw(blocks, size)
-        assert lesson.player.picture == expected
+        assert (lesson.player.picture.svg, lesson.player.picture.alt) == (expected.svg, expected.alt)
         bundle = lesson._repr_mimebundle_()
         assert bundle["image/svg+xml"] == expected.svg
         assert bundle["text/plain"] == f"Lesson('Empty memory', blocks={blocks}, size={size}): {expected.alt}"
         assert "application/vnd.jupyter.widget-view+json" in bundle
-        assert bundle[MIME]["frames"] == [{"sentence": expected.alt, "svg": expected.svg}]
-    assert lesson.at(blocks=2, size=8) == draw(2, 8)
+        assert bundle[MIME]["frames"] == recording(expected)["frames"]
+    assert lesson.at(blocks=2, size=8).svg == draw(2, 8).svg
     assert lesson.values == {"blocks": 7, "size": 3}, "a look at other values must leave the controls alone"
     with pytest.raises(RuntimeError, match="13 blocks"):
         lesson.at(blocks=13)

@@ -7,6 +7,7 @@ in a README, style sheets do. Who asked the system for less motion gets one tell
 
 from __future__ import annotations
 
+import re
 import textwrap
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.recorder.frame import Frame
 from pagedattn_lab.viz.board import draw
+from pagedattn_lab.viz.player import HERE
 
 FILE = Path(__file__).resolve().parents[1] / "book" / "_static" / "paging.svg"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -30,18 +32,13 @@ WORDS = {
     "Bob": ["Name", " a", " river", ".", " The", " Nile", "."],
     "Cleo": ["Sing", " me", " a", " song", " of", " rain"],
 }
-DARK = {
-    "pa-ink": "fill:#ececec", "pa-paper": "fill:#17191c", "pa-empty": "fill:#17191c;stroke:#a0a0a0",
-    "pa-free": "fill:#17191c;stroke:#a0a0a0", "pa-null": "fill:#4a4d52;stroke:#a0a0a0", "pa-changed": "stroke:#ececec",
-    "pa-line": "stroke:#ececec", "pa-soft": "fill:#b5b5b5",
-}  # fmt: skip
 
 
 def recorded() -> list[Frame]:
     """Two requests take blocks as they grow, one ends, and a third takes the blocks that came back."""
     pool = BlockPool(num_blocks=8, block_size=4)
-    ada, bob, cleo = BlockTable(pool), BlockTable(pool), BlockTable(pool)
-    recorder = Recorder(pool, {"Ada": ada, "Bob": bob, "Cleo": cleo})  # from the start, so each has its own colour
+    ada, bob, cleo = (BlockTable(pool, name) for name in ("Ada", "Bob", "Cleo"))
+    recorder = Recorder(pool)  # it shows each of them from when it arrives
     ada.append_tokens(6)
     bob.append_tokens(4)
     for table in (ada, bob, ada, ada, bob):
@@ -62,12 +59,11 @@ def alt(frames: Sequence[Frame]) -> str:
 def film(frames: Sequence[Frame]) -> str:
     """Draw the frames of a recording as one SVG that shows them in turn, for ever."""
     seen: dict[str, list[int]] = {}  # each thing drawn, and the frames in which it is
-    height = 0
     for number, frame in enumerate(frames):
-        board = ET.fromstring(draw(frame, WORDS, WIDTH))
+        board = ET.fromstring(draw(frame, WORDS, WIDTH, among=frames))
         parts = [part for part in board if "pa-paper" not in part.get("class", "")]
         legend = [part for part in parts if "pa-soft" in part.get("class", "")]
-        height = max(height, int(board.get("height", 0)) - 16 * len(legend))
+        height = int(board.get("height", 0)) - 16 * len(legend)
         for part in parts:
             if part not in legend:
                 seen.setdefault(_written(part), []).append(number)
@@ -85,11 +81,10 @@ def film(frames: Sequence[Frame]) -> str:
             continue
         body.append(f'<g class="{name}{" still" if STILL in numbers else ""} part">{parts_then}</g>')
         rules.append(f".{name}{{animation-name:{name}}}@keyframes {name}{{{_keyframes(numbers, len(frames))}}}")
-    dark = "".join(f".{name}{{{style}}}" for name, style in DARK.items())
     style = (
         ".part{opacity:0}.still{opacity:1}"
         f"@media(prefers-reduced-motion:no-preference){{.part{{animation:{len(frames) * SECONDS:g}s step-end infinite}}"
-        f"{''.join(rules)}}}@media(prefers-color-scheme:dark){{{dark}}}"
+        f"{''.join(rules)}}}@media(prefers-color-scheme:dark){{{dark()}}}"
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(alt(frames))}" '
@@ -97,6 +92,14 @@ def film(frames: Sequence[Frame]) -> str:
         f'font-size="12"><style>{style}</style><rect class="pa-paper" y="{-TOP}" width="{WIDTH}" '
         f'height="{height + TOP}" fill="#fff"/>{"".join(body)}</svg>\n'
     )
+
+
+def dark() -> str:
+    """The player's dark colours, as rules for this picture: they are written down in ``player.css`` alone."""
+    css = (HERE / "player.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--(pa-\w+): (#\w+);", css[css.index('html[data-theme="dark"]') :]))
+    rules = re.findall(r"^:is\(\.pa-player, \.pa-mount\) (\S.*) \{ (\w+): var\(--(pa-\w+)\); \}$", css, re.MULTILINE)
+    return "".join(f"{selector}{{{name}:{colours[colour]}}}" for selector, name, colour in rules)
 
 
 def _written(part: ET.Element) -> str:

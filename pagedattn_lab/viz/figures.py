@@ -16,7 +16,24 @@ from matplotlib.figure import Figure
 
 from pagedattn_lab.viz import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Picture
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILION", "show", "subplots"]
+__all__ = [
+    "ALPACA", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SHAREGPT", "SKY", "VERMILION", "show", "subplots",
+]  # fmt: skip
+
+SHAREGPT, ALPACA = GREEN, PURPLE
+"""One meaning a colour, in all figures of the book:
+
+====================  ==================================================================
+blue                  what holds tokens, is right, or goes the way that the book goes
+vermilion             what is lost or wrong, or goes another way
+orange                keys and values, and the room that is kept for them
+sky                   weights, and what was there already
+green, purple         the two loads that come back: chats like ShareGPT's, short instructions like Alpaca's
+grey                  limits, and what others have reported
+====================  ==================================================================
+
+A board gives its requests colours of its own (:data:`pagedattn_lab.viz.looks.COLOURS`): there a colour is a name.
+"""
 
 STYLE: dict[str, Any] = {
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION]),
@@ -69,10 +86,12 @@ def show(figure: Figure, alt: str) -> Picture:
         figure.suptitle(figure.get_suptitle() or titles[0], x=0.01, ha="left", wrap=True)
         if len(titles) == 1:
             next(axes for axes in figure.axes if axes.get_title(loc="left")).set_title("")
+    title = figure.get_suptitle() or titles[0]
+    caption = alt.removeprefix(title).lstrip(" .:;,") if alt.startswith(title) else None
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return Picture(_name_by_content(text[text.index("<svg") :].strip()), alt)
+    return Picture(_name_by_content(text[text.index("<svg") :].strip()), alt, caption)
 
 
 def _name_by_content(svg: str) -> str:

@@ -8,12 +8,12 @@ them once, so a lesson of pictures is drawn at some values of each control only.
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import itertools
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -100,7 +100,7 @@ def make_grid(controls: Mapping[str, Any], show: Callable[..., dict[str, Any]]) 
 
     Returns:
         JSON values. ``controls``: what a page needs to offer each one, ``of`` how many positions it has in truth;
-        ``recordings``: base64 of gzipped JSON, the last control moving first; ``digest``: of what they show. ``None``
+        ``recordings``: packed by :func:`pack`, the last control moving first; ``digest``: of what they show. ``None``
         where a page cannot show a control, or a recording lacks its operations.
     """
     now = show(**{name: control.value for name, control in controls.items()})
@@ -155,11 +155,11 @@ def _pack_all(recordings: Sequence[Mapping[str, Any]]) -> str:
     for recording in recordings:
         kept = {name: recording[name] for name in ("ops", "words", "error") if name in recording}
         if not {"ops", "error"} & set(kept):
-            frames = [{"sentence": frame["sentence"], "svg": _cut(frame["svg"])} for frame in recording["frames"]]
+            frames = [frame | {"svg": _cut(frame["svg"])} for frame in recording["frames"]]
             pieces.update(piece for frame in frames for piece in frame["svg"])
             kept["frames"] = frames
         shown.append(kept)
-    known = sorted(pieces)  # alike ones side by side: gzip sees no further than 32 kB
+    known = sorted(pieces)  # alike ones side by side: deflate sees no further than 32 kB
     numbers = {piece: number for number, piece in enumerate(known)}
     for recording in shown:
         for frame in recording.get("frames", ()):
@@ -168,13 +168,21 @@ def _pack_all(recordings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def pack(value: Any) -> str:
-    """Write JSON values as base64 of gzip; ``lesson.js`` reads them.
+    """Write JSON values as base64 of deflate; ``lesson.js`` reads them.
+
+    Without the header of gzip, in which Python versions write different bytes.
 
     Example:
-        >>> json.loads(gzip.decompress(base64.b64decode(pack({"pieces": [], "shown": []}))))
+        >>> unpack(pack({"pieces": [], "shown": []}))
         {'pieces': [], 'shown': []}
     """
-    return base64.b64encode(gzip.compress(_json(value), mtime=0)).decode()
+    deflate = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    return base64.b64encode(deflate.compress(_json(value)) + deflate.flush()).decode()
+
+
+def unpack(packed: str) -> Any:
+    """Read what :func:`pack` has written."""
+    return json.loads(zlib.decompress(base64.b64decode(packed), wbits=-zlib.MAX_WBITS))
 
 
 def _cut(svg: str) -> list[str]:

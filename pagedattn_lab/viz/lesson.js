@@ -4,7 +4,7 @@
 /** Undo what grid.py did: a list of everything that a lesson can show, packed. */
 async function unpack(packed) {
   const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-  const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
   return new Response(unzipped).json();
 }
 
@@ -12,7 +12,7 @@ async function unpack(packed) {
 function shownAt({ pieces, shown }, index) {
   const { ops, words, frames } = shown[index];
   if (ops) return { ...replay(ops), words };
-  return { frames: frames.map(({ sentence, svg }) => ({ sentence, svg: svg.map((number) => pieces[number]).join("") })) };
+  return { frames: frames.map((frame) => ({ ...frame, svg: frame.svg.map((number) => pieces[number]).join("") })) };
 }
 
 let controlsMade = 0; // controls of this page: each needs an id of its own, by which its label finds it

@@ -1,30 +1,9 @@
 // The player: frames of a recording, or pictures, to step through. One source for JupyterLab (an anywidget) and for the built
-// book (a classic script). It follows board.js in one file.
-
-function tableOf(caption, columns, rows) {
-  const head = columns.map((name) => `<th scope="col">${name}</th>`).join("");
-  const filled = rows.length ? rows : [columns.map((_, index) => (index ? "" : "none"))];
-  const cell = (value) => `<td>${escape(`${value}`)}</td>`;
-  const body = filled.map((row) => `<tr>${row.map(cell).join("")}</tr>`).join("");
-  return `<table><caption>${caption}</caption><thead><tr>${head}</tr></thead><tbody>${body}</tbody></table>`;
-}
-
-function asText(recording, index) {
-  const frame = recording.frames[index];
-  const blocks = blocksOf(frame, recording.block_size).map((block) => [
-    block.id,
-    block.id === 0 ? "null block" : block.owners.map(([table, logical]) => `${table.name} ${logical}`).join(", ") || "–",
-    block.count, `${block.filled} of ${recording.block_size}`, block.hash ?? "–",
-  ]);
-  const tables = frame.tables.map((table) => [table.name, table.num_tokens, table.block_ids.join(", ") || "–"]);
-  return (
-    tableOf("Page tables", ["request", "tokens", "physical blocks, in logical order"], tables) +
-    tableOf("Free queue", ["next to be handed out first"], [[frame.free.join(", ") || "empty"]]) +
-    tableOf("Physical blocks", ["block", "logical block of", "reference count", "slots filled", "hash"], blocks)
-  );
-}
+// book (a classic script). It follows the board's scripts in one file.
 
 const SVG = "http://www.w3.org/2000/svg";
+const LEAST_WIDTH = /^<[^>]*? style="max-width:max\(100%,(\d+)px\)/; // as Picture writes it
+const PICTURE_SIZE = /^<[^>]*? width="([\d.]+)(?:pt|px)?"[^>]*? height="([\d.]+)(pt|px)?"/;
 const KINDS = ["[data-block]", "[data-block-of]"]; // what can have the focus: physical blocks, entries of page tables
 const ICONS = {
   first: "M4 3h2v10h-2zM13 3v10l-6-5z", previous: "M11 3v10l-6-5z", play: "M4 2v12l9-6z",
@@ -42,7 +21,7 @@ const MARKUP = `
     ${button("next", "Next frame")}${button("last", "Last frame")}
     <input type="range" class="pa-scrub" min="0" value="0" step="1" aria-label="Frame">
     <span class="pa-count"></span>
-    <label class="pa-speed-label">speed <select class="pa-speed">
+    <label class="pa-speed-label"><span>speed</span> <select class="pa-speed">
       <option value="0.5">0.5×</option><option value="1" selected>1×</option><option value="2">2×</option>
       <option value="4">4×</option><option value="8">8×</option></select></label>
     <button type="button" class="pa-text-toggle" aria-expanded="false">Show as text</button>
@@ -62,12 +41,12 @@ function render({ model, el }) {
   el.appendChild(root);
   const part = (name) => root.querySelector(`.pa-${name}`);
   const stage = part("stage"), scrub = part("scrub"), text = part("text");
-  let timer = null, drawn = null, hovered = null, pinned = null;
+  let timer = null, drawn = null, hovered = null, pinned = null, motion = null, reserved = null;
 
   const recording = () => model.get("recording");
   const last = () => recording().frames.length - 1;
   const step = () => Math.max(0, Math.min(model.get("step"), last()));
-  const widthNow = () => Math.max(300, Math.min(1400, div(root.clientWidth - 2, 20) * 20));
+  const widthNow = () => Math.max(300, Math.min(1400, div(root.clientWidth, 10) * 10));
 
   function go(to) {
     const next = Math.max(0, Math.min(to, last()));
@@ -99,6 +78,7 @@ function render({ model, el }) {
   function drawStage() {
     const inside = stage.contains(document.activeElement);
     const frame = recording().frames[step()];
+    reserve();
     if (frame.svg !== undefined) {
       stage.innerHTML = frame.svg;
       drawn = null;
@@ -113,7 +93,11 @@ function render({ model, el }) {
 
   function drawBoard() {
     const { groups, width, height } = board(recording(), step(), widthNow());
-    if (drawn === null) stage.innerHTML = openTag(width, height) + "</svg>";
+    if (drawn === null) {
+      stage.innerHTML = openTag(width, height) + "</svg>";
+      motion = motionIn(stage.firstElementChild);
+    }
+    motion.settle();
     const svg = stage.firstElementChild, before = drawn?.pieces ?? new Map();
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("width", width);
@@ -146,7 +130,33 @@ function render({ model, el }) {
       if (group.element === cursor) cursor = cursor.nextElementSibling;
       else svg.insertBefore(group.element, cursor);
     }
-    drawn = { width, pieces };
+    const isNext = drawn?.recording === recording() && drawn.width === width && drawn.step !== step();
+    if (isNext) {
+      const { kind, changed } = recording().frames[step()];
+      motion.show(before, pieces, kind === "copy-on-write" && step() === drawn.step + 1 ? changed : null);
+    }
+    drawn = { width, pieces, recording: recording(), step: step() };
+  }
+
+  /** Keep the height that the tallest frame needs: what stands below the player must not jump while a reader steps. */
+  function reserve() {
+    const width = root.clientWidth;
+    if (reserved?.recording === recording() && reserved.width === width) return;
+    reserved = { recording: recording(), width };
+    const { frames } = recording(), probe = document.createElement("div");
+    probe.className = "pa-probe";
+    probe.innerHTML = [...new Set(frames.map(({ sentence }) => sentence))]
+      .map((sentence) => `<p class="pa-sentence">${escape(sentence)}</p>`).join("");
+    root.append(probe);
+    const tallest = Math.max(...[...probe.children].map((line) => line.getBoundingClientRect().height));
+    probe.remove();
+    part("sentence").style.minHeight = `${Math.ceil(tallest)}px`;
+    const heights = frames.map(({ svg }) => {
+      const [, wide, high, unit] = svg?.match(PICTURE_SIZE) ?? [null, 1, 0];
+      const pixels = unit === "pt" ? 4 / 3 : 1, least = svg?.match(LEAST_WIDTH)?.[1] ?? 0;
+      return high * pixels * Math.min(1, Math.max(least, stage.clientWidth) / (wide * pixels));
+    });
+    stage.style.minHeight = `${Math.ceil(Math.max(...heights))}px`;
   }
 
   /** Blocks and table entries can be focused: one of each kind by Tab, its neighbours by the arrow keys. */
@@ -195,6 +205,7 @@ function render({ model, el }) {
     scrub.setAttribute("aria-valuetext", `frame ${step() + 1} of ${last() + 1}`);
     part("count").textContent = `${step() + 1} / ${last() + 1}`;
     part("controls").hidden = last() === 0 && frame.svg !== undefined;
+    root.toggleAttribute("data-still", last() === 0);
     for (const name of ["first", "previous", "play", "next", "last", "scrub", "speed"])
       part(name).disabled = last() === 0;
     part("text-toggle").hidden = frame.svg !== undefined;

@@ -1,6 +1,6 @@
 """The player: step through a recording or some pictures, in JupyterLab, in the built book, and as a still picture.
 
-``board.js`` and ``player.js`` are the one source of what moves; :mod:`pagedattn_lab.viz.board` draws the still.
+The scripts beside this module are the one source of what moves; :mod:`pagedattn_lab.viz.board` draws the still.
 """
 
 from __future__ import annotations
@@ -14,15 +14,24 @@ import traitlets
 
 from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.recorder.frame import Frame
-from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import describe, show_frame, visible
+from pagedattn_lab.viz import MIME, Picture
+from pagedattn_lab.viz.board import describe, show_frame
+from pagedattn_lab.viz.tiles import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MIME = "application/vnd.pagedattn-lab.player+json"
 HERE = Path(__file__).parent
-SCRIPT = "".join((HERE / name).read_text(encoding="utf-8") for name in ("board.js", "player.js"))
+SCRIPTS = (
+    "looks.js",
+    "tiles.js",
+    "tables.js",
+    "board.js",
+    "motion.js",
+    "text.js",
+    "player.js",
+)  # one module, in this order
+SCRIPT = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 Source = Recorder | Mapping[str, Any] | Picture | Sequence[Picture]
 Tokens = Mapping[str, Sequence[int | str]]
@@ -55,7 +64,7 @@ def recording(
         made = {name: value for name, value in source.items() if name != "format"}
     else:
         pictures = [source] if isinstance(source, Picture) else list(source)
-        made = {"frames": [{"sentence": picture.alt, "svg": picture.svg} for picture in pictures]}
+        made = {"frames": [_picture_frame(picture) for picture in pictures]}
     if not made.get("frames"):
         raise ValueError("there is no frame to play: record at least one event, or give at least one picture")
     if tokens:
@@ -78,8 +87,9 @@ def picture(made: Mapping[str, Any], step: int) -> Picture:
     """Draw one frame of a recording."""
     frame = made["frames"][step]
     if "svg" in frame:
-        return Picture(frame["svg"], frame["sentence"])
-    return show_frame(Frame.from_dict(frame, made["block_size"]), made.get("words"))
+        return Picture(frame["svg"], frame.get("alt", frame["sentence"]), frame["sentence"])
+    frames = [Frame.from_dict(each, made["block_size"]) for each in made["frames"]]
+    return show_frame(frames[step], made.get("words"), among=frames)
 
 
 class Player(anywidget.AnyWidget):
@@ -167,7 +177,9 @@ class Player(anywidget.AnyWidget):
     def alt(self) -> str:
         """The frame shown, in words."""
         frame = self.frames[self.step]
-        return frame["sentence"] if "svg" in frame else describe(Frame.from_dict(frame, self.recording["block_size"]))
+        if "svg" in frame:
+            return frame.get("alt", frame["sentence"])
+        return describe(Frame.from_dict(frame, self.recording["block_size"]))
 
     def __repr__(self) -> str:
         error = f" {self.error}, so still" if self.error else ""
@@ -181,6 +193,11 @@ class Player(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return data | self.bundle(), metadata
+
+
+def _picture_frame(picture: Picture) -> dict[str, Any]:
+    alt = {} if picture.caption == picture.alt else {"alt": picture.alt}
+    return {"sentence": picture.caption, **alt, "svg": picture.svg}
 
 
 def _word(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -189,17 +189,9 @@ class Recorder {
     this.frames.push(this.film.take(this.pool, this.shown, kind, sentence, changed));
   }
 
+  /** A table's name; one that has none here comes with its own, since operations name every table. */
   name(table) {
-    const own = table.name?.trim() ? table.name : null;
-    const held = [...this.names].filter(([other]) => other.blocks.length).map(([, other_name]) => other_name);
-    let name = this.names.get(table);
-    if (name === undefined && own !== null && !held.includes(own)) name = own;
-    if (name === undefined) {
-      const taken = [...this.names.values()];
-      let i = own === null ? 1 : 2;
-      while (taken.includes(`${own ?? "request"} ${i}`)) i += 1;
-      name = `${own ?? "request"} ${i}`;
-    }
+    const name = this.names.get(table) ?? table.name;
     this.add(name, table);
     return name;
   }

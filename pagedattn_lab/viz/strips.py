@@ -13,7 +13,7 @@ from pagedattn_lab.baselines.contiguous import ContiguousAllocator, Reservation
 from pagedattn_lab.recorder.frame import mark_for
 from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.board import COLOURS, shorten
+from pagedattn_lab.viz.looks import COLOURS, shorten
 
 MOST_SLOTS = 256
 COLUMNS = 16
@@ -60,7 +60,7 @@ def show_strip(allocator: ContiguousAllocator, running: Running, waiting: int = 
         allocator: the strip, with at most 256 slots.
         running: what each running request has of it, and how many tokens it holds by now, by the request's name.
         waiting: slots that the request at the head of the queue needs; 0: nobody waits.
-        sentence: what has just happened; it opens the picture's alt text, which a player shows above the picture.
+        sentence: what has just happened; it opens the picture's alt text, and a player shows it above the picture.
 
     Returns:
         A picture whose alt text holds the same state.
@@ -127,6 +127,7 @@ def show_strip(allocator: ContiguousAllocator, running: Running, waiting: int = 
         f'height="{height * SHOWN_WIDTH // WIDTH}" font-family="sans-serif" font-size="12">'
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>{"".join(parts)}</svg>',
         f"{opening}{' '.join(lines)} {total}",
+        caption=sentence,
     )
 
 
@@ -174,7 +175,7 @@ def _queue(allocator: ContiguousAllocator, waiting: int) -> str:
 
 def _colour(name: str) -> tuple[str, str]:
     """A request's colour and that of letters on it; they depend on its name, so that it keeps them in every picture."""
-    return COLOURS[sum(map(ord, name)) % len(COLOURS)]
+    return COLOURS[(sum(map(ord, name)) - ord("A")) % len(COLOURS)]
 
 
 def _top(slot: int) -> int:

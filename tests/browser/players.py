@@ -47,7 +47,7 @@ def expected(player: dict[str, Any], text: bool = False) -> dict[str, Any]:
     state = {name: player[name] for name in ("step", "last", "label", "error")}
     state |= {"scrub": [player["step"], player["last"]], "sentence": frame["sentence"]}
     if "svg" in frame:
-        return state | {"picture": frame["sentence"]}
+        return state | {"picture": frame.get("alt", frame["sentence"])}
     state["tables"] = {table["name"]: table["block_ids"] for table in frame["tables"] if table["block_ids"]}
     state |= {"free": frame["free"], "blocks": list(range(len(frame["ref_cnt"]))), "text": None}
     if text:

@@ -212,10 +212,17 @@ SCRIPT = "\"'><img src=x onerror='window.entered = true'>"
 HOSTILE: dict[str, Any] = {
     "label": SCRIPT, "step": 0, "block_size": 2, "words": {SCRIPT: [SCRIPT, SCRIPT]},
     "frames": [
-        {"sentence": SCRIPT, "svg": f"<svg onload='window.entered = true'></svg>{SCRIPT}"},
+        {
+            "sentence": SCRIPT, "alt": SCRIPT,
+            "svg": f"<svg width='{SCRIPT}' onload='window.entered = true'></svg>{SCRIPT}",
+        },
         {
             "sentence": SCRIPT, "changed": [2], "free": [1], "ref_cnt": [0, 0, SCRIPT],
-            "hashes": {"2": SCRIPT, SCRIPT: SCRIPT},
+            "hashes": {"2": SCRIPT, "1": SCRIPT, SCRIPT: SCRIPT},
+            "contents": {
+                key: {"name": SCRIPT, "mark": SCRIPT, "colour": 1, "logical": SCRIPT, "num_tokens": 2}
+                for key in ("1", SCRIPT)
+            },
             "tables": [{"name": SCRIPT, "mark": SCRIPT, "colour": 0, "num_tokens": SCRIPT, "block_ids": [2]}],
         },
     ],

@@ -34,12 +34,15 @@ def until(condition: Callable[[], bool], failure: Callable[[], str], patience: f
 class Watch:
     """A browser context that reaches this machine only, and everything that went wrong in it.
 
+    Players do not move in it, unless a test asks for that: it takes time.
+
     ``problems`` grows while pages load and work; a test asserts that it is empty.
     """
 
     def __init__(self, browser: Browser, **options: object) -> None:
         self.problems: list[str] = []
-        self.context: BrowserContext = browser.new_context(service_workers="block", **options)
+        options = {"reduced_motion": "reduce", "service_workers": "block", **options}
+        self.context: BrowserContext = browser.new_context(**options)
         self.context.set_default_timeout(PATIENCE * 1000)
         self.context.route(lambda url: not is_local(url), self._refuse)
         self.context.on("console", self._console)
