@@ -11,7 +11,7 @@ from xdist.scheduler import LoadFileScheduling
 
 pytest.register_assert_rewrite("tests.helpers")  # before anything is imported from there
 
-from tests.helpers.built import built_once  # noqa: E402
+from tests.helpers.built import build_book, built_once  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 collect_ignore = ["conftest.py", "browser/conftest.py"]  # no doctests here, and two modules cannot share a name
@@ -40,4 +40,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling |
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the book as ``make book`` does, once for all workers; a warning fails the build."""
-    return built_once(tmp_path_factory.getbasetemp())
+    return built_once(tmp_path_factory.getbasetemp(), "built-book", build_book)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import built
+from tests.helpers.built import built_once
 
 
 def test_workers_share_one_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,16 +18,15 @@ def test_workers_share_one_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         builds.append(target)
         (target / "index.html").write_text("whole")
 
-    monkeypatch.setattr(built, "build_book", build)
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     workers = [tmp_path / f"gw{number}" for number in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        sites = set(pool.map(built.built_once, workers))
-    assert sites == {tmp_path / "built-book"} and len(builds) == 1
-    assert (tmp_path / "built-book" / "index.html").read_text() == "whole"
+        sites = set(pool.map(lambda worker: built_once(worker, "book", build), workers))
+    assert sites == {tmp_path / "book"} and len(builds) == 1
+    assert (tmp_path / "book" / "index.html").read_text() == "whole"
     monkeypatch.delenv("PYTEST_XDIST_WORKER")
     workers[0].mkdir()
-    assert built.built_once(workers[0]) == workers[0] / "built-book"
+    assert built_once(workers[0], "book", build) == workers[0] / "book"
 
 
 def test_a_failed_build_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +37,6 @@ def test_a_failed_build_is_not_shared(tmp_path: Path, monkeypatch: pytest.Monkey
         (target / "half.html").touch()
         raise AssertionError("a warning")
 
-    monkeypatch.setattr(built, "build_book", build)
     for _ in range(2):
         with pytest.raises(AssertionError, match="a warning"):
-            built.built_once(tmp_path)
+            built_once(tmp_path, "book", build)

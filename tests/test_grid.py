@@ -111,6 +111,16 @@ def test_too_many_pictures_are_thinned_out() -> None:
     assert len(drawn) <= grid.MOST_PICTURES + 2, "each is drawn once, but for the one that the reader sees"
 
 
+def test_choices_are_kept_whole() -> None:
+    """Catches an option that the author has listed and the page leaves out, where a slider's stops could be fewer."""
+    size = widgets.SelectionSlider(options=range(9), value=4, description="size")
+    few, many = (widgets.IntSlider(value, min=1, max=100, description="x") for value in (8, 20))
+    made = stored(Lesson(lambda **values: Picture("<svg></svg>", alt=f"{values}"), "x", size=size, few=few, many=many))
+    assert [control["options"] for control in made["controls"]] == [
+        [str(number) for number in range(9)], ["8"], ["1", "20", "100"],
+    ]  # fmt: skip
+
+
 def test_large_pictures_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a notebook that grows by megabytes."""
     monkeypatch.setattr(grid, "MOST_BYTES", 2000)

@@ -145,6 +145,12 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
+def _write_manifest(folder: Path) -> None:
+    """List every file there is, with its size and hash; the list comes last and makes the model complete."""
+    entries = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps(entries, indent=1))
+
+
 def _damage(folder: Path) -> str | None:
     """Say what is missing or cut short in a cached model, or give ``None``."""
     with _readable(folder):
@@ -195,10 +201,7 @@ def _build(folder: Path) -> None:
                 f"{DEFAULT} was downloaded but could not be converted ({textwrap.shorten(str(error), 200)}): "
                 "install the versions of constraints.txt with make setup"
             ) from error
-        entries = {
-            file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(finished.iterdir())
-        }
-        (finished / "manifest.json").write_text(json.dumps(entries, indent=1))
+        _write_manifest(finished)
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
         else:

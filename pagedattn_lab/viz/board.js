@@ -29,7 +29,8 @@ function legendOf(frames) {
 }
 
 /** How a recording stands on a board of some width, whatever the frame: it has room for each of them. */
-function layoutOf({ frames, block_size: size, words }, width) {
+function layoutOf({ frames: all, block_size: size, words }, width) {
+  const frames = all.filter(({ svg }) => svg === undefined); // a recording may hold pictures too
   const count = frames[0].ref_cnt.length, room = width - 2 * PAD, dense = count > 96;
   const withTables = frames.some(({ tables }) => tables.length);
   const beside = width >= 700 && !dense && withTables;

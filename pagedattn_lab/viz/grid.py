@@ -45,49 +45,54 @@ def positions(control: Any) -> list[Position]:
     return []
 
 
-def stops(control: Any, count: int) -> list[Position]:
-    """Choose ``count`` positions along a slider, both ends and the present one among them; of a list, all.
+def stops(slider: widgets.IntSlider, count: int) -> list[Position]:
+    """Choose ``count`` positions along a slider: the present one, then both ends, the farther one first, then others.
 
     Example:
-        >>> [value for _, value in stops(widgets.IntSlider(20, min=5, max=400), 4)]
-        [5, 20, 93, 400]
+        >>> slider = widgets.IntSlider(20, min=5, max=400)
+        >>> [[value for _, value in stops(slider, count)] for count in (1, 2, 4)]
+        [[20], [20, 400], [5, 20, 93, 400]]
     """
-    every = positions(control)
-    if count >= len(every) or isinstance(control, widgets.Dropdown):
-        return every
+    every = positions(slider)
     values = [value for _, value in every]
-    last, low, high = len(every) - 1, values[0], values[-1]
+    here, last, low, high = values.index(slider.value), len(every) - 1, values[0], values[-1]
+    if count > last:
+        return every
+    if count <= 2:
+        return [every[index] for index in sorted([here, 0 if here > last - here else last][:count])]
     shares = [index / last for index in range(last + 1)]  # of the way from end to end
-    if isinstance(control, widgets.IntSlider) and low > 0 and high >= WIDE * low:
+    if low > 0 and high >= WIDE * low:
         shares = [math.log(value / low, high / low) for value in values]
     wanted = [index / (count - 1) for index in range(count)]
     chosen = {min(range(last + 1), key=lambda index: abs(shares[index] - one)) for one in wanted}
-    here = values.index(control.value)
-    between = chosen - {0, last}
-    if here not in chosen and between:  # it takes the place of the stop beside it
-        chosen.remove(min(between, key=lambda index: abs(shares[index] - shares[here])))
+    if here not in chosen:  # it takes the place of the stop beside it
+        chosen.remove(min(chosen - {0, last}, key=lambda index: abs(shares[index] - shares[here])))
     return [every[index] for index in sorted(chosen | {here})]
 
 
 def spread(controls: Sequence[Any], most: int) -> list[list[Position]]:
-    """Choose positions of several controls, as many of each as there are, or about as many as fit into ``most``.
+    """Choose positions of several controls: of a choice all, along sliders about as many of each as ``most`` allows.
 
     Example:
         >>> controls = widgets.IntSlider(1, min=1, max=9), widgets.Dropdown(options="ab", index=0)
         >>> [[text for text, _ in chosen] for chosen in spread(controls, most=10)]
         [['1', '3', '5', '7', '9'], ['a', 'b']]
     """
-    counts = [2] * len(controls)
-    chosen = [stops(control, count) for control, count in zip(controls, counts, strict=True)]
-    while growing := [i for i, control in enumerate(controls) if len(chosen[i]) < len(positions(control))]:
-        fewest = min(growing, key=lambda i: len(chosen[i]))
+    sliders = [isinstance(control, widgets.IntSlider) for control in controls]
+    counts = [1 if is_slider else len(positions(c)) for c, is_slider in zip(controls, sliders, strict=True)]
+    room = [len(positions(control)) - count for control, count in zip(controls, counts, strict=True)]
+
+    def fits(i: int) -> bool:
+        return room[i] > 0 and math.prod(counts) // counts[i] * (counts[i] + 1) <= most
+
+    while fitting := [i for i in range(len(counts)) if fits(i)]:
+        fewest = min(fitting, key=lambda i: (counts[i], -i))  # of several the last
         counts[fewest] += 1
-        more = list(chosen)
-        more[fewest] = stops(controls[fewest], counts[fewest])
-        if math.prod(map(len, more)) > most:
-            break
-        chosen = more
-    return chosen
+        room[fewest] -= 1
+    return [
+        stops(control, count) if is_slider else positions(control)
+        for control, count, is_slider in zip(controls, counts, sliders, strict=True)
+    ]
 
 
 def make_grid(controls: Mapping[str, Any], show: Callable[..., dict[str, Any]]) -> dict[str, Any] | None:

@@ -67,10 +67,11 @@ function controlsOf({ controls, recordings }, model, clean) {
   }
 
   const rows = controls.map((control) => controlOf(control, moved));
-  root.append(...rows.map(({ row }) => row));
+  root.append(...rows.filter((_, i) => controls[i].options.length > 1).map(({ row }) => row));
   const coarse = controls.filter(({ options, of }) => of > options.length);
   if (coarse.length) {
-    const counts = coarse.map(({ label, options, of }) => `${label} at ${options.length} of ${of} values`);
+    const counts = coarse.map(({ label, options, of }) =>
+      options.length === 1 ? `${label} at ${options[0]} only` : `${label} at ${options.length} of ${of} values`);
     const words = `Stored for this page: ${counts.join(", ")}. With a kernel, any value.`;
     root.append(Object.assign(document.createElement("p"), { textContent: words }));
   }

@@ -141,7 +141,7 @@ function render({ model, el }) {
   /** Keep the height that the tallest frame needs: what stands below the player must not jump while a reader steps. */
   function reserve() {
     const width = root.clientWidth;
-    if (reserved?.recording === recording() && reserved.width === width) return;
+    if (width === 0 || (reserved?.recording === recording() && reserved.width === width)) return;
     reserved = { recording: recording(), width };
     const { frames } = recording(), probe = document.createElement("div");
     probe.className = "pa-probe";
@@ -285,6 +285,7 @@ function render({ model, el }) {
   for (const name of watched) model.on(name, update);
   const resized = new ResizeObserver(() => {
     helpControls(root);
+    reserve();
     if (drawn && drawn.width !== widthNow()) drawStage();
   });
   resized.observe(root);

@@ -91,6 +91,9 @@ lesson = Lesson(
 lesson
 """
 
+# A page of figures is laid out anew at each move: while lessons are driven, only the cells that show them stand in it.
+ALONE = ".jp-Notebook .jp-Cell:not(:has(.pa-lesson, .pa-player)) { display: none }"
+
 Read = Callable[[], dict[str, Any]]
 Move = Callable[[Locator, str], None]  # moves a control to "last", "first" or somewhere "between"
 
@@ -153,6 +156,7 @@ class Driver:
     def __init__(self, notebook: Notebook) -> None:
         self._notebook, self._kernel = notebook, notebook.kernel
         self._kernel.run(HELD)
+        notebook.page.add_style_tag(content=ALONE)
         self.lessons: list[str] = self._kernel.evaluate("list(_tests_widgets('Lesson'))")
         shown = {model_id for cell in notebook.code_cells() for model_id in cell["widgets"]}
         self.players = [key for key in self._kernel.evaluate("list(_tests_widgets('Player'))") if key in shown]

@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nbformat
@@ -36,11 +38,12 @@ CELLS = (
 CODE_CELLS = """() => [...jupyterapp.shell.currentWidget.content.model.cells]
   .filter(cell => cell.type === 'code')
   .map(cell => {
-    const outputs = cell.outputs.toJSON();
+    const outputs = Array.from({length: cell.outputs.length}, (_, index) => cell.outputs.get(index));
     return {
       empty: !cell.sharedModel.source.trim(),
       executed: cell.executionCount !== null && cell.executionState === 'idle',
-      errors: outputs.filter(output => output.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`),
+      errors: outputs.filter(output => output.type === 'error').map(output => output.toJSON())
+        .map(error => `${error.ename}: ${error.evalue}`),
       widgets: outputs.map(o => o.data?.['application/vnd.jupyter.widget-view+json']?.model_id).filter(Boolean),
     };
   })"""
@@ -161,9 +164,12 @@ class Lab:
     Args:
         folder: for everything that it keeps.
         settings: defaults other than JupyterLab's and the book's.
+        environment: variables for the server and its kernels, beside those of the tests.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any] = SETTINGS) -> None:
+    def __init__(
+        self, folder: Path, settings: dict[str, Any] = SETTINGS, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.root = folder / "root"
         self.root.mkdir()
         self._runtime = folder / "runtime"
@@ -198,7 +204,8 @@ class Lab:
                 cwd=folder,
                 env=os.environ
                 | {name: str(folder / path) for name, path in own.items()}
-                | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": "of-the-tests"},
+                | {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": "of-the-tests"}
+                | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

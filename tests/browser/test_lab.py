@@ -13,7 +13,9 @@ from jupyter_page import Lab, Notebook
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser
 
+from tests.helpers.built import built_once
 from tests.helpers.chapters import CHAPTERS
+from tests.helpers.stand_in import build_stand_in
 
 OURS = ".jp-Notebook :is(.pa-lesson, .pa-player)"
 
@@ -57,8 +59,12 @@ Lesson(lambda side: Picture(square(side), alt=f"side {side}"), "One square",
 
 @pytest.fixture(scope="module")
 def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Start JupyterLab on a copy of the chapters; stop it and every kernel at the end."""
-    lab = Lab(tmp_path_factory.mktemp("lab"))
+    """Start JupyterLab on a copy of the chapters; stop it and every kernel at the end.
+
+    What the model says is compared where chapters run under nbval: here its stand-in will do.
+    """
+    cache = built_once(tmp_path_factory.getbasetemp(), "stand-in", build_stand_in)
+    lab = Lab(tmp_path_factory.mktemp("lab"), environment={"PAGEDATTN_LAB_CACHE": str(cache)})
     lab.add_folder(CHAPTERS[0].parent)
     write(lab, "tour.ipynb", *TOUR)
     yield lab

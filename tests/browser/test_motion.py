@@ -21,14 +21,14 @@ MOUNT = """async ([source, recording]) => {
   document.body.replaceChildren();
   render({model, el: document.body});
 }"""
-# Shows a frame and returns what moves: its class, and its first and last place.
-STEP = """to => {
+# Shows frames, one right after the other, and returns for each what moves: its class, and its first and last place.
+STEP = """steps => steps.map(to => {
   model.set("step", to);
-  return document.querySelector(".pa-stage").getAnimations({subtree: true}).map(animation => {
-    const {target} = animation.effect, frames = animation.effect.getKeyframes();
-    return [target.classList[0] ?? "", frames[0].transform ?? "appears", frames[1].transform ?? ""];
+  return document.querySelector(".pa-stage").getAnimations({subtree: true}).map(({effect}) => {
+    const [first, last] = effect.getKeyframes();
+    return [effect.target.classList[0] ?? "", first.transform ?? "appears", last.transform ?? ""];
   });
-}"""
+})"""
 DRAWN = """() => [...document.querySelector(".pa-stage > svg").children].map(piece => {
   const copy = piece.cloneNode(true);
   copy.removeAttribute("tabindex");
@@ -67,6 +67,11 @@ def page(browser: Browser) -> Iterator[Page]:
         assert watch.problems == []
 
 
+def at_rest(page: Page) -> None:
+    """Wait until nothing moves any more."""
+    until(lambda: page.evaluate(RUNNING) == 0, lambda: "it never ends")
+
+
 def at(page: Page, block: int) -> str:
     """Say where a block stands, as an animation does."""
     x, y = page.locator(f"[data-block='{block}']").get_attribute("transform")[10:-1].split(",")
@@ -82,23 +87,24 @@ def test_what_moves(page: Page) -> None:
     mounted(page, recording)
 
     def step(to: int) -> list[list[str]]:
-        page.wait_for_timeout(300)  # nobody steps faster than things move
-        assert page.evaluate(RUNNING) == 0
-        return page.evaluate(STEP, to)
+        page.wait_for_timeout(260)  # nobody steps faster than things move
+        at_rest(page)
+        [moved] = page.evaluate(STEP, [to])
+        return moved
 
     assert ["pa-entry", "appears", ""] in step(1)
     step(2)
     moved = step(3)
     assert ["pa-block", at(page, 2), at(page, 3)] in moved, "the copy flies from block 2 to block 3"
-    assert page.locator(".pa-stage .pa-block").count() == 10, "the copy is on its way"
+    at_rest(page)
+    assert page.locator(".pa-stage .pa-block").count() == 9, "it has arrived"
     step(4)
-    assert page.locator(".pa-stage .pa-block").count() == 9
     moved = step(5)
     chips = [move for move in moved if move[0] == "pa-entry" and move[1] == at(page, 2)]
     assert len(chips) == 1 and chips[0][2] != at(page, 2), "block 2 walks to its place in the queue"
     slid = step(6)
     assert any(start.startswith("translate") and start != end for _, start, end in slid), "Bo's table moves up"
-    until(lambda: page.evaluate(RUNNING) == 0, lambda: "it never ends")
+    at_rest(page)
 
 
 def test_fast_steps_end_right(page: Page) -> None:
@@ -106,15 +112,17 @@ def test_fast_steps_end_right(page: Page) -> None:
     recording = recorded()
     player = mounted(page, recording)
     for walk in ([1, 2, 3], [3, 5, 6, 0, 3], [6, 5, 4, 3, 2]):
-        for step in walk:
-            moved = page.evaluate(STEP, step)
-        assert moved == [], "the last of these steps came too soon to move"
+        assert page.evaluate(STEP, walk)[-1] == [], "the last of these steps came too soon to move"
         hurried = page.evaluate(DRAWN)
         player = mounted(page, recording)
-        page.evaluate(STEP, walk[-1])
-        until(lambda: page.evaluate(RUNNING) == 0, lambda: "it never ends")
+        page.evaluate(STEP, walk[-1:])
+        at_rest(page)
         assert hurried == page.evaluate(DRAWN)
     assert player.get_attribute("data-step") == "2"
+    page.wait_for_timeout(260)
+    on_its_way, overtaken = page.evaluate(STEP, [3, 4])
+    assert any(kind == "pa-block" for kind, *_ in on_its_way) and overtaken == []
+    assert page.locator(".pa-stage .pa-block").count() == 9, "and it is gone"
 
 
 def test_a_reader_who_wants_less_motion_gets_none(page: Page) -> None:
@@ -123,7 +131,7 @@ def test_a_reader_who_wants_less_motion_gets_none(page: Page) -> None:
     mounted(page, recorded())
     for step in (1, 5):
         page.wait_for_timeout(260)
-        assert page.evaluate(STEP, step) == []
+        assert page.evaluate(STEP, [step]) == [[]]
 
 
 @pytest.mark.parametrize("width", [390, 1000])
@@ -139,6 +147,6 @@ def test_the_height_stays(page: Page, width: int) -> None:
         player = mounted(page, recording)
         heights = set()
         for step in range(len(recording["frames"])):
-            page.evaluate(STEP, step)
+            page.evaluate(STEP, [step])
             heights.add(round(player.bounding_box()["height"], 1))
         assert len(heights) == 1, heights

@@ -1,4 +1,4 @@
-"""The built book, for the tests that read it and for those that open it in a browser."""
+"""What is costly and made once for a whole test run: the built book, for those who read it and for browsers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -23,19 +24,21 @@ def build_book(target: Path) -> None:
     assert built.returncode == 0, built.stderr
 
 
-def built_once(worker_folder: Path) -> Path:
-    """Return the folder of the book that all workers of a test run share; the first to ask builds it, others wait.
+def built_once(worker_folder: Path, name: str, build: Callable[[Path], None]) -> Path:
+    """Return a folder that all workers of a test run share; the first to ask has it built, others wait.
 
     A build that fails leaves nothing behind: Sphinx would not say twice what it warned of.
 
     Args:
         worker_folder: where pytest keeps this worker's temporary folders; without workers, those of the run.
+        name: of the folder.
+        build: fills a folder that is there and empty.
     """
     shared = worker_folder.parent if "PYTEST_XDIST_WORKER" in os.environ else worker_folder
-    site = shared / "built-book"
-    with FileLock(shared / "built-book.lock"):
-        if not site.exists():
+    folder = shared / name
+    with FileLock(shared / f"{name}.lock"):
+        if not folder.exists():
             target = Path(tempfile.mkdtemp(prefix="building-", dir=shared))
-            build_book(target)
-            target.rename(site)
-    return site
+            build(target)
+            target.rename(folder)
+    return folder
