@@ -7,6 +7,7 @@
   const PROMPT = "nothing is reserved and no hole is too small to use";
   const OTHER = "where does my cache live now".split(" "); // what Bob writes meanwhile, so that blocks lie scattered
   const CONTINUATION = "because any free block will do for the next few words".split(" ");
+  const NARROW = 600; // pixels
   const QUIET = 700; // ms without a change before the page says what the change led to
 
   /** Record how Ada's words take their slots one by one, and Bob's between them, until the memory is full. */
@@ -45,7 +46,7 @@
 
   const typed = () => prompt.value.split(/\s+/).filter(Boolean);
   const block_size = () => BLOCK_SIZES[size.index()];
-  let generated = 0, waiting = null, made = recorded(typed(), block_size());
+  let generated = 0, waiting = null, reserved = null, made = recorded(typed(), block_size());
   const model = modelOf({ ...made.recording, label: "Ada's words fill blocks", step: made.recording.frames.length - 1 });
   render({ model, el: player });
 
@@ -66,6 +67,7 @@
     part(".play-generated").textContent = CONTINUATION.slice(0, generated).join(" ");
     model.set("recording", made.recording);
     model.set("step", step === last ? end : Math.min(step, end));
+    reserve();
     clearTimeout(waiting);
     waiting = setTimeout(() => (part(".play-summary").textContent = summary()), QUIET);
   }
@@ -82,16 +84,19 @@
   player.addEventListener("focusin", () => part(".pa-sentence").setAttribute("aria-live", "polite"));
   part(".play-summary").textContent = summary();
 
-  /** Keep the height that the tallest board needs, whatever a reader writes or chooses: what stands below must not jump. */
+  /** Keep the height that the tallest board needs, whatever a reader writes or chooses: what stands below must not jump.
+   * On a phone boards of small blocks are tall, so there each block size keeps its own. */
   function reserve() {
     const stage = part(".pa-stage"), width = Number(stage.firstElementChild.getAttribute("width"));
-    if (!width || player.dataset.reserved === `${width}`) return;
-    player.dataset.reserved = `${width}`;
+    const sizes = width < NARROW ? [block_size()] : BLOCK_SIZES, now = `${width} ${sizes}`;
+    if (!width || reserved === now) return;
+    reserved = now;
     const full = Array(SLOTS).fill("word");
-    const heights = BLOCK_SIZES.flatMap((each) => {
+    const heights = sizes.flatMap((each) => {
       const { recording } = recorded(full, each), end = recording.frames.length - 1;
       return [0, Math.floor(end / 2), end].map((at) => Number(/ height="(\d+)"/.exec(boardText(recording, at, width))[1]));
     });
+    player.style.minHeight = "";
     const around = player.offsetHeight - stage.offsetHeight;
     player.style.minHeight = `${Math.max(...heights) + around}px`;
   }
