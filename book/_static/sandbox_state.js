@@ -121,7 +121,9 @@ const sandboxState = (() => {
     }
 
     fork(parent, child) {
-      this.tables.set(child, this.tables.get(parent).fork(child));
+      const table = this.tables.get(parent);
+      this.check_queued(table.blocks.filter((block) => block.ref_cnt === 0)); // miscounted: the pool would look for it there
+      this.tables.set(child, table.fork(child));
       this.words[child] = [...this.words[parent]];
       this.num_cached[child] = this.num_cached[parent];
     }
@@ -136,7 +138,7 @@ const sandboxState = (() => {
       const { pool } = this, block = pool.blocks[block_id], queue = pool.free_block_queue;
       if (fault === "give_back") return pool.free_blocks([block]);
       if (fault === "queue_twice") {
-        if (!queue.includes(block)) throw new ValueError(`block ${block_id} is not in the free queue`);
+        this.check_queued([block]);
         queue.push(block);
         return this.recorder.note(`Block ${block_id} is put into the free queue once more.`, [block_id]);
       }
@@ -146,6 +148,11 @@ const sandboxState = (() => {
       this.recorder.note(`Block ${block_id} is counted wrongly: ${block.ref_cnt} instead of ${counted}.`, [block_id]);
     }
 
+    check_queued(blocks) {
+      for (const block of blocks)
+        if (!this.pool.free_block_queue.includes(block)) throw new ValueError(`block ${block.block_id} is not in the free queue`);
+    }
+
     /** Give a request its hits, make room for the rest of its words, and remember the blocks that they fill. */
     grow(name, added, hits = []) {
       const { pool } = this, { block_size } = pool;
@@ -153,8 +160,7 @@ const sandboxState = (() => {
       const words = [...(this.tables.has(name) ? this.words[name] : []), ...added];
       const rest = words.length - table.num_tokens - hits.length * block_size;
       const free_hits = hits.filter((block) => block.ref_cnt === 0); // they stand in the free queue, and leave it too
-      for (const block of free_hits)
-        if (!pool.free_block_queue.includes(block)) throw new ValueError(`block ${block.block_id} is not in the free queue`);
+      this.check_queued(free_hits);
       pool.check_free(table.num_blocks_needed(rest) + free_hits.length);
       if (hits.length) table.adopt(hits);
       table.append_tokens(rest);

@@ -33,6 +33,7 @@ NAMES = ["Ada", "Bob", "Cy", "Dan", "Eve", "Fay", "Gus", "Hal", "Ivy", "Jon", "K
 PROMPT = "you are a helpful assistant who answers"
 BOB = ["where", "does", "my", "cache", "live", "now"]
 TOKENS = {"a": 1, "b+/:": 2, "ü": 3}  # by word
+KINDS = ["append"] * 4 + ["look"] * 3 + ["fork"] * 2 + ["free"] * 4
 FAULTS = ("give_back", "count_low", "count_high", "queue_twice")
 WORDS = """stage => [...stage.querySelectorAll('rect > title')]
   .map(title => title.textContent).filter(text => text.includes('“'))"""
@@ -252,13 +253,15 @@ class Twin:
 
 def history(rng: random.Random) -> tuple[list[Any], list[dict[str, Any]]]:
     """Draw operations on a small memory; return them, and what Python's recorder made of them."""
-    size = [rng.randint(2, 12), rng.randint(1, 8)]
+    size = [rng.randint(3, 10), rng.choice([1, 2, 2, 3, 4])]
     twin, operations = Twin(*size), [size]
-    for _ in range(rng.randint(1, 25)):
+    for _ in range(rng.randint(1, 30)):
         new = NAMES[twin.used] if twin.used < len(NAMES) else None
-        kind, running = rng.choice(["append", "append", "look", "look", "fork", "free"]), list(twin.requests)
-        words = rng.choices(list(TOKENS), weights=[8, 1, 1], k=rng.randint(1, 2 * size[1]))
-        name = rng.choice([*running, new] if kind in ("append", "look") else running or [None])
+        kind, running = rng.choice(KINDS), list(twin.requests)
+        words = rng.choices(list(TOKENS), weights=[18, 1, 1], k=rng.randint(1, 6))
+        old = rng.choice(running or [None])
+        name = rng.choice([old] * 5 + [new]) if kind == "append" else rng.choice([new] * 9 + [old])
+        name = old if kind in ("fork", "free") else name
         if name is None or (kind == "fork" and new is None):
             continue
         operation = [kind, name, *{"append": [words], "look": [words], "fork": [new], "free": []}[kind]]
@@ -445,6 +448,12 @@ def test_a_broken_rule_is_named(sandbox: Page) -> None:
     press(sandbox, "free")
     refused = "Refused: double free of block 4: freed 1 time(s), held by 0 owner(s)."
     expect(part(sandbox, "log").locator("li").last).to_have_text(refused)
+    part(sandbox, "request").select_option("Ada")
+    part(sandbox, "block").select_option("2")
+    part(sandbox, "fault").select_option("count_low")
+    press(sandbox, "break", "fork")
+    expect(part(sandbox, "log").locator("li").last).to_have_text("Refused: block 2 is not in the free queue.")
+    press(sandbox, "undo", "undo")
     for block, fault, why in (
         (1, "queue_twice", "block 1 is not in the free queue"),
         (4, "count_low", "block 4 has no reference to take away"),
