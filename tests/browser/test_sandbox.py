@@ -166,11 +166,11 @@ def test_the_front_page_fits_a_phone(front: Page) -> None:
     front.set_viewport_size({"width": 390, "height": 844})
     box, slider = front.locator(".play-player"), front.get_by_role("slider", name="Block size")
     until(lambda: front.evaluate(FITS), lambda: "the page is too wide")
-    for key in ("Home", *["ArrowRight"] * 5):
+    for key in ("Home", "ArrowRight", "End"):
         slider.press(key)
         assert front.evaluate(FITS)
         heights = set()
-        for words in ("", "one two three four", "word " * 30):
+        for words in ("", "word " * 30):
             front.get_by_role("textbox", name="Ada's prompt").fill(words)
             heights.add(box.evaluate(HEIGHT))
         assert len(heights) == 1
@@ -425,7 +425,7 @@ def test_a_broken_rule_is_named(sandbox: Page) -> None:
         outlined = sandbox.locator("[data-kind=audit] .pa-block:has(> .pa-changed)")
         assert [group.get_attribute("data-block") for group in outlined.all()] == [str(block)]
         if fault == "queue_twice":
-            look_in_both_themes(sandbox, "#sandbox")
+            look_in_both_themes(sandbox, ".play-below")  # what is new since the page was opened
             assert shown(sandbox)["free"] == [3, 4, 5, 6, 4]
         press(sandbox, "undo")
         expect(rules.locator(".play-holds")).to_have_count(3)
