@@ -12,6 +12,7 @@ from xdist.scheduler import LoadFileScheduling
 pytest.register_assert_rewrite("tests.helpers")  # before anything is imported from there
 
 from tests.helpers.built import build_book, built_once  # noqa: E402
+from tests.helpers.comparisons import with_comparisons_again  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 collect_ignore = ["conftest.py", "browser/conftest.py"]  # no doctests here, and two modules cannot share a name
@@ -21,6 +22,7 @@ ONE_CHAPTER = re.compile(r"(tests/browser/\w+\.py)::\w+\[(?:chapters/)?([0-9A]\d
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put slow files first, and keep the order otherwise: then no worker ends long after the other."""
+    items[:] = with_comparisons_again(items)
     items.sort(key=lambda item: not any(folder in item.path.parents for folder in SLOW))
 
 

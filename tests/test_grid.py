@@ -153,6 +153,29 @@ def test_other_controls_need_a_kernel(control: widgets.Widget) -> None:
     assert "grid" not in bundle[MIME] and bundle["image/svg+xml"] == one.svg
 
 
+def test_values_of_any_kind() -> None:
+    """Catches an option that cannot be hashed, a list for instance."""
+    options = [("few", [0, 0]), ("many", [1, 1])]
+    choice = widgets.Dropdown(options=options, index=1, description="tokens")
+    made = stored(Lesson(lambda x: Picture("<svg></svg>", alt=f"{x}"), "x", x=choice))
+    assert made["controls"][0] | {"index": 1, "options": ["few", "many"]} == made["controls"][0]
+    assert [one["frames"][0]["sentence"] for one in unpacked(made)["shown"]] == ["[0, 0]", "[1, 1]"]
+
+
+def test_an_error_is_shown_as_one() -> None:
+    """Catches a lesson that cannot be displayed while what it draws raises."""
+    size = widgets.IntSlider(4, min=2, max=9, description="size")
+
+    def draw(size: int) -> Picture:
+        return Picture("<svg></svg>", alt=f"{12 // (size - 5)}")
+
+    lesson = Lesson(draw, "x", size=size)
+    with pytest.raises(ZeroDivisionError):
+        size.value = 5
+    bundle = lesson._repr_mimebundle_()
+    assert "grid" not in bundle[MIME] and "ZeroDivisionError" in bundle["text/plain"]
+
+
 def test_a_loaded_recording_needs_a_kernel() -> None:
     """Catches a lesson of recordings without their operations that is stored as one that shows nothing."""
     saved = grown(3, 4).to_dict()

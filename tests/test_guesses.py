@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import example, given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from pagedattn_lab.exercises import reconcile
 from pagedattn_lab.exercises.guesses import ANSWER, Answer, Quantity, shown
@@ -75,10 +80,25 @@ def test_reads_texts(text: str, value: float) -> None:
     assert Quantity(97.2, "%").read(text) == value
 
 
-@pytest.mark.parametrize("guess", [np.float32(0.5), np.int64(3), 7, 7.25])
+NUMBERS = [7, 7.25, Fraction(29, 4), Decimal("7.25"), np.float32(0.5), np.int64(3), np.array(7), np.array(7.25)]
+
+
+@pytest.mark.parametrize("guess", [*NUMBERS, torch.tensor(7), torch.tensor(7.25)])
 def test_reads_numbers_of_any_type(guess: Any) -> None:
-    """Catches a guess that was computed with numpy and is refused."""
+    """Catches a guess that was computed, exactly or with numpy or torch, and is refused."""
     assert Quantity(97.2, "%").read(guess) == float(guess)
+    assert repr(reconcile(guess, 3)) == repr(reconcile(float(guess), 3))
+
+
+@pytest.mark.parametrize("outcome", [np.int64(9), np.array(9), torch.tensor(9)])
+def test_an_outcome_is_a_count_in_any_type(outcome: Any) -> None:
+    """Catches a count that is compared as a factor since it was counted with numpy or torch."""
+    assert repr(reconcile(8, outcome, "blocks")) == "You guessed 8; the answer is **9 blocks**: 1 too few."
+
+
+def test_reads_a_word_of_numpy() -> None:
+    """Catches a text from an array that is taken for something else."""
+    assert repr(reconcile(np.array("nine"), "five")) == "You guessed “nine”; the answer is **five**: not the same."
 
 
 @pytest.mark.parametrize(
@@ -93,8 +113,13 @@ def test_reads_numbers_of_any_type(guess: Any) -> None:
         ("٣", 50, "", "cannot read the guess “٣”"),
         ("nan", 50, "", "cannot read the guess “nan”"),
         (math.nan, 50, "", "cannot read the guess “nan”"),
-        (math.inf, 50, "", "cannot read the guess “inf”"),
+        (math.inf, 50, "", "the guess “inf” is out of range"),
         (True, 50, "", "cannot read the guess “True”"),
+        (np.bool_(True), 50, "", "cannot read the guess “True”"),
+        (np.array([50]), 50, "", "cannot read the guess “[50]”"),
+        (Decimal("NaN"), 50, "", "cannot read the guess “NaN”"),
+        (Decimal("sNaN"), 50, "", "cannot read the guess “sNaN”"),
+        (Decimal("1e400"), 50, "", "the guess “1E+400” is out of range"),
         ([50], 50, "", "cannot read the guess “[50]”"),
         (1e300, 50, "", "the guess “1e+300” is out of range: write 0, or a number from 0.000001 to 10^15 in size"),
         ("0.0000001", 50, "", "the guess “0.0000001” is out of range"),
@@ -107,6 +132,16 @@ def test_refuses_what_it_cannot_read(guess: Any, outcome: Any, unit: str, messag
     with pytest.raises(ValueError) as refused:
         reconcile(guess, outcome, unit)
     assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize("digits", [15, 400, 5000])  # Python makes no float of the second, and writes not the third
+def test_refuses_a_huge_number_briefly(digits: int) -> None:
+    """Catches a whole number of any length that raises anything but a sentence, or fills the screen."""
+    message = r"the guess “-1e\+\d+” is out of range: write 0, or a number from 0.000001 to 10\^15 in size"
+    with pytest.raises(ValueError, match=message):
+        reconcile(-(10**digits), 50)
+    with pytest.raises(ValueError, match="is out of range"):
+        reconcile(Fraction(10**400 + 1, 3), 50)
 
 
 def test_refuses_an_unknown_kind() -> None:
@@ -135,6 +170,7 @@ def test_no_guess_is_one_time_off(guess: float, quantity: Quantity) -> None:
 
 
 @given(st.floats(1e-5, 1e14), st.floats(1e-5, 1e14))
+@example(1e-05, 55495000000000.0)  # the one ratio lies on a tie, and its inverse's inverse beside it
 def test_high_and_low_mirror_each_other(first: float, second: float) -> None:
     """Catches a comparison that is right for guesses on one side only."""
     swap = {"high": "low", "low": "high", "many": "few", "few": "many"}
@@ -154,6 +190,15 @@ def test_reads_what_it_writes(value: float) -> None:
     quantity = Quantity(1.5)
     assert quantity.read(shown(value)) == pytest.approx(value, rel=5.1e-4)
     assert shown(quantity.read(shown(value))) == shown(value)
+
+
+@pytest.mark.parametrize("guess", ["2**10", "**five**", "_five_", "<b>", "`5`", "$5$", "a\\b", "[5](b)"])
+def test_a_word_is_no_markup(guess: str) -> None:
+    """Catches a guess whose asterisks make half of the sentence bold, and one that becomes HTML."""
+    answer = reconcile(guess, "five")
+    shown_as = MarkdownIt().renderInline(answer._repr_mimebundle_()["text/markdown"])
+    assert html.unescape(shown_as) == f"You guessed “{guess}”; the answer is <strong>five</strong>: not the same."
+    assert f"You guessed “{guess}”; the answer is **five**: not the same." == repr(answer)
 
 
 PICTURE = Picture('<svg xmlns="http://www.w3.org/2000/svg"><text>50 % &amp; "more"</text></svg>', "a bar")
@@ -258,15 +303,37 @@ def test_nothing_else_gives_the_answer_away(path: Path) -> None:
         assert telling == [], name
 
 
+def test_no_answer_was_given_before() -> None:
+    """Catches a question for a number that the book has printed, stated or revealed before it is asked.
+
+    Only for numbers of four digits that count, for a shorter one is often another.
+    """
+    given: set[str] = set()
+    for path in CHAPTERS:
+        cells = notebooks.read(path).cells
+        outcomes = {question: [] for _, question, _ in asked(cells)}
+        for name, question, where in asked(cells):
+            outcomes[question].append((name, answer_of(cells[where])[ANSWER]["outcome"]))
+        for number, cell in enumerate(cells):
+            for name, outcome in outcomes.get(number, []):
+                text = shown(float(outcome)) if not isinstance(outcome, str) else ""
+                digits = re.sub(r"\D", "", text).strip("0")
+                assert len(digits) < 4 or text not in given, f"{path.stem}: {name} asks for {text}"
+            outputs = [each.get("text") or each.data["text/plain"] for each in cell.get("outputs", [])]
+            given |= set(re.findall(rf"(?<![\w.])(?:{NUMBER})", "\n".join([cell.source, *outputs])))
+
+
 @each_chapter
 def test_answers_are_stored_as_python_says_them(path: Path) -> None:
-    """Catches a kind or outcome, which the book compares with, that is not the one in the answer's own words."""
+    """Catches a kind or outcome, which the book compares with, that is not the one in the answer, or cannot be hit."""
     for name, _, where in asked(cells := notebooks.read(path).cells):
         data = answer_of(cells[where])
         stored = data[ANSWER]
         quantity = Quantity(stored["outcome"], stored["unit"], stored["kind"])
         assert quantity.as_json() == stored
         assert data["text/plain"].startswith(repr(Answer(quantity))), name
+        for right in (stored["outcome"], str(stored["outcome"])):
+            assert "and that is right" in quantity.compare(right), name
 
 
 def test_every_guess_is_asked_for() -> None:

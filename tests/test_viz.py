@@ -24,6 +24,7 @@ from pagedattn_lab.viz.lesson import Lesson
 from pagedattn_lab.viz.looks import COLOURS
 from pagedattn_lab.viz.memory import show_memory
 from pagedattn_lab.viz.player import MIME, Player, recording
+from pagedattn_lab.viz.player import picture as picture_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -67,6 +68,20 @@ def test_memory_picture_equals_the_tables() -> None:
     tables["Ada"].release()
     assert show_memory(pool, tables).alt.endswith("Free queue: 4, 2, 1, 6, 7, 8.")
     assert drawn_groups(show_memory(pool, tables), "data-free") == ["4", "2", "1", "6", "7", "8"]
+
+
+def test_a_still_can_be_drawn_anew() -> None:
+    """Catches a still that a phone shrinks, or a dark page shows white: scripts need its frame and its words."""
+    pool, tables = two_requests()
+    still = show_memory(pool, tables, words={"Ada": ["Hi", "\n"]})
+    made = still._repr_mimebundle_()[MIME]
+    assert made["label"] == still.alt and made["step"] == 0
+    assert picture_of(made, 0).svg == still.svg and made["words"] == {"Ada": ["Hi", "␊"]}
+    data = SimpleNamespace(mime_type=MIME, content=made)
+    [node] = PlayerRenderer.handle_mime(None, data, inline=False)
+    assert still.svg in node.astext()
+    lesson = Lesson(grown, "One", block_size=widgets.IntSlider(4, min=1, max=8, description="size"))
+    assert MIME in lesson.at(block_size=2)._repr_mimebundle_()
 
 
 def test_broken_and_shared_counts_show() -> None:

@@ -48,7 +48,7 @@
     if (percent <= 1) return ": within 1 %";
     if (ratio > 0.5 && ratio < 2) return `: ${shown(percent)} % too ${high ? "high" : "low"}`;
     if (ratio > 1) return `: your guess is ${shown(rounded(ratio, 2))} times that`;
-    return `: ${shown(rounded(1 / ratio, 2))} times your guess`;
+    return `: ${shown(rounded(outcome / value, 2))} times your guess`;
   }
 
   function compare(guess, quantity) {
@@ -78,22 +78,22 @@
     }
   }
 
-  function write(place, markdown) {
-    const [before, bold, after] = markdown.split(/\*\*(?=[^*]*\*\*)|\*\*(?=[^*]*$)/);
-    place.replaceChildren(before);
-    if (bold === undefined) return;
+  function write(place, sentence, bold) {
+    const at = sentence.lastIndexOf(bold); // a guess may hold asterisks, such as 2**10, and stands before the answer
     const strong = document.createElement("strong");
-    strong.textContent = bold;
-    place.append(strong, after);
+    strong.textContent = bold.slice(2, -2);
+    place.replaceChildren(sentence.slice(0, at), strong, sentence.slice(at + bold.length));
   }
 
   function reveal(form, guess) {
     const input = form.querySelector("input");
+    const output = form.querySelector("output");
     const quantity = JSON.parse(form.dataset.quantity);
+    const bold = answer(quantity);
     try {
-      write(form.querySelector("output"), guess ? compare(guess, quantity) : `The answer is ${answer(quantity)}.`);
+      write(output, guess ? compare(guess, quantity) : `The answer is ${bold}.`, bold);
     } catch (error) {
-      write(form.querySelector("output"), `${error.message[0].toUpperCase()}${error.message.slice(1)}.`);
+      output.textContent = `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
       input.setAttribute("aria-invalid", "true");
       return;
     }

@@ -5,6 +5,7 @@ The built book compares in JavaScript (``book/_static/guesses.js``), in the same
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
@@ -20,8 +21,11 @@ ANSWER = "application/vnd.pagedattn-lab.answer+json"
 ON_WHITE = "background:#fff;"
 KINDS = ("points", "count", "factor", "label")
 LARGEST_COUNT = 100
+OUT_OF_RANGE = 10**15
 Evidence = str | list[str] | Sentence | Picture
 NUMBER = re.compile(r"[+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)")
+
+MARKUP = re.compile(r"[\\`*_<>&$~|\[\]]")
 
 
 def rounded(value: float, digits: int) -> float:
@@ -44,6 +48,30 @@ def shown(value: float) -> str:
     if value == int(value):
         return f"{int(value):,}"
     return f"{Decimal(str(rounded(value, 4))):,f}".removesuffix(".0")
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return a number or text of numpy's or torch's, a 0-d array included, as one of Python's own."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _written(guess: object) -> str:
+    """Write a guess for an error, a whole number that is out of range in short: Python refuses to write the longest."""
+    if isinstance(guess, int) and abs(guess) >= OUT_OF_RANGE:
+        return f"{Decimal(guess).normalize():.3g}"
+    return str(guess).strip()
+
+
+def _as_float(guess: object) -> float | None:
+    """Return a number of any type as a float, infinite if it is too large for one; None for what is no number."""
+    if isinstance(guess, bool) or not isinstance(guess, Real | Decimal):
+        return None
+    try:
+        return float(guess)
+    except OverflowError:
+        return math.inf
+    except ValueError:  # Decimal has a NaN that refuses
+        return None
 
 
 def _kind(outcome: float | str, unit: str) -> str:
@@ -79,6 +107,7 @@ class Quantity:
     """
 
     def __init__(self, outcome: float | str, unit: str = "", kind: str | None = None) -> None:
+        outcome = _unwrapped(outcome)
         self.kind = _kind(outcome, unit) if kind is None else kind
         if self.kind not in KINDS:
             raise ValueError(f"there is no kind {kind!r} of quantity: use one of {', '.join(KINDS)}")
@@ -102,23 +131,25 @@ class Quantity:
     def read(self, guess: object) -> float | str:
         """Read a guess: a number, or a text such as ``"50"``, ``"50 %"`` or ``"1,024"``; for a word, a text.
 
+        A number may be of Python's, numpy's or torch's types, a 0-d array or tensor included.
+
         Raises:
-            ValueError: the guess cannot be read as such.
+            ValueError: the guess cannot be read as such, or is out of range.
         """
-        text = str(guess).strip()
+        guess = _unwrapped(guess)
+        text = _written(guess)
         if isinstance(self.outcome, str):
             if not isinstance(guess, str) or not text:
                 raise ValueError(f"cannot read the guess “{text}”: write a word in quotes")
             return text
-        if isinstance(guess, Real) and not isinstance(guess, bool) and float("-inf") < guess < float("inf"):
-            number = float(guess)
-        else:
+        number = _as_float(guess)
+        if number is None or math.isnan(number):
             digits = text.removesuffix("%").rstrip(" ") if self.kind == "points" else text
             if not isinstance(guess, str) or not NUMBER.fullmatch(digits):
                 example = "50 or 50 %" if self.kind == "points" else "50 or 1,024"
                 raise ValueError(f"cannot read the guess “{text}”: write a number alone, such as {example}")
             number = float(digits.replace(",", ""))
-        if number and not 1e-6 <= abs(number) < 1e15:
+        if number and not 1e-6 <= abs(number) < OUT_OF_RANGE:
             raise ValueError(f"the guess “{text}” is out of range: write 0, or a number from 0.000001 to 10^15 in size")
         return number
 
@@ -157,7 +188,7 @@ class Quantity:
             return f": {shown(percent)} % too {'high' if high else 'low'}"
         if ratio > 1:
             return f": your guess is {shown(rounded(ratio, 2))} times that"
-        return f": {shown(rounded(1 / ratio, 2))} times your guess"
+        return f": {shown(rounded(self.outcome / value, 2))} times your guess"
 
 
 def _plain(word: str) -> str:
@@ -199,7 +230,8 @@ class Answer:
         return self.sentence if self.shown_by is None else f"{self.sentence}\n\n{_text(self.shown_by)}"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        text = self.sentence
+        before, answer, after = self.sentence.rpartition(self.quantity.answer)
+        text = MARKUP.sub(r"\\\g<0>", before) + answer + after  # a word may be 2**10, as the reader wrote it
         if self.shown_by is not None:
             text += f"\n\n{_markdown(self.shown_by)}"
         if self.guess is None:

@@ -7,18 +7,36 @@ whole numbers only, no ids, and colours as attributes that a stylesheet may over
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.recorder.frame import Frame
 from pagedattn_lab.recorder.sentences import counted
-from pagedattn_lab.viz import Picture
+from pagedattn_lab.viz import MIME, Picture
 from pagedattn_lab.viz.looks import heading
 from pagedattn_lab.viz.tables import arrow, draw_free, draw_tables, in_question, place_free, place_tables, runs
 from pagedattn_lab.viz.tiles import GAP, Scene, Words, block_group, tile_for
 
 WIDTH = 760
 _PAD = 8
+
+
+@dataclass(frozen=True)
+class Still(Picture):
+    """A board that stands still. Where scripts run they draw it anew, as wide as the page is and in its colours.
+
+    Args:
+        recording: its one frame, in the form that a player plays.
+    """
+
+    recording: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    __repr__ = Picture.__repr__
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        return super()._repr_mimebundle_(**options) | {MIME: {"label": self.alt, "step": 0, **self.recording}}
 
 
 def draw(frame: Frame, words: Words | None = None, width: int = WIDTH, among: Sequence[Frame] = ()) -> str:
@@ -145,9 +163,12 @@ def describe(frame: Frame) -> str:
     return "".join(parts) + f"Free queue: {free}."
 
 
-def show_frame(frame: Frame, words: Words | None = None, among: Sequence[Frame] = ()) -> Picture:
+def show_frame(frame: Frame, words: Words | None = None, among: Sequence[Frame] = ()) -> Still:
     """Make a still picture of a frame, with its text equivalent; ``words`` and ``among`` as for :func:`draw`."""
-    return Picture(draw(frame, words, among=among), describe(frame))
+    recording = {"num_blocks": len(frame.ref_cnt), "block_size": frame.block_size, "frames": [frame.to_dict()]}
+    if words:
+        recording["words"] = words
+    return Still(draw(frame, words, among=among), describe(frame), recording=recording)
 
 
 def _lines(items: Sequence[str], letters: int) -> list[str]:

@@ -106,21 +106,24 @@ def make_grid(controls: Mapping[str, Any], show: Callable[..., dict[str, Any]]) 
     Returns:
         JSON values. ``controls``: what a page needs to offer each one, ``of`` how many positions it has in truth;
         ``recordings``: packed by :func:`pack`, the last control moving first; ``digest``: of what they show. ``None``
-        where a page cannot show a control, or a recording lacks its operations.
+        where a page cannot show a control, a recording lacks its operations, or there is nothing but an error now.
     """
-    now = show(**{name: control.value for name, control in controls.items()})
+    now = _shown(show, {name: control.value for name, control in controls.items()})
+    if "error" in now:
+        return None
     has_pictures = "svg" in now["frames"][0]
     if not all(map(positions, controls.values())) or not (has_pictures or "ops" in now):
         return None
     most = MOST_PICTURES if has_pictures else MOST_RECORDINGS
-    made: dict[tuple[Any, ...], dict[str, Any]] = {}
+    made: dict[tuple[str, ...], dict[str, Any]] = {}  # by texts: a value need not be hashable
     while True:
         chosen = spread(list(controls.values()), most)
-        values = list(itertools.product(*([value for _, value in each] for each in chosen)))
-        for each in values:
-            if each not in made:
-                made[each] = _shown(show, dict(zip(controls, each, strict=True)))
-        shown = [made[each] for each in values]
+        shown = []
+        for place in itertools.product(*chosen):
+            texts = tuple(text for text, _ in place)
+            if texts not in made:
+                made[texts] = _shown(show, {name: value for name, (_, value) in zip(controls, place, strict=True)})
+            shown.append(made[texts])
         packed = _pack_all(shown)
         if len(packed) <= MOST_BYTES or most == 1:
             break
@@ -144,11 +147,12 @@ def digest(recordings: Sequence[Mapping[str, Any]]) -> str:
 
 def _offer(control: Any, chosen: list[Position]) -> dict[str, Any]:
     """What a page needs to show a control."""
+    is_choice = not isinstance(control, widgets.IntSlider)
     return {
         "label": control.description,
         "kind": "list" if isinstance(control, widgets.Dropdown) else "slider",
         "options": [text for text, _ in chosen],
-        "index": [value for _, value in chosen].index(control.value),
+        "index": control.index if is_choice else [value for _, value in chosen].index(control.value),
         "of": len(positions(control)),
     }
 

@@ -55,15 +55,13 @@ function controlsOf({ controls, recordings }, model, clean) {
   async function moved() {
     all ??= unpack(recordings);
     const stored = await all, at = rows.reduce((sum, row, i) => sum * controls[i].options.length + row.index(), 0);
-    const { error = "" } = stored.shown[at];
-    if (error !== (model.get("error") ?? "")) model.set("error", error);
     root.dataset.shown = at;
-    if (error) return; // the page must not show an old picture as the new one: the player says so
+    const { error = "" } = stored.shown[at];
+    if (error) return model.set("error", error); // the player says that it still shows what was before
     const last = model.get("recording").frames.length - 1, recording = clean(shownAt(stored, at));
     const end = recording.frames.length - 1;
     const step = model.get("step") === last ? end : Math.min(model.get("step"), end); // as Player.play does
-    model.set("recording", recording);
-    if (step !== model.get("step")) model.set("step", step);
+    model.change({ error, recording, step });
   }
 
   const rows = controls.map((control) => controlOf(control, moved));

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.recorder.frame import snapshot
-from pagedattn_lab.viz import MIME, Picture
-from pagedattn_lab.viz.board import describe, draw
+from pagedattn_lab.viz.board import Still, show_frame
 from pagedattn_lab.viz.tiles import Words, visible
-
-
-@dataclass(frozen=True)
-class Still(Picture):
-    """A board that stands still. Where scripts run they draw it anew, as wide as the page is and in its colours.
-
-    Args:
-        recording: the one frame, in the form that a player plays.
-    """
-
-    recording: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    __repr__ = Picture.__repr__
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        return super()._repr_mimebundle_(**options) | {MIME: {"label": self.alt, "step": 0, **self.recording}}
 
 
 def show_memory(pool: BlockPool, tables: Mapping[str, BlockTable], words: Words | None = None) -> Still:
@@ -49,8 +30,4 @@ def show_memory(pool: BlockPool, tables: Mapping[str, BlockTable], words: Words 
         3 usable blocks of 4 tokens. A: 5 tokens in blocks 1 (4/4), 2 (1/4). Free queue: 3.
     """
     shown = {name: [visible(word) for word in row] for name, row in (words or {}).items()}
-    frame = snapshot(pool, tables)
-    recording = {"num_blocks": pool.num_blocks, "block_size": pool.block_size, "frames": [frame.to_dict()]}
-    if shown:
-        recording["words"] = shown
-    return Still(draw(frame, shown), describe(frame), recording=recording)
+    return show_frame(snapshot(pool, tables), shown)

@@ -321,16 +321,19 @@ function helpControls(root) {
   }
 }
 
-/** What a kernel does for a player: keep its values, and tell it when one changes. The recording's own data stay as they
- * are. */
+/** What a kernel does for a player: keep its values, and tell it when one changes, or once when several do. The recording's
+ * own data stay as they are. */
 function modelOf(data) {
   const values = { ...data, recording: data }, listeners = new Map();
+  function change(changed) {
+    Object.assign(values, changed);
+    const told = Object.keys(changed).flatMap((name) => [...(listeners.get(`change:${name}`) ?? [])]);
+    for (const listener of new Set(told)) listener();
+  }
   return {
     get: (name) => values[name],
-    set(name, value) {
-      values[name] = value;
-      listeners.get(`change:${name}`)?.forEach((listener) => listener());
-    },
+    set: (name, value) => change({ [name]: value }),
+    change,
     save_changes() {},
     on: (name, listener) => listeners.set(name, (listeners.get(name) ?? new Set()).add(listener)),
     off: (name, listener) => listeners.get(name)?.delete(listener),

@@ -100,7 +100,7 @@ function cells(block, blockSize, tile, words) {
     if (word) tokens[0] += ` “${word}”`;
     const title = `<title>${escape(`slot ${slot}: ${tokens.join("; ")}`)}${isGhost ? ", still there" : ""}</title>`;
     const middle = x + div(tile.cell, 2);
-    const text = word ? shorten(word, div(tile.cell - 4, 7)) : marksOf(holders, offset, tile.cell);
+    const text = word ? shorten(word, div(tile.cell - 6, 7)) : marksOf(holders, offset, tile.cell);
     drawn += isGhost
       ? `${box}${title}</rect>` + ghostOf(ghost, x, y, tile.cell, 18) +
         textAt(escape(text), middle, y + 13, "middle", "pa-ink", "#222", 11, ' font-style="italic"')

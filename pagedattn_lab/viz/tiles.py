@@ -190,7 +190,7 @@ def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
         title = f"<title>{escape(f'slot {slot}: {name}{others}')}</title>"
         looks = [holder.look for holder in holders]
         middle = x + tile.cell // 2
-        text = shorten(word, (tile.cell - 4) // 7) if word else _marks(looks, offset, tile.cell)
+        text = shorten(word, (tile.cell - 6) // 7) if word else _marks(looks, offset, tile.cell)
         if is_ghost:
             title = title.replace("</title>", ", still there</title>")
             parts.append(f'<rect x="{x}" y="{y}" width="{tile.cell}" height="18" {_slot_look(block)}>{title}</rect>')

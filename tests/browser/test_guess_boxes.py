@@ -6,6 +6,7 @@ In JupyterLab: an answer is folded on first opening, when nothing is trusted yet
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from pagedattn_lab.exercises.guesses import KINDS, Quantity
 from pagedattn_lab.viz import Picture
 from tests.helpers.chapters import REPO
 from tools import notebooks
+
+sys.path.insert(0, str(REPO / "book" / "_ext"))
+import guess_boxes
 
 SCRIPT = REPO / "book" / "_static" / "guesses.js"
 COMPARE = """cases => cases.map(([guess, quantity]) => {
@@ -109,6 +113,27 @@ def test_the_book_says_what_python_says(watch: Watch) -> None:
     assert all(sum(ending in text for text in expected) >= 5 for ending in endings)
 
 
+@pytest.mark.parametrize("guess", ["2**10", "**nine**", "2**10**2", "*nine*", "nine"])
+def test_a_guess_is_shown_as_typed(watch: Watch, guess: str) -> None:
+    """Catches asterisks in a guess that are taken for those around the answer: 2**10 was cut in two."""
+    page = watch.new_page()
+    quantities = {"a_word": Quantity("nine", "word"), "a_number": Quantity(1024, "tokens")}
+    boxes = [guess_boxes.box("00", name, "?", quantity.as_json()) for name, quantity in quantities.items()]
+    page.set_content(f"<!doctype html><title>a</title>{''.join(boxes)}")
+    page.add_script_tag(path=SCRIPT)
+    for index, quantity in enumerate(quantities.values()):
+        box = page.locator("form").nth(index)
+        box.get_by_role("textbox").fill(guess)
+        box.get_by_role("button").click()
+        said = by_python(guess, quantity)
+        if said.startswith("error: "):
+            expect(box.get_by_role("status")).to_have_text(f"{said.removeprefix('error: ').capitalize()}.")
+        else:
+            before, bold, after = said.rpartition(quantity.answer)
+            expect(box.get_by_role("status")).to_have_text(f"{before}{bold.strip('*')}{after}")
+            expect(box.locator("strong")).to_have_text(bold.strip("*"))
+
+
 def opened(page: Page, site: Path) -> tuple[Locator, Locator]:
     """Open a page from the disk; return its first box, and what stands folded as its answer."""
     page.goto((site / "chapters" / "02_contiguous_caches.html").as_uri())
@@ -121,19 +146,19 @@ def test_a_guess_is_revealed_and_kept(watch: Watch, site: Path) -> None:
     page = watch.new_page()
     box, answer = opened(page, site)
     expect(answer).not_to_have_attribute("open", "")
-    field = page.get_by_role("textbox", name="Your guess: requests at once")
+    field = page.get_by_role("textbox", name="Your guess: requests at once, each with the slots it needs")
     field.focus()
-    page.keyboard.type("6")
+    page.keyboard.type("30")
     expect(box.locator("output")).to_be_empty()
     page.keyboard.press("Tab")
     expect(box.get_by_role("button", name="Reveal")).to_be_focused()
     page.keyboard.press("Enter")
-    expect(box.get_by_role("status")).to_have_text("You guessed 6; the answer is 7 requests: 1 too few.")
-    expect(box.locator("output strong")).to_have_text("7 requests")
+    expect(box.get_by_role("status")).to_have_text("You guessed 30; the answer is 31 requests: 1 too few.")
+    expect(box.locator("output strong")).to_have_text("31 requests")
     expect(answer).to_have_attribute("open", "")
     page.reload()
-    expect(field).to_have_value("6")
-    expect(box.get_by_role("status")).to_have_text("You guessed 6; the answer is 7 requests: 1 too few.")
+    expect(field).to_have_value("30")
+    expect(box.get_by_role("status")).to_have_text("You guessed 30; the answer is 31 requests: 1 too few.")
     expect(page.locator("form.pa-guess output:not(:empty)")).to_have_count(1)  # other questions stay open
     assert violations(page, ".pa-guess") == []
 
@@ -142,7 +167,7 @@ def test_no_guess_no_remark(watch: Watch, site: Path) -> None:
     """Catches a remark to a reader who only wants the answer."""
     box, answer = opened(watch.new_page(), site)
     box.get_by_role("button").click()
-    expect(box.get_by_role("status")).to_have_text("The answer is 7 requests.")
+    expect(box.get_by_role("status")).to_have_text("The answer is 31 requests.")
     expect(answer).to_have_attribute("open", "")
 
 
@@ -162,9 +187,9 @@ def test_without_scripts_the_answer_is_folded(browser: Browser, site: Path) -> N
     with Watch(browser, java_script_enabled=False) as watch:
         box, answer = opened(watch.new_page(), site)
         expect(box).to_be_hidden()
-        expect(answer.get_by_text("7 requests")).to_be_hidden()
+        expect(answer.get_by_text("31 requests")).to_be_hidden()
         answer.locator("summary").click()
-        expect(answer.get_by_text("7 requests")).to_be_visible()
+        expect(answer.get_by_text("31 requests")).to_be_visible()
 
 
 def test_every_question_of_the_chapters_has_its_box(site: Path) -> None:

@@ -366,13 +366,13 @@ def test_reload_finds_the_widget(ran: Days) -> None:
     page.wait_for_function(IS_READY)
     expect(page.locator(".jp-Notebook [role=slider]")).to_have_count(2, timeout=LONG)
     expect(page.locator(".jp-Notebook .pa-player")).to_have_count(1, timeout=LONG)
-    expect(page.locator(".pa-recorded")).to_have_count(0, timeout=LONG)
+    expect(page.locator(".pa-lesson-controls")).to_have_count(0, timeout=LONG)
 
 
 def test_second_day_shows_the_recording(again: Days) -> None:
     """Catches "Error displaying widget" where a kernel that is gone had the widget."""
     page = again.page
-    expect(page.locator(".pa-recorded")).to_have_count(1, timeout=LONG)
+    expect(page.locator(".pa-lesson-controls")).to_have_count(1, timeout=LONG)
     scrub(page)
     assert page.get_by_text("Error displaying widget").count() == 0
     expect(page.locator(".jp-OutputArea img")).to_have_attribute("alt", "A blue square.", timeout=LONG)

@@ -108,6 +108,29 @@ def test_player_fits(mount: Callable, width: int, num_blocks: int, requests: int
     assert player.page.evaluate(SIDEWAYS) <= 0
 
 
+SMALLEST_LETTERS = """svg => Math.min(...[...svg.querySelectorAll('text')].map(
+  text => parseFloat(text.getAttribute('font-size') ?? '12') * svg.getScreenCTM().a))"""
+
+
+def turns() -> Player:
+    """Three requests on 15 blocks of 4 tokens, as in chapter 03: the largest board that a chapter steps through."""
+    pool = BlockPool(num_blocks=16, block_size=4)
+    trace = Recorder(pool)
+    tables = [BlockTable(pool, name) for name in ("Ada", "Bob", "Cleo")]
+    for table in tables * 6:
+        table.append_tokens(3)
+    return Player(trace, "Three requests take turns", step=0)
+
+
+def test_a_phone_shows_picture_buttons_and_queue_at_once(mount: Callable) -> None:
+    """Catches a player that is taller than a phone, and letters that are too small on it."""
+    player, _ = mount(turns())
+    player.page.set_viewport_size({"width": 390, "height": 844})
+    player.locator(".pa-last").click()
+    assert player.bounding_box()["height"] <= 844
+    assert player.locator(".pa-stage > svg").evaluate(SMALLEST_LETTERS) >= 10
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1920])
 def test_player_is_accessible(mount: Callable, width: int, theme: str) -> None:
