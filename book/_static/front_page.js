@@ -14,6 +14,7 @@
   function recorded(words, block_size) {
     const pool = new BlockPool(SLOTS / block_size + 1, block_size), recorder = new Recorder(pool);
     const ada = new BlockTable(pool, "Ada"), bob = new BlockTable(pool, "Bob");
+    if (!words.length) recorder.note("Ada has written nothing, and holds no block."); // with one frame, there are no buttons
     try {
       words.forEach((_, index) => {
         ada.append_tokens(1);
@@ -53,7 +54,7 @@
   function summary() {
     const { blocks, num_tokens, num_empty_slots } = made.ada, slots = blocks.length * block_size();
     const count = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
-    if (!blocks.length) return "Ada holds no block: she has not written anything.";
+    if (!blocks.length) return "Ada holds no block.";
     const rest = num_empty_slots ? `${num_empty_slots} of their ${slots} slots ${num_empty_slots === 1 ? "is" : "are"} empty` : "all slots are full";
     return `Ada's ${count(num_tokens, "word")} fill ${count(blocks.length, "block")}; ${rest}.`;
   }
