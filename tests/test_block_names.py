@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import pytest
 
-from pagedattn_lab.exercises import ch06, ch06_names
+from pagedattn_lab.exercises import ch06, ch06_hashes, ch06_names
 
 EXERCISE = replace(ch06.block_bytes, number="")  # nothing is recorded
 COUNT = itertools.count()
@@ -198,16 +198,88 @@ def test_ambiguous_names_are_rejected_with_two_blocks(kind: str) -> None:
 def test_short_names_are_rejected_on_a_slow_machine_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a checksum that passes where there is no time to find two equal ones."""
     monkeypatch.setattr(ch06_names, "TRIES", 10)
-    assert re.search(r"got +\d+ bytes that tell the \w+", EXERCISE.grade(WRONG[kind]).message)
+    assert re.search(r"got +(about \d+ bits that tell the|a hash of the) \w+", EXERCISE.grade(WRONG[kind]).message)
 
 
-@pytest.mark.parametrize("length", [5, 8, 15])
-def test_a_short_hash_is_rejected(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a check that believes a hash of so few bytes that equal ones can be found, though not in seconds."""
+def fnv(data: bytes, prime: int, value: int, bits: int) -> bytes:
+    """FNV-1a, by the book."""
+    for byte in data:
+        value = (value ^ byte) * prime % 2**bits
+    return value.to_bytes(bits // 8, "big")
+
+
+def polynomial(data: bytes, modulus: int) -> int:
+    value = 7
+    for byte in data:
+        value = (value * 6364136223846793005 + byte) % modulus
+    return value
+
+
+SHORT_HASHES: dict[str, tuple[Callable[[bytes], bytes], int]] = {  # and about how many bits they have
+    "5 bytes": (lambda data: sha(data)[:5], 40),
+    "12 bytes": (lambda data: sha(data)[:12], 96),
+    "16 hex digits": (lambda data: sha(data).hex()[:16].encode(), 64),
+    "24 hex digits": (lambda data: sha(data).hex()[:24].encode(), 96),
+    "8 bytes, twice": (lambda data: sha(data)[:8] * 2, 64),
+    "Python's hash, in digits": (lambda data: str(hash(data)).encode(), 63),
+    "64 bits in digits, with a word in front": (lambda data: b"block %20d" % int.from_bytes(sha(data)[:8], "big"), 63),
+}
+LONG_HASHES: dict[str, Callable[[bytes], bytes]] = {
+    "13 bytes": lambda data: sha(data)[:13],
+    "26 hex digits": lambda data: sha(data).hex()[:26].encode(),
+    "32 digits": lambda data: b"%032d" % (int.from_bytes(sha(data), "big") % 10**32),
+    "BLAKE2b in 16 bytes": lambda data: hashlib.blake2b(data, digest_size=16).digest(),
+}
+SUMS: dict[str, Callable[[bytes], bytes]] = {
+    "FNV in 64 bits, as text": lambda data: fnv(data, 0x100000001B3, 0xCBF29CE484222325, 64).hex().encode(),
+    "FNV in 128 bits": lambda data: fnv(data, 2**88 + 0x13B, 0x6C62272E07BB014262B821756295C58D, 128),
+    "a polynomial in 128 bits": lambda data: polynomial(data, 2**128).to_bytes(16, "big"),
+    "a polynomial in 127 bits": lambda data: polynomial(data, 2**127 - 1).to_bytes(16, "little"),
+    "a polynomial in digits": lambda data: str(polynomial(data, 2**127 - 1)).encode(),
+}
+
+
+@pytest.mark.parametrize("kind", SHORT_HASHES)
+def test_a_short_hash_is_rejected(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a check that believes a hash of few bits, though digits make it long, or calls it linear."""
     monkeypatch.setattr(ch06_names, "TRIES", 1_000)
-    verdict = EXERCISE.grade(lambda p, t, s: sha(repr((p, t, s)).encode())[:length])
-    assert verdict.passed is False
-    assert f"got       {length} bytes that tell the parent" in verdict.message and "SHA-256" in verdict.message
+    answer, bits = SHORT_HASHES[kind]
+    message = EXERCISE.grade(lambda p, t, s: answer(repr((p, t, s)).encode())).message
+    told = re.search(r"got +about (\d+) bits that tell the parent", message)
+    assert told and abs(int(told[1]) - bits) <= 1 and "SHA-256" in message and "linear" not in message, message
+
+
+@pytest.mark.parametrize("kind", LONG_HASHES)
+def test_a_hash_of_a_hundred_bits_is_accepted(kind: str) -> None:
+    """Catches an estimate that finds too few bits, and a good hash in which changes seem to add up."""
+    verdict = EXERCISE.grade(lambda p, t, s: LONG_HASHES[kind](repr((p, t, s)).encode()))
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_a_hash_in_which_changes_add_up_is_rejected(kind: str) -> None:
+    """Catches a check that believes a polynomial or a product for its many bits."""
+    message = EXERCISE.grade(lambda p, t, s: SUMS[kind](repr((p, t, s)).encode())).message
+    assert "got       a hash of the parent in which changes add up" in message and "SHA-256" in message, message
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_a_truncated_hash_is_not_called_linear(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches short names whose few changes cancel out by chance, taken for a checksum that can be forged."""
+    monkeypatch.setattr(ch06_names, "TRIES", 10_000)
+    for start in range(10 if length == 1 else 1):
+        answer = lambda p, t, s, a=start: sha(repr((p, t, s)).encode())[a : a + length]  # noqa: E731
+        for case in ch06_names._search(answer):
+            assert "linear" not in case.about and ch06_names._compare(answer, case.arguments) != ch06_names.DIFFERENT
+        message = EXERCISE.grade(answer).message
+        assert message.startswith("✗") and "linear" not in message and "You seem" not in message, message
+
+
+def test_changes_that_cancel_out_by_chance_are_no_forgery() -> None:
+    """Catches a hash of one byte that is called linear because one change in some leaves it as it was."""
+    for key in range(60):
+        answer = lambda p, t, s, k=key: sha(repr((k, p, t, s)).encode())[:1]  # noqa: E731
+        assert ch06_hashes.forged(answer) is None, key
 
 
 def test_the_hash_that_the_chapter_forges_is_told_so() -> None:

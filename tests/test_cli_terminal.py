@@ -150,6 +150,38 @@ def test_the_script_is_called_by_its_name(name: str) -> None:
     assert module_run.stderr == failed.stderr.replace("see pagedattn-lab", "see python -m pagedattn_lab")
 
 
+def test_help_names_the_script_as_it_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches examples that only work where the script is on the path: outside .venv it is not."""
+    script = tmp_path / ".venv" / "bin" / "pagedattn-lab"
+    script.parent.mkdir(parents=True)
+    script.write_text("")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    for typed in (".venv/bin/pagedattn-lab", str(script)):
+        monkeypatch.setattr(sys, "argv", [typed, "waste"])
+        monkeypatch.setenv("PATH", os.defpath)
+        assert terminal.program() == os.path.join(".venv", "bin", "pagedattn-lab")
+        monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.defpath}")
+        assert terminal.program() == "pagedattn-lab"
+
+
+def test_another_python_is_told_which_one_to_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches "No module named 'torch'" without a remedy, outside .venv."""
+
+    def lacking() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("pagedattn_lab.doctor.examine", lacking)
+    assert cli.main(["doctor"]) == 1
+    assert re.fullmatch(
+        r"pagedattn-lab doctor: No module named 'torch': (run make setup in \S+, then \.venv/bin/pagedattn-lab there"
+        r"|this is \S+, and the book's packages are elsewhere: run \S*\.venv/bin/pagedattn-lab instead)\n",
+        capsys.readouterr().err,
+    )
+
+
 def test_examples_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an example that has fallen behind its command, and a command that has none."""
     monkeypatch.chdir(tmp_path)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import ast
+import linecache
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pagedattn_lab import exercises
-from pagedattn_lab.exercises import Exercise, catalogue, ch01, ch03, ch05, ch07
+from pagedattn_lab.exercises import Exercise, catalogue, ch01, ch03, ch04, ch05, ch07
 from tests.helpers.chapters import CHAPTERS
 from tests.helpers.second_solutions import SECOND
 from tools import notebooks
 
 ALL = {
-    exercise.number: replace(exercise, number="") for exercise in catalogue()
-}  # without a number nothing is recorded
+    exercise.number: replace(exercise, number="", seconds=60) for exercise in catalogue()
+}  # without a number nothing is recorded; a machine may be busy with other tests
 PATHS = {exercise.number: exercise.path for exercise in catalogue()}
 each = pytest.mark.parametrize("number", ALL)
 
@@ -34,12 +39,27 @@ def test_two_independent_answers_pass(number: str) -> None:
 
 
 @each
+def test_a_right_answer_has_time_to_spare(number: str) -> None:
+    """Catches cases that take so long that a slower machine would stop a right answer."""
+    ALL[number].grade(SECOND[number])  # what is imported and made once does not count
+    begin = time.process_time()
+    ALL[number].grade(SECOND[number])
+    assert time.process_time() - begin < 1.7, "a third of the limit"
+
+
+def compiled(code: str, name: str) -> CodeType:
+    """Compile code that can be read again: Triton reads the source of a kernel."""
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    return compile(code, name, "exec")
+
+
+@each
 def test_the_solution_that_is_shown_passes(number: str) -> None:
     """Catches a solution that lacks an import, or uses something that the reader does not have."""
     text = ALL[number].solution().text
     explanation, _, code = text.removesuffix("```").partition("```python\n")
     namespace: dict[str, object] = {}
-    exec(code, namespace)
+    exec(compiled(code, f"solution of {number}"), namespace)
     assert len(explanation) > 100 and ALL[number].grade(namespace[ALL[number].name]).passed
     assert "_reference" not in code and "_solution" not in code
 
@@ -59,7 +79,8 @@ def test_a_stub_is_not_attempted(number: str) -> None:
 def test_wrong_answers_are_rejected_by_name(number: str, mistake: str) -> None:
     """Catches cases too weak to see a mistake, or to tell it from another one."""
     wrong = ALL[number].wrong[mistake]
-    verdict = ALL[number].grade(lambda *arguments: wrong(*arguments))  # a hunt's own bug, written by somebody else
+    of_a_hunt = ALL[number].buggy  # its own bug, written by somebody else
+    verdict = ALL[number].grade((lambda *arguments: wrong(*arguments)) if of_a_hunt else wrong)
     assert verdict.passed is False
     assert f"You seem to {mistake}." in verdict.remarks, verdict
     assert verdict.rows[0][0] == "call" and [label for label, _ in verdict.rows].count("expected") >= 1
@@ -76,11 +97,17 @@ def test_exercises_are_complete(number: str) -> None:
     assert [repr(case) for case in cases] == [repr(case) for case in exercise.cases()], "other cases each time"
 
 
+ANYTHING = [None, 3, -1, "text", [], [None], {}, set(), ([], []), (1, 2), ([[]], {"a"}), 2.5]
+
+
 @each
-@pytest.mark.parametrize("answer", [None, 3, -1, "text", [], [None], {}, set(), ([], []), (1, 2), ([[]], {"a"}), 2.5])
-def test_any_value_at_all_can_be_graded(number: str, answer: object) -> None:
+def test_any_value_at_all_can_be_graded(number: str) -> None:
     """Catches a look, or a drawing, that trips over what an answer gave, and an answer that is right by chance."""
-    verdict = ALL[number].grade(lambda *_: answer)
+    for value in ANYTHING:
+        verdict = ALL[number].grade(lambda *_, value=value: value)
+        assert verdict.passed is False and verdict.message.startswith("✗ Not yet: "), (value, verdict)
+        assert "cannot be compared" not in verdict.message, (value, verdict)
+    verdict = ALL[number].grade(lambda *_: 10**5000)  # Python writes no number of so many digits
     assert verdict.passed is False and verdict.message.startswith("✗ Not yet: "), verdict
 
 
@@ -104,6 +131,7 @@ def test_an_exercise_cell_runs_by_itself(where: str) -> None:
     last = tree.body.pop()
     assert isinstance(last, ast.Expr)
     namespace: dict[str, object] = {}
+    linecache.cache[where] = (0, None, CELLS[where].splitlines(keepends=True), where)
     exec(compile(tree, where, "exec"), namespace)
     assert eval(compile(ast.Expression(last.value), where, "eval"), namespace).passed is None
 
@@ -199,6 +227,117 @@ def test_a_right_append_may_return_a_list() -> None:
             return returned and list(returned)
 
         assert ALL[number].grade(listed).passed, number
+
+
+@pytest.mark.parametrize(
+    "change", [list.clear, list.pop, lambda each: each.append(10**5000), lambda each: each.append("")]
+)
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_whatever_an_append_does_to_its_arguments(change: Callable[[list[Any]], Any], place: int) -> None:
+    """Catches a drawing of tables that are gone, of lengths without tables, or of blocks that have no number."""
+    verdict = ALL["05.1"].grade(lambda *arguments: change(arguments[place]) and None)
+    assert verdict.passed is False and verdict.message.startswith("✗ Not yet: 0 of "), verdict
+
+
+@pytest.mark.parametrize(
+    "as_they_like",
+    [
+        lambda tables, freed: ([tuple(table) for table in tables], freed),
+        lambda tables, freed: (tuple(map(tuple, tables)), frozenset(freed)),
+        lambda tables, freed: (
+            ([dict.fromkeys(map(tuple, tables)).popitem()[0]] * len(tables), freed)
+            if len({*map(tuple, tables)}) == 1
+            else (tables, freed)
+        ),
+        lambda tables, freed: (np.array(tables) if len({*map(len, tables)}) == 1 else tables, freed),
+        lambda tables, freed: ([np.array(table) for table in tables], np.array(sorted(freed), dtype=np.int64)),
+        lambda tables, freed: ([[np.int32(block) for block in table] for table in tables], set(map(np.int64, freed))),
+    ],
+)
+def test_beams_may_have_tables_of_any_make(as_they_like: Callable[..., Any]) -> None:
+    """Catches tuples and arrays that are told to be one list, and numbers that are refused for their type."""
+    verdict = ALL["05.2"].grade(lambda *arguments: as_they_like(*ALL["05.2"].reference(*arguments)))
+    assert verdict.passed and not verdict.remarks, verdict
+
+
+def test_beams_of_texts_are_told_what_is_wrong() -> None:
+    """Catches two values of the right kinds that are refused as if they were none."""
+
+    def answer(*arguments: Any) -> Any:
+        tables, freed = ALL["05.2"].reference(*arguments)
+        return [list(map(str, table)) for table in tables], freed
+
+    assert "and in it a text where a number belongs." in ALL["05.2"].grade(answer).message
+
+
+def test_beams_with_one_list_see_which_it_is() -> None:
+    """Catches expected and got that read the same, and two pictures that are one."""
+    verdict = ALL["05.2"].grade(ALL["05.2"].wrong["give two beams one list"])
+    message = verdict.message
+    assert not verdict.pictures
+    assert "expected  ([[1, 3], [1, 3]], {2})\n  got       ([a, a], {2}), where a is [1, 3]\n" in message
+
+
+def test_a_hunt_may_return_what_it_likes() -> None:
+    """Catches a right change that is refused because something is returned, too."""
+    for number in ("03.4", "05.4"):
+        answer = SECOND[number]
+        assert ALL[number].grade(lambda *arguments, answer=answer: [answer(*arguments), arguments][1]).passed, number
+
+
+def test_a_free_queue_under_another_name_is_not_a_count_that_is_wrong() -> None:
+    """Catches the diagnosis of another mistake, where a new list was made and the caller's stayed as it was."""
+
+    def find_again(blocks: list[int], ref_cnt: dict[int, int], free: list[int]) -> None:
+        for block in blocks:
+            ref_cnt[block] += 1
+        free = [block for block in free if block not in blocks]
+
+    message = ALL["03.4"].grade(find_again).message
+    assert "You give the name free to a new value" in message and "You seem" not in message
+
+
+def test_every_way_into_the_free_queue_is_seen() -> None:
+    """Catches blocks that are freed and taken back by another method than ``append``."""
+    ways = {
+        "append": lambda free, block: free.append(block),
+        "extend": lambda free, block: free.extend([block]),
+        "insert": lambda free, block: free.insert(0, block),
+        "+=": lambda free, block: free.__iadd__([block]),
+        "[:]": lambda free, block: free.__setitem__(slice(len(free), None), [block]),
+    }
+    for name, put in ways.items():
+
+        def answer(tables: Any, parents: Any, ref_cnt: Any, free: Any, put: Callable[..., Any] = put) -> None:
+            put(free, tables[0][0])
+            free.remove(tables[0][0])
+            ALL["05.4"].reference(tables, parents, ref_cnt, free)
+
+        message = ALL["05.4"].grade(answer).message
+        assert "expected  put into free" in message, (name, message)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float32, "float32"), (torch.float16, "float16"), (torch.int64, "int64")]
+)
+def test_another_dtype_is_said(dtype: torch.dtype, name: str) -> None:
+    """Catches an error of torch's in the place of a verdict."""
+    message = ALL["07.1"].grade(lambda *parts: [each.to(dtype) for each in ALL["07.1"].reference(*parts)]).message
+    assert (
+        f"The maximum is {name}, and the parts are float64: keep their dtype" in message and "Traceback" not in message
+    )
+
+
+def test_slots_behind_the_last_token_are_asked_for() -> None:
+    """Catches cases that let ``position <= seq_len`` pass: few draw the one slot that shows it."""
+    behind: list[bool] = []  # in the next block or, if there is room, in the last one
+    for case in ch04.owners_of_slot.cases():
+        slot, rows, lengths, block_size = case.arguments
+        for row, length in zip(rows, lengths, strict=True):
+            logical, offset = divmod(length, block_size)
+            if logical < len(row) and row[logical] * block_size + offset == slot:
+                behind.append(offset == 0)
+    assert behind.count(True) >= 3 and behind.count(False) >= 3
 
 
 def test_tables_alone_are_not_tables_and_freed_blocks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from pagedattn_lab.exercises import Case, Exercise, limits, progress, record
+from pagedattn_lab.exercises import Case, Exercise, limits, progress, record, values
 from pagedattn_lab.exercises.limits import TimeLimit, time_limit
 from pagedattn_lab.viz import Picture
 
@@ -73,7 +74,7 @@ def test_the_first_wrong_case_is_told_in_order() -> None:
         "  call      total(prices=[1, 2], less=1)",
         "  expected  2",
         "  got       3",
-        "Something is taken off.",
+        "About this case: Something is taken off.",
         "You seem to forget to take off.",
         "For a hint: ch99.total.hint()",
     ]
@@ -127,6 +128,20 @@ def test_an_exception_keeps_case_line_and_traceback() -> None:
     assert "got" not in message
 
 
+def test_exceptions_of_long_ago_are_left_out() -> None:
+    """Catches a traceback of every exception that a recursion left behind, which takes seconds to write."""
+
+    def fail(depth: int) -> None:
+        try:
+            return fail(depth - 1) if depth else [][9]
+        except (IndexError, ValueError):
+            raise ValueError(depth)  # noqa: B904
+
+    message = TOTAL.grade(lambda prices, less: fail(50)).message
+    assert message.count("During handling of the above exception") == 3
+    assert "ValueError: 50" in message and "IndexError" not in message
+
+
 def test_a_wrong_number_of_arguments_is_an_exception_like_others() -> None:
     """Catches a crash of the check where no frame is the reader's."""
     message = TOTAL.grade(lambda prices: 0).message
@@ -146,6 +161,25 @@ def test_an_interrupt_goes_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         TOTAL.grade(answer)
+
+
+@pytest.mark.parametrize("kind", [GeneratorExit, BaseException, asyncio.CancelledError])
+def test_what_is_no_exception_is_a_finding_all_the_same(kind: type[BaseException]) -> None:
+    """Catches an answer that leaves the check by another way than ``Exception``, though only an interrupt may."""
+
+    def answer(prices: list[int], less: int) -> int:
+        raise kind("so there")
+
+    assert re.search(rf"raised    (asyncio.exceptions.)?{kind.__name__}: so there", TOTAL.grade(answer).message)
+
+
+def test_a_call_in_the_place_of_the_function_is_no_attempt(folder: Path) -> None:
+    """Catches ``grade(total(...))`` that counts as an attempt, and is told that a number cannot be called."""
+    verdict = TOTAL.grade(total([1, 2], 1))  # type: ignore[arg-type]
+    assert verdict.passed is None and list(folder.iterdir()) == []
+    assert verdict.message == (
+        "Not attempted: pass the function itself, ch99.total.grade(total). What came was a number."
+    )
 
 
 def test_a_branch_that_is_not_written_yet_is_a_finding() -> None:
@@ -243,6 +277,31 @@ def test_what_was_right_before_the_limit_counts(guard: None) -> None:
     assert "Another call was stopped after 0.3 s: total(prices=[5], less=2)" in message
 
 
+def recursing(*arguments: object) -> None:
+    try:
+        return recursing(*arguments)
+    except RecursionError:
+        return recursing(*arguments)
+
+
+def recursing_in_a_loop(*arguments: object) -> None:
+    while True:
+        try:  # noqa: SIM105
+            recursing_in_a_loop(*arguments)
+        except Exception:
+            pass
+
+
+@pytest.mark.parametrize("answer", [recursing, recursing_in_a_loop])
+def test_recursion_without_an_end_is_stopped(answer: Callable[..., Any], guard: None) -> None:
+    """Catches a limit whose own interruption finds no frame left, and one on recursion that stays."""
+    begin, depth = time.monotonic(), sys.getrecursionlimit()
+    message = replace(TOTAL, seconds=0.3).grade(answer).message
+    assert time.monotonic() - begin < 10
+    assert "Stopped after 0.3 s, in this call" in message and f"of {answer.__name__}: " in message
+    assert sys.getrecursionlimit() == depth and threading.active_count() < 20
+
+
 @pytest.mark.parametrize("answer", [forever, forgiving])
 def test_the_limit_holds_in_a_thread(answer: Callable[..., Any]) -> None:
     """Catches a limit that works in the main thread only: signals do."""
@@ -285,7 +344,7 @@ def test_the_limit_leaves_handler_and_timer_as_they_were() -> None:
 def test_a_limit_that_is_kept_raises_nothing_later() -> None:
     """Catches a signal that comes after the block has ended, and a timer that one on the way out leaves running."""
     hasty = replace(TOTAL, seconds=2e-5)  # so short that some signals come before the end, some at it, some never
-    passed = [hasty.grade(total).passed for _ in range(1000)]
+    passed = [hasty.grade(total).passed for _ in range(400)]
     time.sleep(2 * limits.AGAIN)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert None not in passed
@@ -348,6 +407,116 @@ def test_another_kind_of_value_is_said(answer: Callable[..., Any], told: str) ->
     assert told in PAIR.grade(answer).message, PAIR.grade(answer)
 
 
+class Odd:
+    """A value that nothing can be done with."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ArithmeticError("no comparison")
+
+    def __repr__(self) -> str:
+        raise ArithmeticError("no words")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
+
+VALUES = {
+    "a huge number": 10**5000,
+    "a list of one": [10**5000],
+    "an odd value": Odd(),
+    "odd values": [Odd(), Odd()],
+    "an odd value in a dict": {1: Odd()},
+    "a list that holds itself": ENDLESS,
+    "an array": np.zeros((2, 2)),
+    "a type": object,
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("exercise", [TOTAL, PAIR])
+def test_whatever_comes_there_is_a_verdict(name: str, exercise: Exercise) -> None:
+    """Catches a check that trips over a value that cannot be written, compared or walked through."""
+    value = VALUES[name]
+    for compared in (exercise, replace(exercise, look=lambda arguments, expected, got: f"{got!r}")):
+        verdict = compared.grade(lambda *_: value)
+        assert verdict.passed is False and verdict._repr_mimebundle_()["text/plain"].startswith("✗ Not yet: 0 of ")
+
+
+def test_a_value_that_cannot_be_compared_is_said() -> None:
+    """Catches a wrong value without a reason."""
+    trips = replace(TOTAL, look=lambda arguments, expected, got: f"{got} is odd.")
+    assert (
+        "What came cannot be compared with what is expected (ValueError: " in trips.grade(lambda *_: 10**5000).message
+    )
+    assert "got       a whole number of about 5,001 digits" in TOTAL.grade(lambda *_: 10**5000).message
+    assert "got       an Odd that cannot be written (ArithmeticError)" in TOTAL.grade(lambda *_: Odd()).message
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ([None], "a list of None"),
+        ([True], "a list of True or False"),
+        ([None, None], "a list of None and None"),
+        ([None] * 9, "a list"),
+        ([None, 3], "a list of None and a number"),
+        (([[3]],), "a tuple of 1 list"),
+        (ENDLESS, "a list of 1 list"),
+    ],
+)
+def test_kinds_are_named(value: Any, name: str) -> None:
+    """Catches "a list of  and None", and a kind that is looked for in a list that holds itself."""
+    assert values.kind(value) == name
+
+
+def test_what_one_list_is_shows_where_contents_are_equal() -> None:
+    """Catches expected and got that look the same."""
+    exercise = Exercise(
+        "", "rows", "Rows", cases=lambda: [Case((2,))], reference=lambda n: ([[0] for _ in range(n)], n), wrong={},
+        look=lambda arguments, expected, got: "One list." if got[0][0] is got[0][1] else None,
+    )  # fmt: skip
+    message = exercise.grade(lambda n: ([[0]] * n, n)).message
+    assert "expected  ([[0], [0]], 2)\n  got       ([a, a], 2), where a is [0]\nOne list." in message
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def test_prints_of_the_case_are_shown_and_the_rest_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches hundreds of lines above a verdict, prints of another case, and lines that nobody counts."""
+
+    def answer(prices: list[int], less: int) -> int:
+        for line in range(12 if less == 1 else 1_000):
+            print("line", line, "of", less)
+        print("to the other stream", file=sys.stderr)
+        return sum(prices) if less == 1 else sum(prices) - less
+
+    message = TOTAL.grade(answer).message
+    assert [line for line in message.splitlines() if "printed" in line and "more" not in line] == [
+        f"  printed   line {line} of 1" for line in range(10)
+    ]
+    assert "(It printed 2005 more lines, left out here.)" in message
+    right = TOTAL.grade(lambda prices, less: print("once") or sum(prices) - less)
+    assert right.passed and right.remarks == ["(It printed 3 lines, left out here.)"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_prints_before_the_time_is_up_are_shown(guard: None) -> None:
+    """Catches a loop without an end that prints, and buries everything or loses the lines that show why."""
+
+    def answer(prices: list[int], less: int) -> int:
+        while True:
+            print("again")
+
+    stream = sys.stdout
+    message = replace(TOTAL, seconds=0.2).grade(answer).message
+    assert message.count("printed   again") == 10 and "more lines, left out here.)" in message
+    assert "Stopped after 0.2 s" in message and "of answer: " in message and sys.stdout is stream
+
+
 def test_what_an_answer_does_to_its_arguments_stays_there() -> None:
     """Catches cases that an answer spoils for itself, or for the next answer, without a word."""
 
@@ -379,6 +548,26 @@ def test_changes_that_are_asked_for_are_compared() -> None:
     assert (
         "expected  items [1, 2]\n  got       items [1]" in message and "You seem to return and do nothing." in message
     )
+
+
+def test_a_name_given_to_a_new_list_is_said() -> None:
+    """Catches a right computation in a list that nobody sees, told that it does nothing."""
+
+    def push(items: list[int], item: int) -> None:
+        items.append(item)
+
+    exercise = Exercise(
+        "", "push", "Push", cases=lambda: [Case(([1], 2))], reference=push, in_place=("items",),
+        wrong={"do nothing": lambda items, item: None},
+    )  # fmt: skip
+
+    def renames(items: list[int], item: int) -> None:
+        items = [*items, item]
+
+    message = exercise.grade(renames).message
+    assert "You give the name items to a new value, and the caller keeps the old one as it was." in message
+    assert "write items[:] = ..." in message and "You seem" not in message
+    assert "You seem to do nothing." in exercise.grade(lambda items, item: None).message
 
 
 # --- hints, solution, and what is kept --------------------------------------------------------------------------------
@@ -423,12 +612,12 @@ def test_a_stub_says_the_same_whatever_is_kept_and_keeps_nothing(folder: Path) -
 def test_the_best_answer_and_every_attempt_are_kept() -> None:
     """Catches a record that forgets, or a later mistake that takes a solved exercise back."""
     TOTAL.grade(lambda prices, less: sum(prices))
-    assert record.read() == {"99.1": record.Standing(False, 1, 1, 3)}
+    assert record.read().standings == {"99.1": record.Standing(False, 1, 1, 3)}
     TOTAL.grade(lambda prices, less: -1)
-    assert record.read()["99.1"] == record.Standing(False, 2, 1, 3)
+    assert record.read().standings["99.1"] == record.Standing(False, 2, 1, 3)
     TOTAL.grade(total)
     TOTAL.grade(lambda prices, less: -1)
-    assert record.read()["99.1"] == record.Standing(True, 4, 3, 3)
+    assert record.read().standings["99.1"] == record.Standing(True, 4, 3, 3)
 
 
 @pytest.mark.parametrize("trouble", ["a file in the way", "no record", "a relative folder"])
@@ -450,6 +639,42 @@ def test_a_record_that_cannot_be_kept_is_said_once(trouble: str, folder: Path, m
             progress()
 
 
+def test_what_can_be_read_counts(folder: Path) -> None:
+    """Catches a crash on a wrong type, "no" that counts as solved, and a readable field lost for one beside it."""
+    kept = {
+        "00.1": {"solved": True, "attempts": "many", "right": 3, "cases": 3},
+        "00.2": {"solved": "no", "attempts": 2, "right": -1, "cases": True},
+        "01.1": [1, 2],
+        "01.2": {"solved": True, "attempts": 1, "right": 5, "cases": 5, "colour": "blue"},
+        "01.3": {"solved": False},
+    }
+    (folder / "exercises.json").write_text(json.dumps(kept))
+    report = progress()
+    statuses = {exercise.number: report.status(exercise) for exercise in report.exercises}
+    assert [statuses[number] for number in kept] == ["solved", "tried", "tried", "solved", "tried"]
+    assert report.solved == 2
+    for told in (
+        '00.1 has attempts "many": it counts as 0.',
+        '00.2 has solved "no": it counts as false.',
+        "00.2 has right -1: it counts as 0.",
+        "00.2 has cases true: it counts as 0.",
+        "01.1 is [1, 2], and no entry: it counts as not solved.",
+    ):
+        assert f"In {folder / 'exercises.json'}, {told}" in repr(report), repr(report)
+        assert told in report._repr_mimebundle_()["text/markdown"] and told in report.to_dict()["notes"]
+    assert len(report.notes) == 5
+
+    record.keep("00.1", 1, 3)
+    record.keep("01.1", 4, 4)
+    now = json.loads((folder / "exercises.json").read_text())
+    assert now["00.1"] == {"solved": True, "attempts": 1, "right": 3, "cases": 3}
+    assert now["01.1"] == {"solved": True, "attempts": 1, "right": 4, "cases": 4}
+    assert all(now[number] == kept[number] for number in ("00.2", "01.2", "01.3"))
+    record.keep("01.2", 1, 5)
+    now = json.loads((folder / "exercises.json").read_text())
+    assert now["01.2"] == {"solved": True, "attempts": 2, "right": 5, "cases": 5, "colour": "blue"}
+
+
 def test_answers_graded_at_once_are_all_kept() -> None:
     """Catches two notebooks that overwrite each other's record."""
     threads = [threading.Thread(target=record.keep, args=(f"98.{number}", 1, 2)) for number in range(8)]
@@ -457,7 +682,7 @@ def test_answers_graded_at_once_are_all_kept() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(record.read()) == 8
+    assert len(record.read().standings) == 8
 
 
 def test_progress_tells_solved_tried_and_not_attempted() -> None:

@@ -68,7 +68,8 @@ APPARATUS = [
     "viz.grid", "viz.lesson", "viz.book",
     "exercises.guesses", "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution",
     "exercises.verdict",
-    "exercises.boards", "exercises.record", "exercises.grading", "exercises.catalogue", "exercises",
+    "exercises.boards", "exercises.cases", "exercises.printed", "exercises.record", "exercises.grading",
+    "exercises.kernels", "exercises.touched", "exercises.catalogue", "exercises",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.exercises", "cli", "__main__",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
 
-_one_at_a_time = threading.RLock()
+one_at_a_time = threading.RLock()
 """Held during a launch: what is patched meanwhile, and the interpreter's place in the grid, are the whole process's."""
 
 _rewritten: WeakKeyDictionary[Callable[..., Any], types.CodeType] = WeakKeyDictionary()
@@ -71,7 +71,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
         found = ", ".join(sorted(map(str, devices))) or "no device"
         raise ValueError(f"a launch got tensors on {found}: move them all to one device")
     (device,) = devices
-    with _one_at_a_time:
+    with one_at_a_time:
         if device.type != "cpu":
             with torch.cuda.device(device):
                 kernel[grid](*args, **constexprs)

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pagedattn_lab import __version__
 from pagedattn_lab.cli import bench, doctor, exercises, generate, hits, waste
@@ -45,10 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted", arguments.command)
         return 130
+    except ModuleNotFoundError as error:
+        say(f"{error}: {_other_python()}", arguments.command)
+        return 1
     except Exception as error:  # a command line answers with a sentence; a traceback is for the library's callers
         message = " ".join(str(error).split()) or type(error).__name__
         say(message, arguments.command)
         return 1
+
+
+def _other_python() -> str:
+    """Say what to do where this Python lacks a package that the book needs."""
+    folder = Path(__file__).parents[2]
+    script = next(folder.glob(f".venv/*/{NAME}*"), None)
+    if script is None:
+        return f"run make setup in {folder}, then .venv/bin/{NAME} there"
+    return f"this is {sys.executable}, and the book's packages are elsewhere: run {os.path.relpath(script)} instead"
 
 
 def _texts_last(argv: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 import threading
@@ -22,8 +23,13 @@ COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35, "gre
 
 
 def program() -> str:
-    """Say what the reader typed to get here: the script, or else Python's module."""
-    return NAME if Path(sys.argv[0]).stem.startswith(NAME) else "python -m pagedattn_lab"
+    """Say what the reader can type to get here: the script, with its folder if that is needed, or Python's module."""
+    script = Path(sys.argv[0]).absolute()
+    if not script.stem.startswith(NAME):
+        return "python -m pagedattn_lab"
+    found = shutil.which(NAME)
+    near = script.is_relative_to(Path.cwd()) and not (found and Path(found).absolute() == script)
+    return str(script.relative_to(Path.cwd())) if near else NAME
 
 
 def say(message: str, command: str = "") -> None:

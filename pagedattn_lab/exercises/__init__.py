@@ -5,8 +5,9 @@ A chapter ships a stub that raises ``NotImplementedError``; "run all" passes and
 
 from __future__ import annotations
 
+from pagedattn_lab.exercises.cases import Case
 from pagedattn_lab.exercises.catalogue import catalogue, progress
-from pagedattn_lab.exercises.grading import Case, Exercise
+from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.exercises.guesses import reconcile
 from pagedattn_lab.exercises.verdict import Verdict
 

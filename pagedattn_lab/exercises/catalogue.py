@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,13 @@ class Progress:
         exercises: of the book, in order.
         standings: by the number of the exercise; those without one were not attempted.
         kept_in: the file that keeps it.
+        notes: a sentence on everything in that file that cannot be read.
     """
 
     exercises: list[Exercise]
     standings: Mapping[str, Standing]
     kept_in: Path
+    notes: Sequence[str] = ()
 
     @property
     def solved(self) -> int:
@@ -79,19 +81,28 @@ class Progress:
             | {name: getattr(self.standings.get(exercise.number, Standing()), name) for name in COUNTS}
             for exercise in self.exercises
         ]
-        return {"solved": self.solved, "exercises": exercises, "kept_in": str(self.kept_in)}
+        return {
+            "solved": self.solved,
+            "exercises": exercises,
+            "kept_in": str(self.kept_in),
+            "notes": [*self.notes],
+        }
 
     def __repr__(self) -> str:
         rows = self.rows()
         width = max(len(title) for _, _, title, _ in rows)
         lines = [f"{mark} {number}  {title:<{width}}  {words}" for mark, number, title, words in rows]
-        return "\n".join([*lines, f"{self.solved} of {counted(len(lines), 'exercise')} solved."])
+        return "\n".join([*lines, *self._summary()])
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         rows = [f"| {mark} | {number} | {title} | {words} |" for mark, number, title, words in self.rows()]
         table = "\n".join(["| | exercise | | |", "|---|---|---|---|", *rows])
-        solved = f"{self.solved} of {counted(len(rows), 'exercise')} solved."
-        return {"text/markdown": f"{table}\n\n{solved}", "text/plain": repr(self)}
+        summary = "\n\n".join(self._summary())
+        return {"text/markdown": f"{table}\n\n{summary}", "text/plain": repr(self)}
+
+    def _summary(self) -> list[str]:
+        solved = f"{self.solved} of {counted(len(self.exercises), 'exercise')} solved."
+        return [solved, *(f"In {self.kept_in}, {note}" for note in self.notes)]
 
 
 def progress() -> Progress:
@@ -100,4 +111,5 @@ def progress() -> Progress:
     Raises:
         OSError: the record cannot be read; the message says what to do.
     """
-    return Progress(catalogue(), record.read(), record.file())
+    kept = record.read()
+    return Progress(catalogue(), kept.standings, record.file(), kept.notes)

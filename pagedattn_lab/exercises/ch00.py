@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 from pagedattn_lab.arithmetic import cdiv
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 # --- 1. Blocks at the end ---------------------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 # --- bytes_per_token_per_rank -------------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from functools import partial
 
 from pagedattn_lab.baselines import contiguous
 from pagedattn_lab.baselines.strip import FirstFit
+from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.ch02_buddy import buddy_release
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 __all__ = ["admitted", "buddy_release", "compact"]
 

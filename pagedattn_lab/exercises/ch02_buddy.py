@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 
 from pagedattn_lab.baselines.strip import Buddy
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 Region = tuple[int, int]
 

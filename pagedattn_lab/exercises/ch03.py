@@ -6,9 +6,10 @@ import random
 from collections.abc import Callable, Sequence
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.ch03_hunt import find_again
 from pagedattn_lab.exercises.ch03_order import predict_free_order
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 __all__ = ["admit", "choose_block_size", "find_again", "predict_free_order"]
 

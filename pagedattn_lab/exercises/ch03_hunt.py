@@ -6,9 +6,11 @@ What holds the bug stands here word for word as in the chapter, so that an uncha
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 
 def _find_again(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
@@ -52,6 +54,12 @@ def _find_uncounted(blocks: Sequence[int], ref_cnt: dict[int, int], free: list[i
             free.remove(block)
 
 
+def _effect_only(answer: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Call an answer that is asked for what it changes: it may return what it likes."""
+    answer(*arguments)
+    return {}
+
+
 def _find_cases() -> list[Case]:
     def make(rng: random.Random) -> tuple[list[int], dict[int, int], list[int]]:
         ids = list(range(1, rng.randint(3, 9)))
@@ -80,8 +88,9 @@ find_again = Exercise(
     buggy=_find_buggy,
     returns="nothing; change ref_cnt and free",
     in_place=("ref_cnt", "free"),
+    run=_effect_only,
     wrong={
-        "look at the count after it has grown": _find_buggy,
+        "count new owners, and take no block out of the free queue": _find_buggy,
         "count only those that were free": _find_once,
         "set the count to 1 for whoever comes": _find_sets,
         "take the head of the queue, whichever block that is": _find_head,

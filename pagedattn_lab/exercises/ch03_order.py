@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.exercises.boards import board
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.viz import Picture
 
 _ENDINGS = [  # free queue, tables in the order in which they end, blocks with a hash

@@ -6,9 +6,10 @@ import random
 from collections.abc import Sequence
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.ch04_audit import illegal_blocks, scattered_tables
 from pagedattn_lab.exercises.ch04_hunt import positions_per_step
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 __all__ = ["illegal_blocks", "owners_of_slot", "positions_per_step", "step_slots"]
 
@@ -161,6 +162,25 @@ def _first_owner_only(slot: int, block_tables: Rows, seq_lens: Sequence[int], bl
     return _owners_of_slot(slot, block_tables, seq_lens, block_size)[:1]
 
 
+def _one_position_more(
+    slot: int, block_tables: Rows, seq_lens: Sequence[int], block_size: int
+) -> list[tuple[int, int]]:
+    block_id, offset = divmod(slot, block_size)
+    return [
+        (request, logical * block_size + offset)
+        for request, (row, seq_len) in enumerate(zip(block_tables, seq_lens, strict=True))
+        for logical, each in enumerate(row)
+        if each == block_id and logical * block_size + offset <= seq_len
+    ]
+
+
+def _one_position_more_in_last_block(
+    slot: int, block_tables: Rows, seq_lens: Sequence[int], block_size: int
+) -> list[tuple[int, int]]:
+    rows = [row[: cdiv(seq_len, block_size)] for row, seq_len in zip(block_tables, seq_lens, strict=True)]
+    return _one_position_more(slot, rows, seq_lens, block_size)
+
+
 def _reads_past_the_end(
     slot: int, block_tables: Rows, seq_lens: Sequence[int], block_size: int
 ) -> list[tuple[int, int]]:
@@ -191,6 +211,7 @@ def _owner_cases() -> list[Case]:
         ((22, tables, lens, 4), "Request 0 has 9 tokens, so of its third block only offset 0 is used."),
         ((1, tables, lens, 4), "Entries past a sequence's last block are not its blocks, so slot 1 has no owner."),
         ((24, [[7, 2, 6], [3]], [8, 2], 4), "Request 0 has 8 tokens in 2 blocks: its third entry means nothing."),
+        ((6, [[1]], [2], 4), "Two tokens have positions 0 and 1, so offset 2 of the block is empty."),
     ]
 
     def make(rng: random.Random) -> tuple[int, list[list[int]], list[int], int]:
@@ -200,8 +221,12 @@ def _owner_cases() -> list[Case]:
         if number > 1 and rng.random() < 0.5:  # the last request shares full blocks with the first
             shared = min(lens[0], lens[-1]) // block_size
             rows[-1][:shared] = rows[0][:shared]
-        row = rng.choice(rows)
-        return rng.choice(row) * block_size + rng.randrange(block_size), rows, lens, block_size
+        request = rng.randrange(number)
+        slots = len(rows[request]) * block_size
+        # Often the last token of a request or the slot behind it, else any slot of its row.
+        near_end = [min(lens[request] - rng.randint(0, 1), slots - 1)]
+        logical, offset = divmod(rng.choice([rng.randrange(slots), *near_end]), block_size)
+        return rows[request][logical] * block_size + offset, rows, lens, block_size
 
     about = "Look for the slot's block in every row as far as that sequence reaches, then compare position and length."
     return [Case(*each) for each in known] + random_cases(12, 60, make, about)
@@ -225,6 +250,8 @@ owners_of_slot = Exercise(
     reference=_owners_of_slot,
     wrong={
         "count empty slots of the last block as tokens": _counts_empty_slots,
+        "count the position behind the last token as one": _one_position_more,
+        "count the slot behind the last token as one, if it is in the same block": _one_position_more_in_last_block,
         "stop at the first owner": _first_owner_only,
         "believe entries past the last block": _reads_past_the_end,
         "give the slot number as the position": _physical_position,

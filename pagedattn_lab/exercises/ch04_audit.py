@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises.boards import board
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.viz import Picture
 
 Rows = Sequence[Sequence[int]]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 
 def _positions_per_step(prompt_len: int, events: Sequence[str]) -> list[list[int]]:

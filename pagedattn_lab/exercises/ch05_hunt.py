@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, SupportsIndex
 
 from pagedattn_lab.exercises.boards import board
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.viz import Picture
 
 Tables = list[list[int]]
@@ -71,6 +72,60 @@ def _reorder_first_first(tables: Tables, parents: Sequence[int], ref_cnt: dict[i
     free[before:] = sorted(free[before:])
 
 
+def _reorder_takes_back(tables: Tables, parents: Sequence[int], ref_cnt: dict[int, int], free: list[int]) -> None:
+    children = [list(tables[parent]) for parent in parents]
+    for table in tables:
+        for block in reversed(table):
+            ref_cnt[block] -= 1
+            if ref_cnt[block] == 0:
+                free.append(block)
+    for child in children:
+        for block in child:
+            if ref_cnt[block] == 0:
+                free.remove(block)
+            ref_cnt[block] += 1
+    tables[:] = children
+
+
+class _Queue(list[int]):
+    """A free queue that notes what anybody puts into it, though it be taken out again."""
+
+    def __init__(self, blocks: Iterable[int]) -> None:
+        super().__init__(blocks)
+        self.noted: set[int] = set()
+
+    def __deepcopy__(self, memo: object) -> _Queue:
+        return _Queue(self)
+
+    def append(self, block: int) -> None:
+        super().append(block)
+        self.noted.update(self)
+
+    def extend(self, blocks: Iterable[int]) -> None:
+        super().extend(blocks)
+        self.noted.update(self)
+
+    def insert(self, place: SupportsIndex, block: int) -> None:
+        super().insert(place, block)
+        self.noted.update(self)
+
+    def __setitem__(self, place: Any, blocks: Any) -> None:
+        super().__setitem__(place, blocks)
+        self.noted.update(self)
+
+    def __iadd__(self, blocks: Iterable[int]) -> _Queue:  # type: ignore[override]
+        self.extend(blocks)
+        return self
+
+
+def _watched(answer: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Call an answer, and look at what it puts into the free queue; what it returns does not matter."""
+    free = arguments[-1]
+    before = {*free}
+    answer(*arguments)
+    return {"put into free": free.noted - before}
+
+
 def _reorder_cases() -> list[Case]:
     def given(tables: Tables, free: list[int]) -> tuple[Tables, dict[int, int], list[int]]:
         return tables, dict(Counter(block for table in tables for block in table)) | dict.fromkeys(free, 0), free
@@ -81,7 +136,7 @@ def _reorder_cases() -> list[Case]:
         for _ in range(rng.randint(0, 3)):
             parent = rng.choice(tables)
             tables.append(parent[: rng.randint(0, len(parent))] + [ids.pop() for _ in range(rng.randint(1, 2))])
-        tables, ref_cnt, free = given(tables, ids[:1])
+        tables, ref_cnt, free = given(tables, _Queue(ids[:1]))
         return tables, [rng.randrange(len(tables)) for _ in range(rng.randint(1, 4))], ref_cnt, free
 
     known = [
@@ -96,7 +151,7 @@ def _reorder_cases() -> list[Case]:
     ]
     cases = []
     for tables, parents, free, about in known:
-        tables, ref_cnt, free = given(tables, free)
+        tables, ref_cnt, free = given(tables, _Queue(free))
         cases.append(Case((tables, parents, ref_cnt, free), about))
     return cases + random_cases(22, 40, make, "A block that a child goes on with must never be free, not for a moment.")
 
@@ -114,9 +169,11 @@ reorder = Exercise(
     buggy=_reorder_buggy,
     returns="nothing; change tables, ref_cnt and free",
     in_place=("tables", "ref_cnt", "free"),
+    run=_watched,
     draw=_draw_reorder,
     wrong={
         "let go of the parents before the children hold anything": _reorder_buggy,
+        "free blocks and take them back": _reorder_takes_back,
         "free nothing": _reorder_never_frees,
         "count the children and never let the parents go": _reorder_keeps_parents,
         "let go only of beams without children, and count no new owner": _reorder_dead_only,

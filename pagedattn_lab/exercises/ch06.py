@@ -8,9 +8,10 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.ch06_hunt import blocks_to_compute
 from pagedattn_lab.exercises.ch06_names import block_bytes
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
 Prompts = Sequence[Sequence[int]]
 

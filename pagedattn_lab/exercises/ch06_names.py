@@ -10,10 +10,20 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pagedattn_lab.exercises.grading import Case, Exercise
+from pagedattn_lab.exercises.cases import Case
+from pagedattn_lab.exercises.ch06_hashes import (
+    PARTS,
+    SAFE_BITS,
+    SUCH_AS,
+    Block,
+    adds_up,
+    bits_that_tell,
+    forged,
+    strength,
+    write,
+)
+from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.exercises.values import Words, kind
-
-Block = tuple[bytes, list[int], str | None]  # parent, tokens, salt
 
 
 def _block_bytes(parent: bytes, tokens: Sequence[int], salt: str | None) -> bytes:
@@ -72,59 +82,21 @@ _NAMES: list[tuple[Block, Block, str]] = [  # two blocks, and what tells them ap
 
 
 DIFFERENT, EQUAL = Words("different bytes"), Words("the same bytes")
-SAFE_BYTES = 16
-"""Two equal ones of so many bytes turn up by chance after about 2**64 tries."""
 TRIES, SECONDS_OF_TRIES = 200_000, 1.5
 """So many random names: with 32 bits, two are equal in all but one run of a hundred. A slow machine makes fewer."""
-PARTS: dict[str, Callable[[int], Block]] = {  # blocks whose one part is made of random bits
-    "parent": lambda bits: (bits.to_bytes(32, "big"), [1], "x"),
-    "tokens": lambda bits: (b"QX", [bits >> 15 * place & 0x7FFF for place in range(1 + bits.bit_length() // 15)], "x"),
-    "salt": lambda bits: (b"QX", [1], f"{bits:x}"),
-}
-
-
-def _write(answer: Callable[..., bytes], block: Block) -> bytes:
-    """Run the answer on a block. It may refuse a token beyond every vocabulary: an error is no other block's name."""
-    parent, tokens, salt = block
-    try:
-        return answer(parent, list(tokens), salt)
-    except Exception:
-        if max(tokens, default=0) < 2**20:
-            raise
-        return repr(block).encode()
 
 
 def _compare(answer: Callable[..., bytes], arguments: tuple[Any, ...]) -> Words:
-    """Say whether two blocks get the same bytes; of a part alone, how many bytes tell it."""
+    """Say whether two blocks get the same bytes; of a part alone, how well names tell it."""
     if len(arguments) == 1:
-        told = _bytes_that_tell(answer, arguments[0])
-        return _enough(arguments[0]) if told >= SAFE_BYTES else Words(f"{told} bytes that tell the {arguments[0]}")
+        return strength(answer, arguments[0])
     first, second = arguments
-    one, again, other = _write(answer, first), _write(answer, first), _write(answer, second)
+    one, again, other = write(answer, first), write(answer, first), write(answer, second)
     if not isinstance(one, bytes):
         return Words(f"{kind(one)}, and no bytes")
     if one != again:
         return Words("other bytes for one block each time")
     return EQUAL if one == other else DIFFERENT
-
-
-def _enough(part: str) -> Words:
-    return Words(f"{SAFE_BYTES} bytes or more that tell the {part}")
-
-
-def _bytes_that_tell(answer: Callable[..., bytes], part: str) -> int:
-    """Count the bytes of a name that depend on one part: between what all names begin with and what all end with."""
-    rng = random.Random(1)
-    names = [_write(answer, PARTS[part](rng.getrandbits(256))) for _ in range(40)]
-    front = _equal_bytes(names)
-    back = _equal_bytes([name[front:][::-1] for name in names])
-    return max(map(len, names)) - front - back
-
-
-def _equal_bytes(names: Sequence[bytes]) -> int:
-    """Count the bytes with which all of some names begin."""
-    columns = enumerate(zip(*names, strict=False))
-    return next((place for place, column in columns if len(set(column)) > 1), min(map(len, names)))
 
 
 def _pair(first: Block, second: Block, about: str) -> Case:
@@ -166,11 +138,11 @@ def _suspects(answer: Callable[..., bytes]) -> list[Block]:
     An answer that hashes shows none of this; then, as for every right answer, the list is harmless.
     """
     parent, salt = b"QX", "zy"
-    no_salt, salted = _write(answer, (parent, [7], None)), _write(answer, (parent, [7], salt))
+    no_salt, salted = write(answer, (parent, [7], None)), write(answer, (parent, [7], salt))
 
     # What one token more adds, and what stands in a salt's place where there is none, move into parent and salt.
     more = itertools.product(([1, 7], [7, 1]), ((None, no_salt), (salt, salted)))
-    pieces = set().union(*(_added(made, _write(answer, (parent, tokens, s))) for tokens, (s, made) in more))
+    pieces = set().union(*(_added(made, write(answer, (parent, tokens, s))) for tokens, (s, made) in more))
     before, _, behind = salted.partition(salt.encode())
     if no_salt.startswith(before) and no_salt.endswith(behind):
         pieces.add(no_salt[len(before) : len(no_salt) - len(behind)])
@@ -180,14 +152,14 @@ def _suspects(answer: Callable[..., bytes]) -> list[Block]:
     # So does what stands between the two. It may tell a length, so look again where one of them has grown.
     block: Block = (parent, [7], salt)
     between = _between(salted, block)
-    between = between.union(*(_between(_write(answer, each), each) for each in _grown(block, between)))
+    between = between.union(*(_between(write(answer, each), each) for each in _grown(block, between)))
     suspects += _grown(block, between)
 
     # What a salt adds may be what a token adds: read it as a number.
     for length, end in itertools.product(range(9), ("", no_salt[-1:].decode(errors="ignore"))):
         block = (parent, [7], "q" * length + end)
         suspects.append(block)
-        for piece in sorted(_added(no_salt, _write(answer, block))):
+        for piece in sorted(_added(no_salt, write(answer, block))):
             numbers = int.from_bytes(piece, "little"), int.from_bytes(piece, "big")
             suspects += [(parent, tokens, None) for each in numbers for tokens in ([7, each], [each, 7])]
     return suspects
@@ -198,69 +170,42 @@ def _search(answer: Callable[..., bytes]) -> Iterator[Case]:
     pieces = (b"", b"1", b"1,", b"|"), ([1], [1, 1], [11], [1, 0]), (None, "", "1", "1|1", "|", ",1")
     seen: dict[bytes, Block] = {}
     for block in [*itertools.product(*pieces), *_suspects(answer)]:
-        other = seen.setdefault(_write(answer, block), block)
+        other = seen.setdefault(write(answer, block), block)
         if other != block:
             yield _pair(other, block, "A part may hold whatever you write beside it.")
             return
-    forged = _forged(answer)
-    if forged:
+    pair = forged(answer)
+    if pair:
         about = (
             "Your hash is linear: what one change does to it does not depend on the rest, so a few of them cancel out."
         )
-        yield _pair(*forged, f"{about} Anybody can make such a pair, as the chapter does with CRC-32.")
+        yield _pair(*pair, f"{about} Anybody can make such a pair, as the chapter does with CRC-32.")
         return
     for part in PARTS:
-        if _bytes_that_tell(answer, part) < SAFE_BYTES:
-            yield _by_chance(answer, part) or Case(
-                (part,),
-                "So many contents cannot have so few names, and two equal ones can be found by trying. Write "
-                "everything down, or use a hash that resists collisions, such as SHA-256.",
-                shown=f"block_bytes for long contents of {part}",
-            )
-            return
-
-
-def _forged(answer: Callable[..., bytes]) -> tuple[Block, Block] | None:
-    """Find two blocks with one name if names are a linear checksum, as CRC-32 is, of any part.
-
-    Of more changes than a name has bits, some must cancel out. Elimination finds which, and a second look makes sure.
-    """
-    makers: list[Callable[[list[int]], Block]] = [
-        lambda bits: (b"", [1], "".join("pq"[bit] for bit in bits)),
-        lambda bits: (bytes(ord("p") + bit for bit in bits), [1], None),
-        lambda bits: (b"", [2 + bit for bit in bits], None),
-    ]
-    for make in makers:
-        name = _write(answer, make([0]))
-        if len(name) > 64:
+        bits = bits_that_tell(answer, part)
+        found = _by_chance(answer, part) if 2**bits < TRIES**2 else None
+        if found:
+            yield found
+        elif adds_up(answer, part):
+            about = "What one change does to your hash does not depend on the rest, so changes can cancel out."
+            yield _of_part(part, f"{about} Use a hash that resists collisions, {SUCH_AS}.")
+        elif bits < SAFE_BITS:
+            about = "So many contents cannot have so few names, and two equal ones can be found by trying."
+            yield _of_part(part, f"{about} Write everything down, or use a hash that resists collisions, {SUCH_AS}.")
+        else:
             continue
-        number = 8 * len(name) + 1
-        zero = _write(answer, make([0] * number))
-        rows: dict[
-            int, tuple[int, int]
-        ] = {}  # by their highest bit: what a set of changes does to the name, and the set
-        for index in range(number):
-            changed = _write(answer, make([int(place == index) for place in range(number)]))
-            if len(changed) != len(zero):
-                break
-            effect, changes = int.from_bytes(changed, "big") ^ int.from_bytes(zero, "big"), 1 << index
-            while effect and effect.bit_length() in rows:
-                other, others = rows[effect.bit_length()]
-                effect, changes = effect ^ other, changes ^ others
-            if effect:
-                rows[effect.bit_length()] = (effect, changes)
-                continue
-            block = make([changes >> place & 1 for place in range(number)])
-            if _write(answer, block) == zero:
-                return make([0] * number), block
-    return None
+        return
+
+
+def _of_part(part: str, about: str) -> Case:
+    return Case((part,), about, shown=f"block_bytes for long contents of {part}")
 
 
 def _by_chance(answer: Callable[..., bytes], part: str) -> Case | None:
     rng, seen, end = random.Random(0), {}, time.monotonic() + SECONDS_OF_TRIES
     while len(seen) < TRIES and time.monotonic() < end:
         block = PARTS[part](rng.getrandbits(44))
-        other = seen.setdefault(_write(answer, block), block)
+        other = seen.setdefault(write(answer, block), block)
         if other != block:
             return _pair(other, block, f"Found by chance, in {len(seen):,} tries: too few bytes tell the {part}.")
     return None

@@ -1,4 +1,4 @@
-"""Exercises of chapter 07: merging partial softmaxes, address arithmetic, and what a launch costs."""
+"""Exercises of chapter 07: merging partial softmaxes, address arithmetic, what a launch costs, and three kernels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.ch07_kernels import grouped_decode, padded_decode, windowed_decode
 from pagedattn_lab.exercises.ch07_merge import merge_partials, partial_attention
-from pagedattn_lab.exercises.grading import Case, Exercise, random_cases
+from pagedattn_lab.exercises.grading import Exercise
 
-__all__ = ["element_offset", "launch_cost", "merge_partials", "partial_attention"]
+__all__ = [
+    "element_offset", "grouped_decode", "launch_cost", "merge_partials", "padded_decode", "partial_attention",
+    "windowed_decode",
+]  # fmt: skip
 
 # --- element_offset -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pagedattn_lab.exercises.grading import Case, Exercise
+from pagedattn_lab.exercises.cases import Case
+from pagedattn_lab.exercises.grading import Exercise
 
 if TYPE_CHECKING:  # a list of exercises must not wait for torch
     import torch
@@ -138,11 +139,19 @@ def _close(expected: Partial, got: Any) -> bool:
 
     if expected is None or got is None:
         return expected is got
-    pairs = [(torch.as_tensor(one), torch.as_tensor(other)) for one, other in zip(expected, got, strict=True)]
     return all(
-        one.shape == other.shape and torch.allclose(one, other, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
-        for one, other in pairs
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and torch.allclose(one, other, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
+        for one, other in zip(map(_tensor, expected), map(_tensor, got), strict=True)
     )
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """Numbers that have no dtype yet, as in a list, get that of the cases."""
+    import torch
+
+    return torch.as_tensor(value, dtype=None if hasattr(value, "dtype") else torch.float64)
 
 
 def _look_at_partial(parts: tuple[Partial, ...], expected: Partial, got: Any) -> str | None:
@@ -155,9 +164,12 @@ def _look_at_partial(parts: tuple[Partial, ...], expected: Partial, got: Any) ->
     }
     if got is None:
         return None
-    for (name, hint), wanted, given in zip(hints.items(), expected, map(torch.as_tensor, got), strict=True):
+    for (name, hint), wanted, given in zip(hints.items(), expected, map(_tensor, got), strict=True):
         if given.shape != wanted.shape:
             return f"The {name} has shape {tuple(given.shape)}, not {tuple(wanted.shape)}."
+        if given.dtype != wanted.dtype:
+            theirs, ours = (str(each.dtype).removeprefix("torch.") for each in (given, wanted))
+            return f"The {name} is {theirs}, and the parts are {ours}: keep their dtype, or digits get lost."
         if given.isnan().any():
             return f"The {name} holds NaN: what is exp(-inf - -inf), and 0 / 0?"
         if not torch.isclose(given, wanted, rtol=ROUNDING, atol=ROUNDING).all():

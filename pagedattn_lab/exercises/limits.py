@@ -17,20 +17,48 @@ from typing import Any
 HERE = str(Path(__file__).parent)
 AGAIN = 0.05
 """Seconds from one interruption to the next: an answer may have caught the first."""
+ROOM, MOST_ROOM = 200, 2000
+"""Frames that one interruption may use beyond the limit on recursion, and all of them: each is an answer's for good."""
 
 
 class TimeLimit(BaseException):
     """The time is up. No ``Exception``, so that ``except Exception`` in an answer does not swallow it."""
 
 
+_here = threading.local()
+
+
+class interruptible:
+    """Say whether a limit may interrupt what runs inside; not while something is exchanged that must be put back.
+
+    Example:
+        >>> with time_limit(0.05), interruptible(False):
+        ...     end = time.monotonic() + 0.2
+        ...     while time.monotonic() < end:
+        ...         pass
+    """
+
+    def __init__(self, allowed: bool) -> None:
+        self._allowed = allowed
+
+    def __enter__(self) -> None:
+        self._before = getattr(_here, "allowed", True)
+        _here.allowed = self._allowed
+
+    def __exit__(self, *_: object) -> None:
+        _here.allowed = self._before
+
+
 def time_limit(seconds: float) -> AbstractContextManager[None]:
     """Interrupt what runs inside with :class:`TimeLimit` when the time is up.
 
     Where the main thread has interval timers (Linux, macOS), a signal interrupts, again and again, also code that
-    catches everything. Elsewhere a trace function looks at the clock before every line, which makes the code inside
-    several times slower, and interrupts once. Both leave things as they were: the handler, an older timer with what is
-    left of its time, the trace function. Neither can stop code that does not come back to the interpreter, such as
-    ``list(itertools.count())``; nor can Ctrl-C.
+    catches everything, and code that recurses without end and catches ``RecursionError``. Elsewhere a trace function
+    looks at the clock before every line, which makes the code inside several times slower, and interrupts once; where
+    recursion leaves it no frame, it falls silent. Both leave things as they were: the handler, an older timer with what
+    is left of its time, the trace function, the limit on recursion. Neither can stop code that recurses without end and
+    catches everything at every level, nor code that does not come back to the interpreter, such as
+    ``list(itertools.count())``: nor can Ctrl-C.
 
     Example:
         >>> with time_limit(0.05):
@@ -52,28 +80,65 @@ class _BySignal:
     def __enter__(self) -> None:
         self._outside = sys._getframe(1)
         self._tracer = sys.gettrace()
+        self._depth = sys.getrecursionlimit()
+        self._over = threading.Event()
+        self._helper = threading.Thread(target=self._give_room, daemon=True)
+        self._helper.start()
         self._begin = time.monotonic()
         self._handler = signal.signal(signal.SIGALRM, self._interrupt)
         self._left, self._interval = signal.setitimer(signal.ITIMER_REAL, self._seconds, AGAIN)
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        self._over.set()
+        self._helper.join()
         # A handler that was not set from Python cannot be put back from Python: None stands for it.
         signal.signal(signal.SIGALRM, signal.SIG_DFL if self._handler is None else self._handler)
         sys.settrace(self._tracer)
+        sys.setrecursionlimit(self._depth)
         if self._left:
             left = max(self._left - (time.monotonic() - self._begin), 1e-6)
             signal.setitimer(signal.ITIMER_REAL, left, self._interval)
 
+    def _give_room(self) -> None:
+        """Let the limit on recursion grow, right before a signal, should the answer outlive the first ones.
+
+        An answer that recurses without end stays at the limit. There an interruption fails as the next call does, with
+        a ``RecursionError`` that the answer catches. Another thread has frames of its own, and the limit holds for all.
+        """
+        wait = self._seconds + 2 * AGAIN
+        for depth in range(self._depth + ROOM, self._depth + MOST_ROOM + 1, ROOM):
+            if self._over.wait(wait):
+                return
+            sys.setrecursionlimit(depth)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            wait = AGAIN
+
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if not getattr(_here, "allowed", True):
+            return  # the next signal finds another moment
         inside: list[FrameType] = []
         while frame and frame is not self._outside:
             if frame.f_code.co_filename == __file__:
                 return  # the way in or out is gone to its end; should the answer run on, the next signal finds it
             inside.append(frame)
             frame = frame.f_back
-        _raise_again_in(itertools.takewhile(lambda frame: not frame.f_code.co_filename.startswith(HERE), inside))
+        theirs = itertools.dropwhile(_is_ours, inside)  # it may be in the middle of a print, which we take down
+        below = list(itertools.takewhile(lambda frame: not _is_ours(frame), theirs))
+        answers = [frame for frame in below if not _of_triton(frame)]
+        if below and not answers:
+            return  # a launch is being prepared, or put back
+        _raise_again_in(answers)
         raise TimeLimit
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(HERE)
+
+
+def _of_triton(frame: FrameType) -> bool:
+    """Whether a frame is Triton's interpreter, which exchanges parts of Triton for a launch and puts them back."""
+    return str(frame.f_globals.get("__name__")).startswith("triton.")
 
 
 def _raise_again_in(frames: Iterable[FrameType]) -> None:
@@ -98,13 +163,14 @@ def _by_tracing(seconds: float) -> Iterator[None]:
     end = time.monotonic() + seconds
 
     def look(*_: Any) -> Any:
-        if time.monotonic() >= end:
+        if time.monotonic() >= end and getattr(_here, "allowed", True):
             raise TimeLimit
         return look
 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
-        # The answer's own frames only: leaving this block must not be interrupted.
-        return None if frame.f_code.co_filename in (__file__, contextlib.__file__) else look(event)
+        # The answer's own frames only: leaving this block, and what calls the answer, must not be interrupted.
+        ours = _is_ours(frame) or frame.f_code.co_filename == contextlib.__file__ or _of_triton(frame)
+        return None if ours else look(event)
 
     tracer = sys.gettrace()
     sys.settrace(enter)

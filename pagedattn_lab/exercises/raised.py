@@ -9,6 +9,9 @@ from typing import Any
 
 from pagedattn_lab.exercises.limits import HERE, TimeLimit
 
+MOST_BEFORE = 3
+"""Exceptions during whose handling another one came, counted from the last: a recursion leaves thousands."""
+
 
 class Raised:
     """An exception, seen from the reader's code.
@@ -30,9 +33,10 @@ class Raised:
     def __init__(self, error: BaseException, answer: Callable[..., Any]) -> None:
         self.name = type(error).__name__
         self.timed_out = isinstance(error, TimeLimit)
+        _shorten(error)
         self._told = traceback.TracebackException.from_exception(error)
         frames = list(self._told.stack)
-        code = getattr(inspect.unwrap(answer), "__code__", None)
+        code = getattr(inspect.unwrap(getattr(answer, "fn", answer)), "__code__", None)  # a kernel's function is its fn
         own = [index for index, frame in enumerate(frames) if code and frame.filename == code.co_filename]
         others = [index for index, frame in enumerate(frames) if not frame.filename.startswith(HERE)]
         first = (own or others or [len(frames)])[0]
@@ -59,3 +63,12 @@ class Raised:
     def traceback(self) -> str:
         """The traceback from the reader's code on; none for time that is up, where the line says all."""
         return "" if self.timed_out else "".join(self._told.format())
+
+
+def _shorten(error: BaseException) -> None:
+    """Forget what came long before an exception: each one has a traceback of its own, and all would be formatted."""
+    last: BaseException | None = error
+    for _ in range(MOST_BEFORE):
+        last = last and (last.__cause__ or last.__context__)
+    if last:
+        last.__cause__ = last.__context__ = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,24 +61,60 @@ def file() -> Path:
     return Path(platformdirs.user_data_dir("pagedattn_lab", appauthor=False)) / FILE
 
 
-def read() -> dict[str, Standing]:
-    """Read what is kept, by the numbers of exercises; nothing at all before the first graded answer.
+@dataclass(frozen=True)
+class Record:
+    """What is kept.
+
+    Attributes:
+        standings: by the numbers of exercises.
+        notes: a sentence on everything that cannot be read, and what it counts as.
+    """
+
+    standings: Mapping[str, Standing]
+    notes: Sequence[str] = ()
+
+
+def read() -> Record:
+    """Read what is kept; nothing at all before the first graded answer. What can be read counts, whatever is beside it.
 
     Raises:
         OSError: the file cannot be read, or it is not a record.
     """
+    notes: list[str] = []
+    standings = {number: _standing(number, entry, notes) for number, entry in _entries().items()}
+    return Record(standings, notes)
+
+
+def _entries() -> dict[str, Any]:
     path = file()
     if not path.exists():
         return {}
     try:
-        kept: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {str(number): Standing(**standing) for number, standing in kept.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise OSError(f"{path} is not a record of exercises ({error}): delete it, or repair it") from error
+    if not isinstance(entries, dict):
+        raise OSError(f"{path} is not a record of exercises (it holds no JSON object): delete it, or repair it")
+    return entries
+
+
+def _standing(number: str, entry: Any, notes: list[str]) -> Standing:
+    """Read one entry, field by field, and note what is of another type than it should be."""
+    if not isinstance(entry, dict):
+        notes.append(f"{number} is {json.dumps(entry)}, and no entry: it counts as not solved.")
+        return Standing()
+    found: dict[str, Any] = {}
+    for name, default in asdict(Standing()).items():
+        value = entry.get(name, default)
+        if type(value) is type(default) and value >= 0:
+            found[name] = value
+        else:
+            notes.append(f"{number} has {name} {json.dumps(value)}: it counts as {json.dumps(default)}.")
+    return Standing(**found)
 
 
 def keep(number: str, right: int, cases: int) -> None:
-    """Add one graded answer to the record. Notebooks that do so at once wait for each other.
+    """Add one graded answer to the record. Notebooks that do so at once wait for each other. All else stays as it is.
 
     Raises:
         OSError: it cannot be kept, with the reason. The record stays as it was.
@@ -89,9 +125,11 @@ def keep(number: str, right: int, cases: int) -> None:
 
     try:
         with FileLock(path.with_suffix(".lock"), timeout=SECONDS_TO_WAIT):
-            standings = read()
-            standings[number] = standings.get(number, Standing()).after(right, cases)
-            made = {name: asdict(standings[name]) for name in sorted(standings)}
+            entries = _entries()
+            before = entries.get(number, {})
+            standing = _standing(number, before, []).after(right, cases)
+            entries[number] = (before if isinstance(before, dict) else {}) | asdict(standing)
+            made = {name: entries[name] for name in sorted(entries)}
             draft = path.with_suffix(".tmp")
             draft.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
             draft.replace(path)

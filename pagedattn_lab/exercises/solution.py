@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
@@ -53,6 +54,26 @@ def same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """
     codes = [getattr(function, "__code__", None) for function in (one, other)]
     return None not in codes and _parts(codes[0]) == _parts(codes[1])
+
+
+def rebinds(function: Callable[..., Any], name: str) -> bool:
+    """Say whether a function gives a name of its own to another value, as ``name = ...`` does.
+
+    Example:
+        >>> def replace(free): free = []
+        >>> def change(free): free[:] = []
+        >>> rebinds(replace, "free"), rebinds(change, "free")
+        (True, False)
+    """
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):
+        return False
+    stored: list[str] = []
+    for step in dis.get_instructions(code):
+        if step.opname.startswith(("STORE_FAST", "STORE_DEREF")):
+            names = step.argval if isinstance(step.argval, tuple) else (step.argval,)  # two steps in one, from 3.13 on
+            stored += names[: step.opname.count("STORE_")]
+    return name in stored
 
 
 def _parts(code: CodeType) -> tuple[Any, ...]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Mapping, Set
+import math
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping, Set
 from numbers import Number
 from typing import Any
 
 LETTERS = 400
 """So much of a value is shown: enough for any case that can be followed by hand."""
+PLAIN = {int, float, bool, str, bytes, type(None)}
+"""Types that are one form already."""
 
 
 class Words(str):
@@ -25,7 +28,11 @@ def plain(value: Any) -> Any:
         >>> plain(({3: (1, 2)}, range(2), {5}))
         [{3: [1, 2]}, [0, 1], frozenset({5})]
     """
-    if isinstance(value, str | bytes | Number) or value is None:
+    if type(value) in PLAIN:
+        return value
+    if type(value) in (list, tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, str | bytes | Number):
         return value
     if hasattr(value, "tolist"):  # arrays and their numbers, tensors
         return plain(value.tolist())
@@ -45,13 +52,16 @@ def same(expected: Any, got: Any) -> bool:
         >>> same((2, 5), [2, 5]), same({2, 5}, [5, 2]), same({2, 5}, [5, 2, 2]), same([2], [3])
         (True, True, False, False)
     """
-    expected, got = plain(expected), plain(got)
+    return _same(plain(expected), plain(got))
+
+
+def _same(expected: Any, got: Any) -> bool:
     if isinstance(expected, frozenset) and isinstance(got, list):
         return len(got) == len(expected) and all(each in got for each in expected)
     if isinstance(expected, list) and isinstance(got, list):
-        return len(expected) == len(got) and all(map(same, expected, got))
+        return len(expected) == len(got) and all(map(_same, expected, got))
     if isinstance(expected, dict) and isinstance(got, dict):
-        return expected.keys() == got.keys() and all(same(expected[key], got[key]) for key in expected)
+        return expected.keys() == got.keys() and all(_same(expected[key], got[key]) for key in expected)
     return expected == got
 
 
@@ -59,9 +69,24 @@ def kind(value: Any) -> str:
     """Name the kind of a value.
 
     Example:
-        >>> kind([[1], [2]]), kind((1, {2})), kind(None), kind(3)
-        ('a list of 2 lists', 'a tuple of a number and a set', 'None', 'a number')
+        >>> kind([[1], [2]]), kind((1, {2})), kind([None]), kind(3)
+        ('a list of 2 lists', 'a tuple of a number and a set', 'a list of None', 'a number')
     """
+    name = _name(value)
+    if isinstance(value, list | tuple) and value:
+        names = [_name(each) for each in value]
+        if len(names) == 1 and not names[0].startswith(("a ", "an ")):
+            return f"{name} of {names[0]}"
+        if len(set(names)) == 1 and names[0].startswith(("a ", "an ")):
+            noun = names[0].split(" ", 1)[1]
+            return f"{name} of {len(value)} {noun}{'s' if len(value) > 1 else ''}"
+        if len(names) <= 4:
+            return f"{name} of {', '.join(names[:-1])} and {names[-1]}"
+    return name
+
+
+def _name(value: Any) -> str:
+    """Name the kind of a value, and not what is in it."""
     if value is None:
         return "None"
     if isinstance(value, bool):
@@ -70,16 +95,9 @@ def kind(value: Any) -> str:
         return "a number"
     if isinstance(value, str):
         return "a text"
-    name = {"dict_values": "list", "bytes": "bytes object"}.get(type(value).__name__, type(value).__name__)
-    name = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-    if isinstance(value, list | tuple) and value:
-        kinds = [kind(each).split(" of ")[0] for each in value]
-        if len(set(kinds)) == 1 and kinds[0].startswith(("a ", "an ")):
-            noun = kinds[0].split(" ", 1)[1]
-            return f"{name} of {len(value)} {noun}{'s' if len(value) > 1 else ''}"
-        if len(kinds) <= 4:
-            return f"{name} of {', '.join(kinds[:-1])} and {kinds[-1]}"
-    return name
+    base = next((each for each in (list, tuple, dict, set) if isinstance(value, each)), type(value))
+    name = {"dict_values": "list", "bytes": "bytes object"}.get(base.__name__, base.__name__)
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def misfit(expected: Any, got: Any) -> bool:
@@ -100,7 +118,7 @@ def misfit(expected: Any, got: Any) -> bool:
 
 def _misfit(expected: Any, got: Any) -> bool:
     """The same for a part, where ``None`` is a kind of its own; a tuple stands for parts whose number is fixed."""
-    if expected is None:
+    if expected is None or (type(expected) is type(got) and type(got) in PLAIN):
         return False
     if isinstance(expected, Set):
         kinds = {kind(each) for each in got} if isinstance(got, frozenset | list) else {"no collection"}
@@ -116,10 +134,76 @@ def _misfit(expected: Any, got: Any) -> bool:
     return any(isinstance(expected, kinds) and not isinstance(got, kinds) for kinds in (str, bytes, Number))
 
 
+def deepest_misfit(expected: Any, got: Any) -> str:
+    """Say which part of a value is of another kind, where the whole looks as it should.
+
+    Example:
+        >>> deepest_misfit(([[1]], {2}), ([["1"]], {2}))
+        ', and in it a text where a number belongs'
+    """
+    got = plain(got) if not isinstance(got, list | tuple) else got
+    if isinstance(expected, list | tuple) and isinstance(got, list | tuple) and expected:
+        pairs = zip(expected if isinstance(expected, tuple) else [expected[0]] * len(got), got, strict=False)
+        inner = next(((one, other) for one, other in pairs if _misfit(one, plain(other))), None)
+        return deepest_misfit(*inner) if inner else ""
+    return f", and in it {kind(got)} where {kind(expected)} belongs"
+
+
 def shown(value: Any) -> str:
-    """Write a value as code, an empty set as readers write it, and a long one cut."""
-    text = " ".join(line.strip() for line in repr(value).splitlines())
+    """Write a value as code, an empty set as readers write it, and a long one cut.
+
+    Example:
+        >>> shown([1, 2]), shown(10**5000)
+        ('[1, 2]', 'a whole number of about 5,001 digits')
+    """
+    try:
+        text = " ".join(line.strip() for line in repr(value).splitlines())
+    except Exception as error:  # a reader's own class may do anything
+        if isinstance(value, int):  # Python writes no more than some thousand digits
+            return f"a whole number of about {int(value.bit_length() * math.log10(2)) + 1:,} digits"
+        return f"{kind(value)} that cannot be written ({type(error).__name__})"
     return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
+
+
+def named_if_shared(value: Any) -> Any:
+    """Write lists that occur more than once under a name, where equal contents would hide that they are one.
+
+    Example:
+        >>> row = [1, 2]
+        >>> named_if_shared(([row, row, [1, 2]], {3}))
+        ([a, a, [1, 2]], {3}), where a is [1, 2]
+    """
+    found = Counter(map(id, _lists(value)))
+    shared = {id(each): each for each in _lists(value) if found[id(each)] > 1}
+    names = {key: Words(name) for key, name in zip(shared, "abcdefghijklmnopqrstuvwxyz", strict=False)}
+    if not names:
+        return value
+    where = " and ".join(f"{name} is {shown(shared[key])}" for key, name in names.items())
+    return Words(f"{shown(_with_names(value, names))}, where {where}")
+
+
+def _lists(value: Any) -> Iterator[list[Any]]:
+    """Every list inside another one or a tuple."""
+    for each in value if isinstance(value, list | tuple) else ():
+        if isinstance(each, list):
+            yield each
+        yield from _lists(each)
+
+
+def _with_names(value: Any, names: Mapping[int, Words]) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    return type(value)([names.get(id(each)) or _with_names(each, names) for each in value])
+
+
+def in_place(name: str, value: Any) -> str:
+    """Say how to give an argument other contents without making a new one.
+
+    Example:
+        >>> in_place("free", [3]), in_place("ref_cnt", {3: 0})
+        ('free[:] = ...', 'ref_cnt.update(...)')
+    """
+    return f"{name}[:] = ..." if isinstance(value, list) else f"{name}.update(...)"
 
 
 def call(name: str, parameters: Collection[str], arguments: Collection[Any]) -> str:

@@ -151,7 +151,7 @@ def answer(player: Locator) -> None:
         for target, name in ((entry, "entry"), (physical, "block")):
             target.hover()
             check(block, f"mouse over {name}")
-            player.locator(".pa-sentence").hover()
+            player.locator(".pa-detail").hover()
             until(lambda: player.evaluate(lit) == [], lambda: "the mouse is gone, but a block is still lit")
             target.focus()
             check(block, f"focus on {name}")

@@ -123,11 +123,15 @@ def turns() -> Player:
 
 
 def test_a_phone_shows_picture_buttons_and_queue_at_once(mount: Callable) -> None:
-    """Catches a player that is taller than a phone, and letters that are too small on it."""
+    """Catches a player that is taller than a phone or grows when it is pointed at, and letters that are too small."""
     player, _ = mount(turns())
     player.page.set_viewport_size({"width": 390, "height": 844})
     player.locator(".pa-last").click()
-    assert player.bounding_box()["height"] <= 844
+    height = player.bounding_box()["height"]
+    assert height <= 844
+    player.locator("[data-request]").last.hover()
+    expect(player.locator(".pa-detail")).to_contain_text("logical block")
+    assert player.bounding_box()["height"] == height
     assert player.locator(".pa-stage > svg").evaluate(SMALLEST_LETTERS) >= 10
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from tests.helpers import second_kernels
+
 
 def bytes_per_token_per_rank(config, tensor_parallel_size, dtype_bytes):
     heads = config["num_attention_heads"]
@@ -291,4 +293,7 @@ SECOND: dict[str, Callable[..., Any]] = {
     "07.1": merge_partials,
     "07.2": element_offset,
     "07.3": launch_cost,
+    "07.4": second_kernels.grouped_decode,
+    "07.5": second_kernels.windowed_decode,
+    "07.6": second_kernels.padded_decode,
 }

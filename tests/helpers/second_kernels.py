@@ -1,0 +1,88 @@
+"""A second right kernel to each exercise that wants one, found by another way than the one that the book shows."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _row(table_ptr, position, BLOCK_SIZE: tl.constexpr):
+    """Look up where one token lies."""
+    return tl.load(table_ptr + position // BLOCK_SIZE) * BLOCK_SIZE + position % BLOCK_SIZE
+
+
+@triton.jit
+def grouped_decode(
+    out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Go over the tokens twice, one at a time: first for the maximum, then for the sums."""
+    sequence, head, dims = tl.program_id(0), tl.program_id(1), tl.arange(0, DIM)
+    table_ptr = tables_ptr + sequence * table_stride
+    seq_len = tl.load(lens_ptr + sequence)
+    key_ptr += head * KV_HEADS // HEADS * DIM
+    value_ptr += head * KV_HEADS // HEADS * DIM
+    query = tl.load(query_ptr + sequence * HEADS * DIM + head * DIM + dims)
+    largest = float("-inf")
+    for position in range(seq_len):
+        key = tl.load(key_ptr + _row(table_ptr, position, BLOCK_SIZE) * KV_HEADS * DIM + dims)
+        largest = tl.maximum(largest, tl.sum(query * key, axis=0) * scale)
+    total, acc = 0.0, tl.zeros([DIM], dtype=tl.float32)
+    for position in range(seq_len):
+        row = _row(table_ptr, position, BLOCK_SIZE) * KV_HEADS * DIM
+        weight = tl.exp(tl.sum(query * tl.load(key_ptr + row + dims), axis=0) * scale - largest)
+        total += weight
+        acc += weight * tl.load(value_ptr + row + dims)
+    tl.store(out_ptr + sequence * HEADS * DIM + head * DIM + dims, acc / total)
+
+
+@triton.jit
+def windowed_decode(
+    out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
+    WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Count from the newest token backwards: the first tile always holds a visible one."""
+    sequence, dims = tl.program_id(0), tl.arange(0, DIM)
+    seq_len = tl.load(lens_ptr + sequence)
+    query = tl.load(query_ptr + sequence * DIM + dims)
+    largest, total, acc = -1e30, 0.0, tl.zeros([DIM], dtype=tl.float32)
+    for ago in range(0, WINDOW, TILE):
+        back = ago + tl.arange(0, TILE)
+        positions = seq_len - 1 - back
+        visible = (positions >= 0) & (back < WINDOW)
+        table = tables_ptr + sequence * table_stride + positions // BLOCK_SIZE
+        row = (tl.load(table, mask=visible, other=0) * BLOCK_SIZE + positions % BLOCK_SIZE) * DIM
+        at = row[:, None] + dims[None, :]
+        key = tl.load(key_ptr + at, mask=visible[:, None], other=0.0)
+        scores = tl.where(visible, tl.sum(query[None, :] * key, axis=1) * scale, -1e30)
+        larger = tl.maximum(largest, tl.max(scores, axis=0))
+        weights = tl.where(visible, tl.exp(scores - larger), 0.0)
+        value = tl.load(value_ptr + at, mask=visible[:, None], other=0.0)
+        total = total * tl.exp(largest - larger) + tl.sum(weights, axis=0)
+        acc = acc * tl.exp(largest - larger) + tl.sum(weights[:, None] * value, axis=0)
+        largest = larger
+    tl.store(out_ptr + sequence * DIM + dims, acc / total)
+
+
+@triton.jit
+def padded_decode(
+    out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
+    BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One token at a time, so that no lane lacks one; what has no element joins the first one's address, masked."""
+    sequence, lanes = tl.program_id(0), tl.arange(0, PADDED_DIM)
+    real = lanes < HEAD_DIM
+    dims = tl.where(real, lanes, 0)
+    table_ptr = tables_ptr + sequence * table_stride
+    query = tl.load(query_ptr + sequence * HEAD_DIM + dims, mask=real, other=0.0)
+    largest, total, acc = float("-inf"), 0.0, tl.zeros([PADDED_DIM], dtype=tl.float32)
+    for position in range(tl.load(lens_ptr + sequence)):
+        row = _row(table_ptr, position, BLOCK_SIZE) * HEAD_DIM
+        score = tl.sum(query * tl.load(key_ptr + row + dims, mask=real, other=0.0), axis=0) * scale
+        larger = tl.maximum(largest, score)
+        total = total * tl.exp(largest - larger) + tl.exp(score - larger)
+        value = tl.load(value_ptr + row + dims, mask=real, other=0.0)
+        acc = acc * tl.exp(largest - larger) + tl.exp(score - larger) * value
+        largest = larger
+    tl.store(out_ptr + sequence * HEAD_DIM + dims, acc / tl.maximum(total, 1e-30), mask=real)
