@@ -26,6 +26,11 @@ async function loadPlayer() {
   return import(URL.createObjectURL(source));
 }
 let player;
+const playerOnce = () =>
+  (player ??= loadPlayer().catch((error) => {
+    player = undefined; // the next recording tries again
+    throw error;
+  }));
 
 const CONTROLS = "This is the stored recording. Its controls appear when the cells have run.";
 
@@ -95,11 +100,23 @@ function playerRenderer(host, options) {
   const isLive = () => output.widgets?.length > 0;
   let stop = () => {};
 
-  async function play({ data, trusted }) {
+  async function play(model) {
     stop();
     stop = () => {};
+    try {
+      await show(model);
+    } catch (error) { // a recording in which something is missing, or no script to play it
+      console.warn("A recording cannot be played, its words stand in its place:", error);
+      if (output.isDisposed || isLive()) return;
+      const words = document.createElement("pre");
+      words.textContent = [model.data["text/plain"] ?? ""].flat().join("");
+      output.node.replaceChildren(words);
+    }
+  }
+
+  async function show({ data, trusted }) {
     const recording = trusted ? data[PLAYER] : harmless(data[PLAYER]);
-    const { playStored } = await (player ??= loadPlayer());
+    const { playStored } = await playerOnce();
     if (output.isDisposed || isLive()) return;
     const mount = document.createElement("div");
     output.node.replaceChildren(mount);

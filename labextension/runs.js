@@ -40,7 +40,7 @@ class Strip {
   begin(cells) {
     clearTimeout(this.hiding);
     clearInterval(this.ticking);
-    Object.assign(this, { cells, usual: undefined, done: 0, failed: null, start: Date.now(), counts: true });
+    Object.assign(this, { cells, usual: undefined, begun: new Set(), done: 0, failed: null, start: Date.now(), counts: true });
     this.part("go").hidden = true;
     this.part("end").textContent = "";
     this.node.dataset.state = "running";
@@ -58,11 +58,14 @@ class Strip {
     this.part("text").textContent = `${done} of ${length} cells have run · ${time}`;
   }
 
-  /** One message of the kernel about a cell of this run. */
-  hear(type, content) {
+  /** One message of the kernel about a request. A cell that ran before this run began ends in it, and does not count. */
+  hear(type, content, request) {
+    const state = type === "status" ? content.execution_state : type;
     if (this.failed !== null) return;
-    if (type === "error") this.failed = { cell: this.cells[this.done], name: content.ename };
-    else if (type === "status" && content.execution_state === "idle") this.done += 1;
+    if (state === "busy") this.begun.add(request);
+    else if (state === "error" && this.begun.has(request)) {
+      this.failed = { cell: this.cells[this.done], name: content.ename };
+    } else if (state === "idle" && this.begun.delete(request)) this.done = Math.min(this.done + 1, this.cells.length);
     this.tell();
   }
 
@@ -149,7 +152,7 @@ export function followRuns(app, panel) {
     const ours = parent.msg_type === "execute_request" && parent.session === sessionContext.session?.kernel?.clientId;
     if (!running || !ours) return;
     if (!strip.counts) begin(); // the kernel has started again, and the first cell runs
-    strip.hear(header.msg_type, content);
+    strip.hear(header.msg_type, content, parent.msg_id);
   }
 
   notebook.activeCellChanged.connect(moved);
@@ -159,7 +162,9 @@ export function followRuns(app, panel) {
     isDisposed: false,
     dispose() {
       this.isDisposed = true;
+      notebook.activeCellChanged.disconnect(moved);
       app.commands.commandExecuted.disconnect(executed);
+      sessionContext.iopubMessage.disconnect(heard);
       strip.dispose();
     },
   };

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
@@ -13,6 +16,10 @@ pytest.register_assert_rewrite("tests.helpers")  # before anything is imported f
 
 from tests.helpers.built import build_book, built_once  # noqa: E402
 from tests.helpers.comparisons import with_comparisons_again  # noqa: E402
+
+# How long an example takes is not tested: on a busy machine any may take more than Hypothesis' 200 ms.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
 collect_ignore = ["conftest.py", "browser/conftest.py"]  # no doctests here, and two modules cannot share a name
@@ -43,3 +50,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling |
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the book as ``make book`` does, once for all workers; a warning fails the build."""
     return built_once(tmp_path_factory.getbasetemp(), "built-book", build_book)
+
+
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[None]:
+    """Have a file's tests share each model that they load: a load is tests/test_models.py's business."""
+    from pagedattn_lab import models
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", functools.cache(models.load))
+        yield

@@ -212,7 +212,7 @@ class PoolAndTables(RuleBasedStateMachine):
             assert table.slot_mapping() == slots
 
 
-PoolAndTables.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+PoolAndTables.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestPoolAndTables = PoolAndTables.TestCase
 TestPoolAndTables.__doc__ = "Catches leaks, double hand-outs, wrong free order, wrong counts, and half-done refusals."
 

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.helpers.data_files import data_files
+from tools.bootstrap import copied_files
 
 REPO = Path(__file__).resolve().parent.parent
 DiskUsage = namedtuple("DiskUsage", "total used free")
@@ -58,7 +58,7 @@ def make_checkout(folder: Path) -> Path:
     shutil.copy(REPO / "constraints.txt", folder)
     shutil.copy(REPO / "pyproject.toml", folder)
     shutil.copy(REPO / "setup.py", folder)
-    for source in data_files().values():
+    for source in copied_files().values():
         (folder / source.relative_to(REPO)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, folder / source.relative_to(REPO))
     return folder
@@ -244,17 +244,37 @@ def test_up_to_date_starts_no_process(checkout: Path, monkeypatch: pytest.Monkey
     assert module.up_to_date()
 
 
-EDITED = ["pyproject.toml", "setup.py", "constraints.txt", "pagedattn_lab/viz/player.js", "book/execution.json"]
+@pytest.mark.parametrize("not_found", [NO_NETWORK, OTHER])
+@pytest.mark.parametrize("name", ["pyproject.toml", "setup.py", "constraints.txt"])
+def test_an_edit_installs_again(checkout: Path, name: str, not_found: str) -> None:
+    """Catches a new dependency or pin that an existing .venv never gets, and, where it is not to be had, a .venv that
+    is given up although the edit is undone.
+    """
+    assert load(checkout).main() == 0
+    before = (checkout / name).read_text()
+    (checkout / name).write_text(before + "# an edit\n")
+    (checkout / "pip-fails").write_text(not_found)
+    assert load(checkout).main() == 1 and pip_calls(checkout) == 2
+    (checkout / name).write_text(before)
+    assert load(checkout).main() == 0 and pip_calls(checkout) == 2
+    (checkout / name).write_text(before + "# an edit\n")
+    (checkout / "pip-fails").unlink()
+    assert load(checkout).main() == 0 and pip_calls(checkout) == 3
 
 
-@pytest.mark.parametrize("name", EDITED)
-def test_an_edit_installs_again(checkout: Path, name: str) -> None:
-    """Catches a new dependency or pin that an existing .venv never gets, and an old player that stays in JupyterLab."""
+def test_an_edit_of_the_extension_wants_no_network(checkout: Path) -> None:
+    """Catches an old player that stays in JupyterLab, and pip called, which wants an index, where a copy will do."""
     assert load(checkout).main() == 0
-    with (checkout / name).open("a") as file:
-        file.write("# an edit\n")
-    assert load(checkout).main() == 0
-    assert pip_calls(checkout) == 2
+    for name, source in copied_files().items():
+        source, target = checkout / source.relative_to(REPO), checkout / ".venv" / name
+        assert target.read_bytes() == source.read_bytes()
+        source.write_text("// an edit\n")
+    (checkout / "pip-fails").write_text(NO_NETWORK)
+    (checkout / "labextension" / "new.js").touch()
+    assert load(checkout).main() == 0 and pip_calls(checkout) == 1
+    assert {(checkout / ".venv" / name).read_text() for name in copied_files()} == {"// an edit\n"}
+    static = checkout / ".venv" / "share" / "jupyter" / "labextensions" / "pagedattn-lab" / "static"
+    assert (static / "new.js").exists()
 
 
 def test_broken_pyproject(checkout: Path, capfd: pytest.CaptureFixture[str]) -> None:

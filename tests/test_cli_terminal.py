@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tqdm
 
 from pagedattn_lab import __version__, cli
 from pagedattn_lab.bench import allocator, prefix, slots
@@ -26,6 +27,7 @@ from pagedattn_lab.cli.arguments import size
 from pagedattn_lab.cli.parser import Parser
 from tests.helpers.cli import AZURE, MOONCAKE, in_terminal, strictly
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
 ROOT = Path(__file__).resolve().parents[1]
 COLOUR = re.compile(r"\033\[\d+m")
 SCREEN = re.compile(r"\033\[\d*[mA]")
@@ -67,9 +69,9 @@ def test_help_fits(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch
     "arguments",
     [
         ("doctor",),
-        ("waste",),
+        ("waste", "--requests", "2000"),
         ("waste", "--requests", "3", "--model-len", "300"),
-        ("hits", "chat", "--blocks", "4000", "--policy", "fifo"),
+        ("hits", "chat", "--blocks", "4000", "--policy", "fifo", "--requests", "200"),
         ("generate", "Hello!", "--max-tokens", "4", "--n", "2", "--shared-prefix", "prefix.txt"),
         ("waste", "--budget", "12G"),
         ("generate", "x", "--model", "one/two/three"),
@@ -82,7 +84,7 @@ def test_everything_fits(arguments: tuple[str, ...], tmp_path: Path, monkeypatch
     """Catches a table, a sentence or a message that a terminal of 80 columns breaks in the middle of a word."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prefix.txt").write_text("Answer in one word, whatever happens, and never in two.")
-    _, sent, _ = in_terminal(*arguments, PYTHONPATH=str(ROOT))
+    _, sent, _ = in_terminal(*arguments)
     assert sent and "Traceback" not in sent
     assert_fits(sent)
 
@@ -111,12 +113,13 @@ def test_benchmarks_fit() -> None:
     assert_fits(slots.describe(report))
 
 
-def test_a_message_is_one_line_in_a_pipe() -> None:
+def test_a_message_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a message that a search in a log finds half of, and one that a terminal breaks within a word."""
     arguments = ("waste", "--budget", "12G")
     _, sent, _ = in_terminal(*arguments)
-    command = [sys.executable, "-m", "pagedattn_lab", *arguments]
-    piped = subprocess.run(command, capture_output=True, text=True).stderr
+    with pytest.raises(SystemExit):
+        main(arguments)
+    piped = capsys.readouterr().err
     assert piped.count("\n") == 1 < sent.count("\n") and sent.split() == piped.split()
 
 
@@ -275,7 +278,7 @@ def test_a_unit_that_may_mean_two_things_is_refused(argument: str, said: str) ->
 # ---------------------------------------------------------------- colour
 
 
-def test_colours_are_for_a_terminal_that_wants_them() -> None:
+def test_colours_are_for_a_terminal_that_wants_them(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches escapes in a file, in a terminal that cannot show them or whose owner declined, and a picture that says
     something else without them.
     """
@@ -290,8 +293,7 @@ def test_colours_are_for_a_terminal_that_wants_them() -> None:
     for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         assert in_terminal(*SHORT, **environment)[1] == plain
     assert COLOUR.search(in_terminal(*SHORT, NO_COLOR="")[1])  # as https://no-color.org has it: set, and not empty
-    command = [sys.executable, "-m", "pagedattn_lab", *SHORT]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == plain
+    assert main(SHORT) == 0 and capsys.readouterr().out == plain
 
 
 def test_doctor_in_colour(tmp_path: Path) -> None:
@@ -352,7 +354,7 @@ def test_a_wait_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         (["waste", "--requests", "300"], ["serving 300 requests with four allocators"]),
         (["hits", "chat", "--requests", "30"], ["serving the trace"]),
         (["doctor"], ["examining this machine"]),
-        (["bench", "allocator"], ["measuring: allocator", "measuring: slots"]),
+        (["bench", "allocator"], ["measuring"]),
     ],
     ids=lambda value: " ".join(value[:2]),
 )
@@ -373,6 +375,33 @@ def test_every_command_that_takes_long_says_so(
         monkeypatch.setattr(module, "measure", partial(module.measure, **quick))
     assert main(arguments) == 0
     assert seen == waits
+
+
+def test_a_wait_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a clock and a bar that write over one another, and a benchmark that shows neither."""
+    shown, at_once = set(), []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            if not self.disable:
+                shown.add(id(self))
+                at_once.append(len(shown))
+
+        def close(self) -> None:
+            shown.discard(id(self))
+            super().close()
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    monkeypatch.setattr(allocator, "measure", partial(allocator.measure, [1_000], num_steps=2, num_calls=2))
+    monkeypatch.setattr(slots, "measure", partial(slots.measure, num_running=2, num_requests=3))
+    monkeypatch.setattr(prefix, "measure", partial(prefix.measure, [64, 128]))
+    for module in (allocator, slots, prefix):
+        monkeypatch.setattr(module, "measure", partial(module.measure, repetitions=2))
+    for arguments, count in ((SHORT, 1), (("bench", "allocator"), 2), (("bench", "prefix"), 1)):
+        at_once.clear()
+        in_terminal(*arguments)
+        assert at_once == [1] * count, arguments
 
 
 def test_json_is_alone_on_standard_output() -> None:

@@ -148,7 +148,7 @@ class ContiguousLedger(Ledger):
         assert list(self.allocator.reservations.values()) == [run[0] for run in self.running]
 
 
-ContiguousLedger.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+ContiguousLedger.TestCase.settings = settings(max_examples=200, stateful_step_count=30)
 TestLedger = ContiguousLedger.TestCase
 TestLedger.__doc__ = "Catches a slot counted twice, as the wrong kind or not at all, a leak, and half-done refusals."
 

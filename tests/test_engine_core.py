@@ -97,7 +97,7 @@ def test_eviction_changes_no_output(index: Callable, block_size: int) -> None:
     assert manager.stats.evictions > 40 and manager.stats.hits > 40
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([1, 2, 3, 5]),
     st.sampled_from([*INDICES]),

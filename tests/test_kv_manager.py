@@ -331,7 +331,7 @@ class ManagerAndForks(RuleBasedStateMachine):
 
 
 TestManagerAndForks = ManagerAndForks.TestCase
-TestManagerAndForks.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestManagerAndForks.settings = settings(max_examples=150, stateful_step_count=40)
 TestManagerAndForks.__doc__ = "Catches anything that lets a sequence read what it did not write: see the invariants."
 
 

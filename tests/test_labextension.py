@@ -16,7 +16,7 @@ from jupyterlab.commands import get_app_dir
 from pagedattn_lab.viz.book import WITHOUT_KERNEL
 from pagedattn_lab.viz.player import SCRIPTS
 from tests.helpers.chapters import REPO
-from tests.helpers.data_files import data_files, place_data_files
+from tools.bootstrap import copied_files, copy_files
 
 HOME = "share/jupyter/labextensions/pagedattn-lab"
 ALSO_BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "pagedattn_lab/__init__.py")
@@ -24,10 +24,12 @@ ALSO_BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "pageda
 
 @pytest.mark.parametrize("build", ["build_wheel", "build_editable"])
 def test_pip_brings_the_extension(tmp_path: Path, build: str) -> None:
-    """Catches an installation without the extension: setuptools leaves data files out of editable ones by itself."""
+    """Catches an installation without the extension: setuptools leaves data files out of editable ones by itself; and
+    an edit that ``make`` would copy to another place than pip.
+    """
     checkout, wheels = tmp_path / "checkout", tmp_path / "wheels"
     wheels.mkdir()
-    for source in [*data_files().values(), *(REPO / name for name in ALSO_BUILT_FROM)]:
+    for source in [*copied_files().values(), *(REPO / name for name in ALSO_BUILT_FROM)]:
         target = checkout / source.relative_to(REPO)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
@@ -38,12 +40,13 @@ def test_pip_brings_the_extension(tmp_path: Path, build: str) -> None:
         held = {
             name.partition(".data/data/")[2]: archive.read(name) for name in archive.namelist() if ".data/data/" in name
         }
-    assert held == {target: source.read_bytes() for target, source in data_files().items()}
+    assert held == {target: source.read_bytes() for target, source in copied_files().items()}
 
 
 def test_jupyterlab_finds_what_the_extension_loads(tmp_path: Path) -> None:
     """Catches a file that a script of the extension asks for by a name that is not there."""
-    home = place_data_files(tmp_path) / HOME
+    copy_files(tmp_path)
+    home = tmp_path / HOME
     package = json.loads((home / "package.json").read_text())
     assert (home / package["jupyterlab"]["_build"]["load"]).is_file()
     static = home / "static"
@@ -58,7 +61,7 @@ def test_jupyterlab_finds_what_the_extension_loads(tmp_path: Path) -> None:
 def test_jupyterlab_reads_the_settings() -> None:
     """Catches settings that pip copies to a folder in which JupyterLab does not look."""
     read = Path(get_app_dir()).relative_to(sys.prefix) / "settings" / "overrides.d"
-    assert f"{read.as_posix()}/pagedattn-lab.json" in data_files()
+    assert f"{read.as_posix()}/pagedattn-lab.json" in copied_files()
 
 
 def test_one_source() -> None:

@@ -108,7 +108,7 @@ class PagedLedger(Ledger):
         assert self.allocator.pool.num_free_blocks == self.free_blocks
 
 
-PagedLedger.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+PagedLedger.TestCase.settings = settings(max_examples=200, stateful_step_count=30)
 TestLedger = PagedLedger.TestCase
 TestLedger.__doc__ = (
     "Catches a block too many, too few or too early, a slot counted wrongly, a leak, half-done refusals."

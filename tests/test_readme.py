@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import csv
 import re
 import shlex
 import sys
+import sysconfig
 import tomllib
 import xml.etree.ElementTree as ET
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from pagedattn_lab.viz.board import draw
 from pagedattn_lab.viz.memory import show_memory
 from tools import bootstrap, moving_picture
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PICTURE = ROOT / "book" / "_static" / "block-table.svg"
@@ -123,6 +126,18 @@ def test_links_lead_somewhere() -> None:
     assert chapters == sorted(f"chapters/{path.name}" for path in (ROOT / "chapters").glob("*.ipynb"))
 
 
+@pytest.mark.parametrize("page", ["README.md", "book/index.md", "book/map.md"])
+def test_what_is_in_preparation_is_said(page: str) -> None:
+    """Catches a page that promises a chapter as if it were written, or holds one back that is."""
+    text = (ROOT / page).read_text()
+    if page == "book/map.md":
+        said = re.findall(r"^\| (\d\d) .*\*\(in preparation\)\*", text, flags=re.MULTILINE)
+    else:
+        said = re.findall(r"\b\d\d\b", re.search(r"[Ii]n preparation: ([^.]*)\.", text)[1])
+    written = {path.name[:2] for path in (ROOT / "chapters").glob("*.ipynb")}
+    assert said == [number for number in (f"{each:02}" for each in range(12)) if number not in written]
+
+
 def test_make_targets_exist() -> None:
     """Catches a command that the Makefile does not have."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
@@ -137,16 +152,21 @@ def test_clone_line() -> None:
 
 
 def test_set_up_needs_what_it_says() -> None:
-    """Catches a promise of less disk than the set-up asks for, and of another size than it has."""
+    """Catches a promise of less disk than the set-up asks for, and of another size than it has.
+
+    A package's own list gives its size, so that not each of 60,000 files is asked for its own. These lists leave out
+    what Python compiles, a tenth of the whole.
+    """
     asked = f"{bootstrap.GB_LINUX} GB of free disk on Linux, {bootstrap.GB_ELSEWHERE} elsewhere"
     assert asked in " ".join(README.split())
     if sys.prefix == sys.base_prefix or torch.version.cuda is not None:
         pytest.skip("what is said was measured in an environment of its own, with PyTorch for the CPU")
-    folders = (sys.prefix, models.cache_directory())
-    files = (Path(path, name) for folder in folders for path, _, names in os.walk(folder) for name in names)
-    num_bytes = sum(file.lstat().st_size for file in files)
+    packages = distributions(path=[sysconfig.get_path("purelib")])
+    lists = ((package.read_text("RECORD") or "").splitlines() for package in packages)
+    num_bytes = sum(int(size or 0) for lines in lists for _, _, size in csv.reader(lines))
+    num_bytes += sum(file.lstat().st_size for file in models.cache_directory().rglob("*"))
     (said,) = re.findall(r"which take ([0-9.]+) GB on disk", README)
-    assert num_bytes / 1e9 == pytest.approx(float(said), rel=0.1)
+    assert num_bytes / 1e9 == pytest.approx(0.9 * float(said), rel=0.1)
 
 
 def test_samples_are_those_of_every_kind() -> None:

@@ -541,4 +541,4 @@ class Recorded(RuleBasedStateMachine):
 
 
 TestRecorded = Recorded.TestCase
-TestRecorded.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestRecorded.settings = settings(max_examples=60, stateful_step_count=25)

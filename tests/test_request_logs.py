@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from pagedattn_lab.workloads import (
     MalformedTraceError,
@@ -49,7 +49,6 @@ def write(path: Path, lines: list[str], newline: str, bom: bool, blank: list[int
     path.write_bytes(text.encode("utf-8-sig" if bom else "utf-8"))
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 10**12), lengths, lengths), min_size=1, max_size=12),
     columns=st.permutations(["TIMESTAMP", "ContextTokens", "GeneratedTokens", "Region", "model"]),
@@ -83,7 +82,6 @@ def test_a_csv_trace_comes_back(
     assert load_azure_csv(path) == load_trace(path) == load_trace(str(path)) == expected
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(
         st.tuples(
@@ -149,7 +147,6 @@ def write_as(path: Path, lines: Sequence[str], way: Way) -> Path:
     return path
 
 
-@settings(deadline=None)
 @given(rows=requests_and_notes, way=ways, data=st.data())
 def test_a_log_comes_back_however_it_is_written(
     rows: list, way: Way, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

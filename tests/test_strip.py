@@ -174,9 +174,7 @@ class BuddyRow(Row):
         assert self.strip.gaps == self.free_blocks()
 
 
-FirstFitRow.TestCase.settings = BuddyRow.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None
-)
+FirstFitRow.TestCase.settings = BuddyRow.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
 TestFirstFit = FirstFitRow.TestCase
 TestFirstFit.__doc__ = (
     "Catches overlaps, lost slots, gaps left apart, a place that is not the first, half-done refusals."

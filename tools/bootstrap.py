@@ -45,6 +45,10 @@ class SetupError(Exception):
     """One sentence for the reader: what is wrong, and what to do."""
 
 
+class NothingInstalled(SetupError):
+    """pip did not find everything; it fetches all packages before it changes one, so ``.venv`` is as it was."""
+
+
 def newer_python() -> "str | None":
     """Return the first Python on PATH that is new enough and really starts (a shim may only pretend)."""
     test = f"import sys; sys.exit(sys.version_info < {OLDEST})"
@@ -100,8 +104,8 @@ def check_cache() -> None:
         )
 
 
-def copied_files() -> "list[Path]":
-    """List what pip copies into ``.venv``, where it links to the rest: the files of JupyterLab's extension."""
+def copied_files() -> "dict[str, Path]":
+    """Name what pip copies where it links to the rest: the files of JupyterLab's extension, by their place in .venv."""
     import tomllib  # an old Python has none, and must still say what is missing
 
     with (ROOT / "pyproject.toml").open("rb") as file:
@@ -111,14 +115,24 @@ def copied_files() -> "list[Path]":
             raise SetupError(
                 f"pyproject.toml cannot be read ({error}): undo the last change to it, then try again."
             ) from error
-    return sorted({path for patterns in table.values() for pattern in patterns for path in ROOT.glob(pattern)})
+    paths = [(folder, path) for folder, patterns in table.items() for each in patterns for path in ROOT.glob(each)]
+    return {f"{folder}/{path.name}": path for folder, path in paths}
+
+
+def copy_files(prefix: Path) -> None:
+    """Copy those of them that changed, as pip would: this needs neither pip nor the network, which an edit must not."""
+    for name, source in copied_files().items():
+        target = prefix / name
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(str(source), str(target))
 
 
 def fingerprint() -> str:
-    """Name what an installation depends on: these files, where the checkout lies, and which Python it uses."""
+    """Name what pip's part depends on: these files, where the checkout lies, and which Python it uses."""
     digest = hashlib.sha256()
-    for path in (ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / "constraints.txt", *copied_files()):
-        digest.update(path.read_bytes())
+    for name in ("pyproject.toml", "setup.py", "constraints.txt"):
+        digest.update((ROOT / name).read_bytes())
     digest.update(f"{ROOT}\n{os.path.realpath(str(VENV_PYTHON))}".encode())
     return digest.hexdigest()
 
@@ -158,23 +172,24 @@ def make_venv() -> None:
         VENV.unlink() if VENV.is_symlink() else shutil.rmtree(str(VENV))
     made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if made.returncode:
-        raise SetupError(explain(made.stdout.decode(errors="replace"), f"{sys.executable} -m venv", made.returncode))
+        raise explain(made.stdout.decode(errors="replace"), f"{sys.executable} -m venv", made.returncode)
 
 
-def explain(output: str, what: str, status: int) -> str:
+def explain(output: str, what: str, status: int) -> SetupError:
     """Turn what a failed command wrote into one sentence that says what to do."""
     again = "then run the same command again; it goes on where it stopped."
     if "No space left on device" in output or "Errno 28" in output:
-        return f"The disk is full: free some space, {again}"
+        return SetupError(f"The disk is full: free some space, {again}")
     if any(sign in output for sign in NETWORK_SIGNS):
-        return f"The package index cannot be reached: check the network connection or proxy, {again}"
+        return NothingInstalled(f"The package index cannot be reached: check the network connection or proxy, {again}")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if "[end of output]" in lines:  # pip quotes a build that failed; its last line says more than pip's own
         lines = lines[: lines.index("[end of output]")]
     else:
         lines = [line for line in lines if line.startswith("ERROR:")] or lines
     last = lines[-1] if lines else "it wrote nothing"
-    return f"{what} failed with status {status} ({last}): put that right, {again}"
+    kind = NothingInstalled if "No matching distribution found" in output else SetupError
+    return kind(f"{what} failed with status {status} ({last}): put that right, {again}")
 
 
 def install() -> None:
@@ -182,7 +197,7 @@ def install() -> None:
     command = [str(VENV_PYTHON), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *REQUIREMENTS]
     done = subprocess.run(command, cwd=str(ROOT), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
-        raise SetupError(explain(done.stderr.decode(errors="replace"), "pip install", done.returncode))
+        raise explain(done.stderr.decode(errors="replace"), "pip install", done.returncode)
     # Matplotlib announces on stderr when it lists the fonts for the first time; in a chapter that would be an output.
     subprocess.run([str(VENV_PYTHON), "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL, check=True)
 
@@ -195,12 +210,20 @@ def fetch_model() -> int:
 def set_up(chosen: "str | None") -> None:
     """Create or repair ``.venv``; the stamp comes last."""
     check_disk()
+    before = None
     if STAMP.exists():
+        before = STAMP.read_text()
         STAMP.unlink()  # an interrupted update must not pass for the installation before it
     if not usable_venv(chosen):
         check_venv_module()
         make_venv()
-    install()
+        before = None
+    try:
+        install()
+    except NothingInstalled:
+        if before is not None:
+            STAMP.write_text(before)  # it is still that installation: an edit undone wants no pip
+        raise
     STAMP.write_text(fingerprint())
 
 
@@ -217,6 +240,7 @@ def main() -> int:
                 fcntl.flock(file, fcntl.LOCK_EX)  # started in two terminals at once, the second one waits
                 if not up_to_date(chosen):
                     set_up(chosen)
+        copy_files(VENV)
         return fetch_model()
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)

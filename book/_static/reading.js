@@ -4,9 +4,26 @@
   const CHAPTERS = "pagedattn.chapters";
   const root = document.documentElement;
 
+  // A browser may refuse to keep anything: then what was chosen lasts as long as the page.
+  function kept(name) {
+    try {
+      return localStorage.getItem(name);
+    } catch {
+      return null;
+    }
+  }
+
+  function keep(name, value) {
+    try {
+      localStorage.setItem(name, value);
+    } catch {
+      // See above.
+    }
+  }
+
   function tellStory(only) {
     root.toggleAttribute("data-story", only); // before the page is drawn: book.css hides the code
-    localStorage.setItem(STORY, only ? "only" : "with code");
+    keep(STORY, only ? "only" : "with code");
   }
 
   function offerStory() {
@@ -29,10 +46,16 @@
     else title.after(button);
   }
 
-  const progress = () => JSON.parse(localStorage.getItem(CHAPTERS) ?? "{}");
+  function progress() {
+    try {
+      return JSON.parse(kept(CHAPTERS)) ?? {};
+    } catch {
+      return {}; // what is kept was not written here
+    }
+  }
 
   function follow(chapter) {
-    const reached = (state) => localStorage.setItem(CHAPTERS, JSON.stringify({ ...progress(), [chapter]: state }));
+    const reached = (state) => keep(CHAPTERS, JSON.stringify({ ...progress(), [chapter]: state }));
     if (!progress()[chapter]) reached("begun");
     const end = document.querySelector(".prev-next-footer");
     const observer = new IntersectionObserver((entries) => {
@@ -53,7 +76,7 @@
     }
   }
 
-  if (localStorage.getItem(STORY) === "only") tellStory(true);
+  if (kept(STORY) === "only") tellStory(true);
   document.addEventListener("DOMContentLoaded", () => {
     offerStory();
     const chapter = location.pathname.match(/\/chapters\/(\w+)\.html$/);

@@ -105,9 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
             "lower --budget (a plain number means GiB) or raise --block-size"
         )
     with waiting(f"serving {count(num_served, 'request')} with four allocators"):
-        reports = memory_shares.compare(
-            requests, num_slots, arguments.model_len, arguments.block_size, total=num_served
-        )
+        reports = memory_shares.compare(requests, num_slots, arguments.model_len, arguments.block_size, progress=False)
     report = {
         "workload": arguments.workload,
         "model_len": arguments.model_len,

@@ -53,6 +53,7 @@ def compare(
     block_size: int,
     step_time: StepTime = A100_OPT_13B,
     total: int | None = None,
+    progress: bool | None = None,
 ) -> dict[str, Report]:
     """Serve the same requests with each of the four.
 
@@ -61,7 +62,8 @@ def compare(
             :class:`pagedattn_lab.workloads.arrivals.Fit` for those too long.
         num_slots, max_model_len, block_size: as for :func:`allocators`.
         step_time: how long a step takes.
-        total: how many requests there are, if known, for the progress bar.
+        total: how many requests there are, if known, for the progress bars.
+        progress: whether to show a bar for each allocator, as for :func:`pagedattn_lab.studies.simulate.simulate`.
 
     Raises:
         ValueError: as for :func:`allocators` and :func:`pagedattn_lab.studies.simulate.simulate`.
@@ -74,7 +76,7 @@ def compare(
         ['max 7', 'pow2 10', 'oracle 14', 'paged 36']
     """
     return {
-        name: simulate(Fit(requests(), max_model_len), allocator, step_time, total=total)
+        name: simulate(Fit(requests(), max_model_len), allocator, step_time, total=total, progress=progress)
         for name, allocator in allocators(num_slots, max_model_len, block_size).items()
     }
 

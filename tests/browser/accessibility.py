@@ -17,31 +17,40 @@ COLOUR_RULES = ("color-contrast", "link-in-text-block")  # the rules whose verdi
 SAMPLE = "data-tests-sample"  # marks a text that stands for its kind
 SAMPLES = 3  # of each kind on a page: axe cannot judge a text that something overlaps, and does not say so aloud
 
-# A link is compared with the text around it. What is turned, faded or placed over something else is a kind of its own.
-# Axe does not judge a single character.
+# A link is compared with the text around it, if there is any. What is turned, faded, moved or over something is a kind
+# of its own. Axe judges neither what is disabled nor a single character.
 MARK = """([mark, most, judged]) => {
   const known = new Set(judged), samples = new Map(), painted = new Map();
-  const plain = "rgba(0, 0, 0, 0)|none|1|none|normal|static|none|visible";
+  const plain = "rgba(0, 0, 0, 0)|none|1|none|normal|static|none|visible|none|auto|false";
+  const fields = "input, select, textarea";  // their text is no node
   const behind = element => {
     if (element === null) return "";
     if (!painted.has(element)) {
       const s = getComputedStyle(element);
       const own = [s.backgroundColor, s.backgroundImage, s.opacity, s.filter, s.mixBlendMode, s.position, s.float,
-                   s.overflow].join("|");
+                   s.overflow, s.transform, s.zIndex, s.margin.includes("-")].join("|");
       painted.set(element, behind(element.parentElement) + (own === plain ? "" : ">" + own));
     }
     return painted.get(element);
   };
   const text = element => {
     const s = getComputedStyle(element);
-    return [s.color, s.fontSize, s.fontWeight, s.textShadow, s.textDecorationLine, s.borderBottomStyle].join("|");
+    return [s.color, s.fontSize, s.fontWeight, s.textShadow, s.textDecorationLine, s.borderBottomStyle,
+            s.webkitTextFillColor, s.webkitTextStroke].join("|");
+  };
+  const disabled = element =>
+    element.closest(":disabled, [aria-disabled=true]") !== null || element.closest("label")?.control?.disabled;
+  const around = link => {
+    const parent = link.parentElement;
+    return parent.textContent.trim() === link.textContent.trim() ? "alone" : text(parent);
   };
   document.querySelectorAll(`[${mark}]`).forEach(element => element.removeAttribute(mark));
   for (const element of document.querySelectorAll("body *")) {
     const own = [...element.childNodes].filter(node => node.nodeType === Node.TEXT_NODE).map(node => node.data.trim());
-    if (own.join("").length < 2 || !element.checkVisibility({visibilityProperty: true})) continue;
+    if (own.join("").length < 2 && !element.matches(fields)) continue;
+    if (!element.checkVisibility({visibilityProperty: true})) continue;
     const link = element.closest("a[href]");
-    const kind = [text(element), behind(element), link ? text(link.parentElement) : ""].join("||");
+    const kind = [text(element), behind(element), disabled(element), link ? around(link) : ""].join("||");
     if (known.has(kind)) continue;
     if (!samples.has(kind)) samples.set(kind, 0);
     if (samples.get(kind) === most) continue;

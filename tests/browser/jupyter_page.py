@@ -21,7 +21,7 @@ from jupyter_server.serverapp import list_running_servers
 from playwright.sync_api import Browser, Locator
 from watch import PATIENCE, Watch, until
 
-from tests.helpers.data_files import place_data_files
+from tools import bootstrap
 
 RUN_SECONDS = 600  # a whole chapter, on a machine that is busy with others
 SETTINGS = {
@@ -194,7 +194,8 @@ class Lab:
         ]
         command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
         command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
-        share = place_data_files(folder / "prefix") / "share" / "jupyter"  # the extension as this checkout holds it
+        bootstrap.copy_files(folder / "prefix")  # the extension as this checkout holds it
+        share = folder / "prefix" / "share" / "jupyter"
         own["JUPYTER_PATH"] = str(share.relative_to(folder))
         command += [f"--LabApp.app_settings_dir={share / 'lab' / 'settings'}"]
         self._log = folder / "server.log"

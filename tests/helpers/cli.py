@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import pty
 import struct
-import subprocess
 import sys
 import termios
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -63,7 +63,7 @@ def report_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict
 def in_terminal(
     *arguments: str, columns: int = 80, only_stderr: bool = False, **environment: str
 ) -> tuple[int, str, str]:
-    """Run a command whose streams are a terminal; its status, what the terminal was sent, and what went elsewhere.
+    """Run a command in this process, its streams a terminal; its status, what that was sent, and what went elsewhere.
 
     Args:
         arguments: of the program.
@@ -73,25 +73,34 @@ def in_terminal(
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    variables = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
-    command = subprocess.Popen(
-        [sys.executable, "-m", "pagedattn_lab", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if only_stderr else theirs,
-        stderr=theirs,
-        text=True,
-        env=variables | {"TERM": "xterm-256color"} | environment,
-    )
-    os.close(theirs)
+    with ThreadPoolExecutor() as threads, pytest.MonkeyPatch.context() as patch, TemporaryFile("w+") as elsewhere:
+        sent = threads.submit(_sent, ours)
+        for name in ("NO_COLOR", "COLUMNS"):
+            patch.delenv(name, raising=False)
+        for name, value in ({"TERM": "xterm-256color"} | environment).items():
+            patch.setenv(name, value)
+        with open(theirs, "w", encoding="utf-8") as terminal:
+            for name in ("stdout", "__stdout__"):
+                patch.setattr(sys, name, elsewhere if only_stderr else terminal)
+            for name in ("stderr", "__stderr__"):
+                patch.setattr(sys, name, terminal)
+            try:
+                status = main(arguments)
+            except SystemExit as stop:
+                status = stop.code
+        elsewhere.seek(0)
+        return status, sent.result().decode().replace("\r\n", "\n"), elsewhere.read()
+
+
+def _sent(ours: int) -> bytes:
+    """Read what a terminal is sent, until the other end is closed."""
     sent = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # the last one at the other end has gone
-            break
-        if not part:
-            break
-        sent += part
-    elsewhere = command.stdout.read() if command.stdout else ""
-    os.close(ours)
-    return command.wait(), sent.decode().replace("\r\n", "\n"), elsewhere
+    with open(ours, "rb", buffering=0) as terminal:
+        while True:
+            try:
+                part = terminal.read(65536)
+            except OSError:  # the last one at the other end has gone
+                return sent
+            if not part:
+                return sent
+            sent += part
