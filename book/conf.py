@@ -142,15 +142,26 @@ def write_scripts(app: Sphinx) -> None:
     shutil.copy(ROOT / "pagedattn_lab" / "viz" / "player.css", static)
 
 
-def mend_excerpts(app: Sphinx, pagename: str, *_: object) -> None:
-    """Let the search page alone load what makes its excerpts."""
-    if pagename == "search":
-        app.add_js_file("search_excerpts.js", defer="defer")
+# Scripts, and sheets, that a single page needs, in their order.
+OF_ONE_PAGE = {
+    "search": ["search_excerpts.js"],
+    "book/index": ["play.css", "front_page.js"],
+    "book/sandbox": ["play.css", "sandbox_state.js", "sandbox.js"],
+}
+
+
+def add_own_files(app: Sphinx, pagename: str, *_: object) -> None:
+    """Let a page load what it alone needs."""
+    for name in OF_ONE_PAGE.get(pagename, []):
+        if name.endswith(".css"):
+            app.add_css_file(name)
+        else:
+            app.add_js_file(name, defer="defer")
 
 
 def setup(app: Sphinx) -> None:
     """Register what every page loads."""
     app.connect("builder-inited", write_scripts)
-    app.connect("html-page-context", mend_excerpts)
+    app.connect("html-page-context", add_own_files)
     app.add_css_file("player.css")
     app.add_js_file("player.book.js", defer="defer")

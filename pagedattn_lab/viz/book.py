@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 WITHOUT_KERNEL = ("model.js", "recorder.js", "lesson.js")
 EXPORTS = "export default { render };\nexport { boardText, modelOf };\n"
 FOR_SCRIPTS = "application/vnd.pagedattn-lab."  # what begins so is for scripts of the book, and shows nothing by itself
+# What scripts of single pages are made of: the front page's and the sandbox's.
+FOR_PAGES = (
+    "BlockPool", "BlockTable", "NoFreeBlocksError", "Recorder", "ValueError",
+    "boardText", "controlOf", "modelOf", "render",
+)  # fmt: skip
 BOOT = """
 for (const mount of document.querySelectorAll(".pa-mount")) {
   const data = JSON.parse(mount.querySelector("script").textContent);
@@ -35,7 +40,7 @@ def book_source() -> str:
 
 def book_script() -> str:
     """The same as a classic script that mounts itself: unlike a module, it also runs on a page opened as a file."""
-    return "(() => {\n" + book_source() + BOOT + "})();\n"
+    return f"(() => {{\n{book_source()}{BOOT}window.pagedattn = {{ {', '.join(FOR_PAGES)} }};\n}})();\n"
 
 
 class PlayerRenderer:

@@ -102,6 +102,11 @@ function render({ model, el }) {
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("width", width);
     svg.setAttribute("height", height);
+    const keys = new Set(); // a free queue that somebody broke names a block twice
+    for (const group of groups) {
+      while (keys.has(group.key)) group.key += " again";
+      keys.add(group.key);
+    }
     const made = groups.filter(({ key, open, body }) => before.get(key)?.body !== body || before.get(key).open !== open);
     const maker = document.createElementNS(SVG, "svg");
     maker.innerHTML = made.map(markup).join("");

@@ -1,0 +1,105 @@
+// On the front page: a prompt fills blocks through its page table while another request does the same. The player and its
+// board are those of the chapters; here they play what the model makes of a reader's words.
+(() => {
+  const place = document.getElementById("try-it");
+  const { BlockPool, BlockTable, NoFreeBlocksError, Recorder, boardText, controlOf, modelOf, render } = window.pagedattn;
+  const SLOTS = 24, BLOCK_SIZES = [1, 2, 3, 4, 6, 8];
+  const PROMPT = "nothing is reserved and no hole is too small to use";
+  const OTHER = "where does my cache live now".split(" "); // what Bob writes meanwhile, so that blocks lie scattered
+  const CONTINUATION = "because any free block will do for the next few words".split(" ");
+  const NARROW = 600; // pixels
+  const QUIET = 700; // ms without a change before the page says what the change led to
+
+  /** Record how Ada's words take their slots one by one, and Bob's between them, until the memory is full. */
+  function recorded(words, block_size) {
+    const pool = new BlockPool(SLOTS / block_size + 1, block_size), recorder = new Recorder(pool);
+    const ada = new BlockTable(pool, "Ada"), bob = new BlockTable(pool, "Bob");
+    if (!words.length) recorder.note("Ada has written nothing, and holds no block."); // with one frame, there are no buttons
+    try {
+      words.forEach((_, index) => {
+        ada.append_tokens(1);
+        if (index < OTHER.length) bob.append_tokens(1);
+      });
+    } catch (error) {
+      if (!(error instanceof NoFreeBlocksError)) throw error;
+      recorder.note(`Refused: ${error.message}.`);
+    }
+    return { recording: { ...recorder.to_dict(), words: { Ada: words, Bob: OTHER } }, ada };
+  }
+
+  place.innerHTML = `
+    <div class="pa-lesson-controls play-front">
+      <label class="pa-lesson-control"><span>Ada's prompt</span>
+        <input type="text" value="${PROMPT}" maxlength="160" autocomplete="off" spellcheck="false"></label>
+      <span class="play-sizes"></span>
+      <p><button type="button">Generate a word</button> <span class="play-generated"></span></p>
+      <p class="play-note">One slot for each word; a tokenizer cuts a text more finely. Bob writes meanwhile. No model runs
+        on this page: what is generated stands fixed.</p>
+    </div>
+    <div class="play-player"></div>
+    <p class="play-summary" role="status"></p>`;
+  const part = (selector) => place.querySelector(selector);
+  const prompt = part("input[type=text]"), player = part(".play-player");
+  const size = controlOf(
+    { label: "Block size", kind: "slider", options: BLOCK_SIZES.map((n) => (n === 1 ? "1 word" : `${n} words`)), index: 3 }, changed);
+  size.row.querySelector("output").setAttribute("aria-live", "off"); // the slider says the same
+  part(".play-sizes").replaceWith(size.row);
+
+  const typed = () => prompt.value.split(/\s+/).filter(Boolean);
+  const block_size = () => BLOCK_SIZES[size.index()];
+  let generated = 0, waiting = null, reserved = null, made = recorded(typed(), block_size());
+  const model = modelOf({ ...made.recording, label: "Ada's words fill blocks", step: made.recording.frames.length - 1 });
+  render({ model, el: player });
+
+  function summary() {
+    const { blocks, num_tokens, num_empty_slots } = made.ada, slots = blocks.length * block_size();
+    const count = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
+    if (!blocks.length) return "Ada holds no block.";
+    const rest = num_empty_slots ? `${num_empty_slots} of their ${slots} slots ${num_empty_slots === 1 ? "is" : "are"} empty` : "all slots are full";
+    return `Ada's ${count(num_tokens, "word")} fill ${count(blocks.length, "block")}; ${rest}.`;
+  }
+
+  /** Show what the controls say. While a reader types, the player's sentence is not read out; when he rests, a summary is. */
+  function changed() {
+    const last = model.get("recording").frames.length - 1, step = model.get("step");
+    made = recorded([...typed(), ...CONTINUATION.slice(0, generated)], block_size());
+    const end = made.recording.frames.length - 1;
+    part(".pa-sentence").setAttribute("aria-live", "off");
+    part(".play-generated").textContent = CONTINUATION.slice(0, generated).join(" ");
+    model.set("recording", made.recording);
+    model.set("step", step === last ? end : Math.min(step, end));
+    reserve();
+    clearTimeout(waiting);
+    waiting = setTimeout(() => (part(".play-summary").textContent = summary()), QUIET);
+  }
+
+  prompt.addEventListener("input", () => {
+    generated = 0;
+    changed();
+  });
+  part("button").addEventListener("click", () => {
+    generated = generated < CONTINUATION.length ? generated + 1 : 0; // once more from the prompt on
+    model.set("step", model.get("recording").frames.length - 1);
+    changed();
+  });
+  player.addEventListener("focusin", () => part(".pa-sentence").setAttribute("aria-live", "polite"));
+  part(".play-summary").textContent = summary();
+
+  /** Keep the height that the tallest board needs, whatever a reader writes or chooses: what stands below must not jump.
+   * On a phone boards of small blocks are tall, so there each block size keeps its own. */
+  function reserve() {
+    const stage = part(".pa-stage"), width = Number(stage.firstElementChild.getAttribute("width"));
+    const sizes = width < NARROW ? [block_size()] : BLOCK_SIZES, now = `${width} ${sizes}`;
+    if (!width || reserved === now) return;
+    reserved = now;
+    const full = Array(SLOTS).fill("word");
+    const heights = sizes.flatMap((each) => {
+      const { recording } = recorded(full, each), end = recording.frames.length - 1;
+      return [0, Math.floor(end / 2), end].map((at) => Number(/ height="(\d+)"/.exec(boardText(recording, at, width))[1]));
+    });
+    player.style.minHeight = "";
+    const around = player.offsetHeight - stage.offsetHeight;
+    player.style.minHeight = `${Math.max(...heights) + around}px`;
+  }
+  new ResizeObserver(reserve).observe(player);
+})();
