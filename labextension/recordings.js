@@ -73,8 +73,8 @@ function harmlessRecording({ block_size, words, frames }) {
 }
 
 /** The same of a stored output. A lesson's controls are made of texts, and what they lead to is made harmless by then. */
-export function harmless({ label, step, grid, ...recording }) {
-  return { label: String(label), step: Number(step), grid, ...harmlessRecording(recording) };
+export function harmless({ label, step, grid, recordings, ...recording }) {
+  return { label: String(label), step: Number(step), grid, recordings, ...harmlessRecording(recording) };
 }
 
 const once = (signal) =>
@@ -114,8 +114,9 @@ function playerRenderer(host, options) {
     }
   }
 
-  async function show({ data, trusted }) {
-    const recording = trusted ? data[PLAYER] : harmless(data[PLAYER]);
+  async function show({ data, metadata, trusted }) {
+    const stored = { ...data[PLAYER], ...metadata[PLAYER] };
+    const recording = trusted ? stored : harmless(stored);
     const { playStored } = await playerOnce();
     if (output.isDisposed || isLive()) return;
     const mount = document.createElement("div");

@@ -36,7 +36,8 @@ def board_lesson() -> Lesson:
 
 
 def stored(lesson: Lesson) -> dict[str, Any]:
-    return lesson._repr_mimebundle_()[MIME]["grid"]
+    data, metadata = lesson._repr_mimebundle_()
+    return data[MIME]["grid"] | metadata[MIME]
 
 
 def unpacked(made: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def test_every_position_of_a_recording() -> None:
 
 def test_the_same_bytes_each_time() -> None:
     """Catches a time or an address in what is stored, which would change the notebook each time that it runs."""
-    assert board_lesson()._repr_mimebundle_()[MIME] == board_lesson()._repr_mimebundle_()[MIME]
+    assert stored(board_lesson()) == stored(board_lesson())
 
 
 def test_words_and_errors_are_stored() -> None:
@@ -149,7 +150,7 @@ def test_other_controls_need_a_kernel(control: widgets.Widget) -> None:
     """Catches a lesson that can be shown nowhere because a page cannot offer one of its controls."""
     one = Picture("<svg></svg>", alt="one")
     size = widgets.IntSlider(5, min=1, max=9, description="size")
-    bundle = Lesson(lambda x, size: one, "x", x=control, size=size)._repr_mimebundle_()
+    bundle, _ = Lesson(lambda x, size: one, "x", x=control, size=size)._repr_mimebundle_()
     assert "grid" not in bundle[MIME] and bundle["image/svg+xml"] == one.svg
 
 
@@ -172,7 +173,7 @@ def test_an_error_is_shown_as_one() -> None:
     lesson = Lesson(draw, "x", size=size)
     with pytest.raises(ZeroDivisionError):
         size.value = 5
-    bundle = lesson._repr_mimebundle_()
+    bundle, _ = lesson._repr_mimebundle_()
     assert "grid" not in bundle[MIME] and "ZeroDivisionError" in bundle["text/plain"]
 
 
@@ -180,7 +181,7 @@ def test_a_loaded_recording_needs_a_kernel() -> None:
     """Catches a lesson of recordings without their operations that is stored as one that shows nothing."""
     saved = grown(3, 4).to_dict()
     size = widgets.IntSlider(5, min=1, max=9, description="size")
-    assert "grid" not in Lesson(lambda size: saved, "x", size=size)._repr_mimebundle_()[MIME]
+    assert "grid" not in Lesson(lambda size: saved, "x", size=size)._repr_mimebundle_()[0][MIME]
 
 
 @pytest.mark.parametrize(

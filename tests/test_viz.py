@@ -77,7 +77,7 @@ def test_a_still_can_be_drawn_anew() -> None:
     made = still._repr_mimebundle_()[MIME]
     assert made["label"] == still.alt and made["step"] == 0
     assert picture_of(made, 0).svg == still.svg and made["words"] == {"Ada": ["Hi", "␊"]}
-    data = SimpleNamespace(mime_type=MIME, content=made)
+    data = SimpleNamespace(mime_type=MIME, content=made, output_metadata={})
     [node] = PlayerRenderer.handle_mime(None, data, inline=False)
     assert still.svg in node.astext()
     lesson = Lesson(grown, "One", block_size=widgets.IntSlider(4, min=1, max=8, description="size"))
@@ -355,7 +355,7 @@ def test_lesson_follows_its_controls() -> None:
         lesson.set(blocks=blocks, size=size)
         expected = draw(blocks, size)
         assert (lesson.player.picture.svg, lesson.player.picture.alt) == (expected.svg, expected.alt)
-        bundle = lesson._repr_mimebundle_()
+        bundle, _ = lesson._repr_mimebundle_()
         assert bundle["image/svg+xml"] == expected.svg
         assert bundle["text/plain"] == f"Lesson('Empty memory', blocks={blocks}, size={size}): {expected.alt}"
         assert "application/vnd.jupyter.widget-view+json" in bundle

@@ -59,6 +59,7 @@ class PlayerRenderer:
             return None
         values = data.content
         still = picture(values, values["step"]).svg
-        text = json.dumps(values).replace("<", "\\u003c")  # no tag, comment or script can begin or end in it
+        stored = values | data.output_metadata.get(MIME, {})
+        text = json.dumps(stored).replace("<", "\\u003c")  # no tag, comment or script can begin or end in it
         html = f'<div class="pa-mount"><script type="application/json">{text}</script>{still}</div>'
         return [raw("", html, format="html")]

@@ -47,7 +47,7 @@ function controlOf({ label, kind, options, index }, moved) {
 }
 
 /** The controls of a lesson, which show in a player what belongs to their positions. */
-function controlsOf({ controls, recordings }, model, clean) {
+function controlsOf({ controls }, recordings, model, clean) {
   const root = document.createElement("div");
   root.className = "pa-lesson-controls";
   let all = null; // unpacked when somebody first moves a control
@@ -81,7 +81,7 @@ function playStored(data, el, clean = (made) => made) {
   const model = modelOf(data);
   if (data.grid) {
     el.classList.add("pa-lesson");
-    el.append(controlsOf(data.grid, model, clean));
+    el.append(controlsOf(data.grid, data.recordings, model, clean));
   }
   return render({ model, el });
 }

@@ -198,7 +198,7 @@ def move_controls(
             index = 0
             for at, each in zip(places, grid["controls"], strict=True):
                 index = index * len(each["options"]) + at
-            made = page.evaluate(SHOWN_AT, [book_source(), grid["recordings"], index])
+            made = page.evaluate(SHOWN_AT, [book_source(), recording["recordings"], index])
             check, end = follows(player, made | {"label": recording["label"]}), len(made["frames"]) - 1
             step = int(player.get_attribute("data-step"))
             check(step)

@@ -13,7 +13,9 @@ import players
 import pytest
 from accessibility import violations
 from controls import ONE_OF_EACH
+from IPython.core.formatters import DisplayFormatter
 from jupyter_page import IS_READY, Lab, Notebook
+from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import Browser, Locator, Page, expect
 from watch import PATIENCE, until
@@ -63,12 +65,13 @@ SAVE = "() => jupyterapp.shell.currentWidget.context.save()"
 STRIP = "() => (document.querySelector('.pa-run')?.innerText ?? '').replaceAll('\\n', ' ')"
 
 
-def result(source: str, names: dict[str, Any]) -> dict[str, Any]:
-    """Execute a cell's source here, and return the bundle that a kernel would store."""
+def result(source: str, names: dict[str, Any]) -> NotebookNode:
+    """Execute a cell's source here, and return the output that a kernel would store."""
     lines = source.strip().splitlines()
     last = next(number for number in reversed(range(len(lines))) if not lines[number].startswith((" ", ")")))
     exec("\n".join(lines[:last]), names)
-    return eval("\n".join(lines[last:]), names)._repr_mimebundle_()
+    data, metadata = DisplayFormatter().format(eval("\n".join(lines[last:]), names))
+    return new_output("execute_result", data, metadata=metadata, execution_count=1)
 
 
 def stored() -> str:
@@ -76,8 +79,7 @@ def stored() -> str:
     names: dict[str, Any] = {}
     cells = [new_markdown_cell("# A chapter\n\n" + "Some text.\n\n" * 8)]
     for source in (LESSON, SQUARE):
-        output = new_output("execute_result", result(source, names), execution_count=1)
-        cells.append(new_code_cell(source.strip(), outputs=[output], execution_count=1))
+        cells.append(new_code_cell(source.strip(), outputs=[result(source, names)], execution_count=1))
     cells += [new_code_cell(SLOW, execution_count=1), new_markdown_cell("More text.\n\n" * 40)]
     cells.append(new_code_cell("print(lesson.player.step)", execution_count=1))
     cells[-1].outputs = [new_output("stream", name="stdout", text="2\n")]
@@ -229,23 +231,24 @@ HOSTILE: dict[str, Any] = {
 }  # fmt: skip
 HOSTILE["grid"] = {
     "controls": [{"label": SCRIPT, "kind": "slider", "options": ["1", SCRIPT, SCRIPT], "index": 0, "of": SCRIPT}],
-    "recordings": pack(
-        {
-            "pieces": [HOSTILE["frames"][0]["svg"]],
-            "shown": [
-                {"error": SCRIPT},
-                {"frames": [{"sentence": SCRIPT, "svg": [0]}]},
-                {"ops": [["start", 3, 2, [[SCRIPT, SCRIPT, [1]]]], ["note", SCRIPT, [1]]], "words": HOSTILE["words"]},
-            ],
-        }
-    ),
 }
+HOSTILE_RECORDINGS = pack(
+    {
+        "pieces": [HOSTILE["frames"][0]["svg"]],
+        "shown": [
+            {"error": SCRIPT},
+            {"frames": [{"sentence": SCRIPT, "svg": [0]}]},
+            {"ops": [["start", 3, 2, [[SCRIPT, SCRIPT, [1]]]], ["note", SCRIPT, [1]]], "words": HOSTILE["words"]},
+        ],
+    }
+)
 
 
 def test_a_strange_notebook_runs_nothing(fresh: Days) -> None:
     """Catches a recording that runs scripts in a notebook that the reader has not trusted."""
     page = fresh.page
-    output = {"output_type": "display_data", "metadata": {}, "data": {MIME: HOSTILE, "text/plain": "x"}}
+    metadata = {MIME: {"recordings": HOSTILE_RECORDINGS}}
+    output = {"output_type": "display_data", "metadata": metadata, "data": {MIME: HOSTILE, "text/plain": "x"}}
     page.evaluate("output => jupyterapp.shell.currentWidget.content.model.cells.get(5).outputs.add(output)", output)
     player = page.locator(".jp-Notebook .jp-Cell").nth(5).locator(".pa-player")
     player.locator(".pa-stage img").wait_for()

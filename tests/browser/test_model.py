@@ -173,7 +173,7 @@ def lessons() -> dict[str, dict[str, Any]]:
             for output in cell.outputs:
                 data = output.get("data", {})
                 if "".join(data.get("text/plain", "")).startswith("Lesson("):
-                    found[f"{path.stem[:2]} {data[MIME]['label']}"] = data[MIME]
+                    found[f"{path.stem[:2]} {data[MIME]['label']}"] = data[MIME] | output.metadata.get(MIME, {})
     return found
 
 
@@ -185,4 +185,4 @@ def test_every_lesson_shows_the_same_in_both_languages(page: Page) -> None:
         assert "grid" in data, f"{name}: its controls do nothing without a kernel"
         controls, digest = data["grid"]["controls"], data["grid"]["digest"]
         count = math.prod(len(control["options"]) for control in controls)
-        assert page.evaluate(SUM_UP, data["grid"]["recordings"]) == [count, digest], name
+        assert page.evaluate(SUM_UP, data["recordings"]) == [count, digest], name
