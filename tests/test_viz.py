@@ -436,9 +436,10 @@ def test_book_renders_a_player() -> None:
     """Catches a recording that ends the script element early, and a page without a still picture."""
     player = Player([Picture("<svg></svg>", alt="<!--<script></script><b>"), *two_pictures], "pictures", step=1)
     data, _ = player._repr_mimebundle_()
-    [node] = PlayerRenderer.handle_mime(None, SimpleNamespace(mime_type=MIME, content=data[MIME]), False)
+    output = SimpleNamespace(mime_type=MIME, content=data[MIME], output_metadata={MIME: {"recordings": "packed"}})
+    [node] = PlayerRenderer.handle_mime(None, output, False)
     html = node.astext()
     assert html.count("</script>") == 1 and "<!--" not in html and two_pictures[0].svg in html
     embedded = html[html.index(">", html.index("<script")) + 1 : html.index("</script>")]
-    assert json.loads(embedded) == data[MIME]
+    assert json.loads(embedded) == data[MIME] | {"recordings": "packed"}
     assert PlayerRenderer.handle_mime(None, SimpleNamespace(mime_type="text/plain", content="x"), False) is None
