@@ -76,11 +76,11 @@ function bar(block, blockSize, tile, badge) {
     (text ? textAt(escape(text), middle, 22, "middle", "pa-ink", "#222", 10) : "");
 }
 
-/** The marks of all owners side by side, or where they would not fit, of one after the other from cell to cell. */
-function marksOf(holders, offset, width) {
-  const marks = holders.map(({ mark }) => mark);
-  const oneEach = marks.every((mark) => letters(mark).length === 1) && marks.length * 8 <= width;
-  return oneEach ? marks.join("") : marks[offset % marks.length];
+/** The marks of several owners, as many as fit into a line beside other text; none where not even two letters do. */
+function marksOf(marks, beside, width) {
+  const most = div(width - 2 - 8 * letters(beside).length, 8);
+  const together = marks.join(marks.every((mark) => letters(mark).length === 1) ? "" : "+");
+  return marks.length > 1 && most > 1 ? shorten(together, most) : "";
 }
 
 function cells(block, blockSize, tile, words) {
@@ -100,11 +100,11 @@ function cells(block, blockSize, tile, words) {
     if (word) tokens[0] += ` “${word}”`;
     const title = `<title>${escape(`slot ${slot}: ${tokens.join("; ")}`)}${isGhost ? ", still there" : ""}</title>`;
     const middle = x + div(tile.cell, 2);
-    const text = word ? shorten(word, div(tile.cell - 6, 7)) : marksOf(holders, offset, tile.cell);
+    const text = word ? shorten(word, div(tile.cell - 6, 7)) : holders.length === 1 ? holders[0].mark : "";
     drawn += isGhost
       ? `${box}${title}</rect>` + ghostOf(ghost, x, y, tile.cell, 18) +
         textAt(escape(text), middle, y + 13, "middle", "pa-ink", "#222", 11, ' font-style="italic"')
-      : paint(holders, x, y, tile.cell, 18, title) + label(text, holders, middle, y + 13, 11);
+      : paint(holders, x, y, tile.cell, 18, title) + (text ? label(text, holders, middle, y + 13, 11) : "");
   }
   return drawn;
 }
@@ -113,13 +113,20 @@ function blockGroup(block, blockSize, tile, words, x, y) {
   const miscounted = block.id > 0 && block.count !== block.owners.length;
   const badge = block.count > 1 || miscounted ? `×${block.count}${miscounted ? "!" : ""}` : "";
   let caption = block.id === 0 && !tile.dense ? "0 null" : `${block.id}`;
-  if (block.hash !== null) caption += tile.width >= 72 ? ` #${letters(block.hash).slice(0, 4).join("")}` : "#";
+  const marks = tile.columns ? [...new Set(block.owners.map(([table]) => table.mark))] : [];
+  let sharedBy = "";
+  if (block.hash !== null) {
+    const full = `${caption} #${letters(block.hash).slice(0, 4).join("")}`;
+    sharedBy = marksOf(marks, full + badge, tile.width);
+    caption = tile.width >= 72 && (sharedBy || marks.length < 2) ? full : `${caption}#`;
+  }
+  sharedBy ||= marksOf(marks, caption + badge, tile.width);
   let drawn = `<title>${escape(blockTitle(block, blockSize))}</title>` + halo(tile.width, tile.height, block.changed);
   drawn += tile.dense
     ? textAt(escape(caption), div(tile.width, 2), 10, "middle", "pa-ink", "#222", 10)
     : textAt(escape(caption), 0, 11, "start", "pa-ink", "#222", 12);
   if (badge && !tile.dense)
-    drawn += textAt(`<tspan font-weight="bold">${badge}</tspan>`, tile.width, 11, "end", "pa-ink", "#222", 12);
+    drawn += textAt(`${sharedBy ? `${escape(sharedBy)} ` : ""}<tspan font-weight="bold">${badge}</tspan>`, tile.width, 11, "end", "pa-ink", "#222", 12);
   drawn += tile.columns ? cells(block, blockSize, tile, words) : bar(block, blockSize, tile, tile.dense ? badge : "");
   if (badge) {
     let ticks = "";

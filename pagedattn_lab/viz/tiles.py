@@ -82,8 +82,13 @@ def block_group(block: BlockState, scene: Scene, x: int, y: int) -> str:
     caption = str(block.block_id)
     if block.block_id == 0 and not tile.dense:
         caption = "0 null"
+    marks = list(dict.fromkeys(scene.tables[name].mark for name, _ in block.owners)) if tile.columns else []
+    shared_by = ""
     if block.block_hash is not None:
-        caption += f" #{block.block_hash[:4]}" if tile.width >= 72 else "#"
+        full = f"{caption} #{block.block_hash[:4]}"
+        shared_by = _marks(marks, full + badge, tile.width)
+        caption = full if tile.width >= 72 and (shared_by or len(marks) < 2) else f"{caption}#"
+    shared_by = shared_by or _marks(marks, caption + badge, tile.width)
     parts = [
         f'<g data-block="{block.block_id}" class="pa-block" transform="translate({x},{y})">'
         f"<title>{escape(_title(block, scene, ghost))}</title>",
@@ -95,6 +100,7 @@ def block_group(block: BlockState, scene: Scene, x: int, y: int) -> str:
         parts.append(text_at(escape(caption), 0, 11, "start", "pa-ink", "#222", 12))
     if badge and not tile.dense:
         bold = f'<tspan font-weight="bold">{badge}</tspan>'
+        bold = f"{escape(shared_by)} {bold}" if shared_by else bold
         parts.append(text_at(bold, tile.width, 11, "end", "pa-ink", "#222", 12))
     if tile.columns:
         parts.append(_cells(block, scene, ghost))
@@ -168,7 +174,7 @@ def _bar(block: BlockState, scene: Scene, ghost: Contents | None, badge: str) ->
 
 
 def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
-    """A block as its slots: filled ones in the colours of who has a token there, with its text or the owners' marks."""
+    """A block as its slots: filled ones in the colours of who has a token there, with its text or its one owner's mark."""
     frame, tile = scene.frame, scene.tile
     parts = []
     for offset in range(frame.block_size):
@@ -190,7 +196,7 @@ def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
         title = f"<title>{escape(f'slot {slot}: {name}{others}')}</title>"
         looks = [holder.look for holder in holders]
         middle = x + tile.cell // 2
-        text = shorten(word, (tile.cell - 6) // 7) if word else _marks(looks, offset, tile.cell)
+        text = shorten(word, (tile.cell - 6) // 7) if word else looks[0][1] if len(looks) == 1 else ""
         if is_ghost:
             title = title.replace("</title>", ", still there</title>")
             parts.append(f'<rect x="{x}" y="{y}" width="{tile.cell}" height="18" {_slot_look(block)}>{title}</rect>')
@@ -199,7 +205,7 @@ def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
             parts.append(text_at(escape(text), middle, y + 13, "middle", "pa-ink", "#222", 11, italic))
         else:
             parts.append(paint(looks, x, y, tile.cell, 18, title))
-            parts.append(label(text, looks, middle, y + 13, 11))
+            parts.append(label(text, looks, middle, y + 13, 11) if text else "")
     return "".join(parts)
 
 
@@ -208,9 +214,8 @@ def _word(words: Words, holder: Holder) -> str:
     return known[holder.position] if holder.position < len(known) else ""
 
 
-def _marks(looks: Sequence[Look], offset: int, width: int) -> str:
-    """The marks of all owners side by side, or where they would not fit, of one after the other from cell to cell."""
-    marks = [mark for _, mark in looks]
-    together = "".join(marks)
-    one_each = all(len(mark) == 1 for mark in marks) and len(together) * 8 <= width
-    return together if one_each else marks[offset % len(marks)]
+def _marks(marks: Sequence[str], beside: str, width: int) -> str:
+    """The marks of several owners, as many as fit into a line beside other text; none where not even two letters do."""
+    letters = (width - 2 - 8 * len(beside)) // 8
+    together = ("" if all(len(mark) == 1 for mark in marks) else "+").join(marks)
+    return shorten(together, letters) if len(marks) > 1 and letters > 1 else ""
