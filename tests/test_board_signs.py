@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from itertools import combinations
 
 from pagedattn_lab.block_pool import BlockPool
@@ -35,6 +36,11 @@ def letters(group: ElementTree.Element) -> list[str]:
     return [text.text for text in list(group.iter(f"{SVG}text"))[1:] if text.text]
 
 
+def beside_count(group: ElementTree.Element) -> str:
+    """Read what the caption of a block ends with: its owners and how many."""
+    return "".join(list(group.iter(f"{SVG}text"))[1].itertext())
+
+
 def shared(num_owners: int) -> Frame:
     """One block of four slots that some requests share, the last of them a token longer than the others."""
     tables = tuple(
@@ -64,8 +70,13 @@ def test_a_shared_block_shows_all_its_owners() -> None:
         assert fills(group) == {COLOURS[index][0] for index in range(number)}
         assert len(re.findall("pa-stripe", svg)) == 2 * (number - 1), "the third token is the last owner's alone"
         assert letters(group)[-1] == chr(64 + number)
-    assert letters(blocks(draw(shared(2)))[1]) == ["×2", "AB", "AB", "B"][1:]
-    assert letters(blocks(draw(shared(3)))[1]) == ["A", "B", "C"], "three would not fit: they take turns"
+    for number, marks in ((2, "AB ×2"), (3, "ABC ×3"), (7, "ABC… ×7")):
+        group = blocks(draw(shared(number)))[1]
+        assert beside_count(group) == marks
+        assert letters(group)[1:] == [chr(64 + number)], "no letters in stripes: one a slot would look like its owner's"
+    assert beside_count(blocks(draw(replace(shared(3), hashes={1: "cafebabe"})))[1]) == "ABC ×3"
+    two = tuple(replace(table, mark=f"A{index}") for index, table in enumerate(shared(2).tables))
+    assert beside_count(blocks(draw(replace(shared(2), tables=two)))[1]) == "A0+… ×2", "whole marks would not fit"
 
 
 def test_no_two_requests_look_alike() -> None:
@@ -101,6 +112,18 @@ def test_what_is_still_there_is_shown() -> None:
     assert letters(blocks(draw(many))[3]) == ["A"] and "pa-ghost" in draw(many)
 
 
+def test_words_are_cut_only_where_there_is_no_room() -> None:
+    """Catches a word cut beside empty space, and on a narrow board one cut until nobody can read it."""
+    pool = BlockPool(9, 8)
+    ada = BlockTable(pool, "Ada")
+    ada.append_tokens(8)
+    words = {"Ada": ["nothing", " reserved", "a", "b", "c", "d", "e", "f"]}
+    frame = Recorder(pool, {"Ada": ada}).frames[0]
+    for width in (1000, 760, 390, 340):
+        assert letters(blocks(draw(frame, words, width))[1])[:2] == ["nothing", "reserved"], width
+    assert letters(blocks(draw(frame, words, 300))[1])[:2] == ["nothing", "reserv…"][:1] + ["reserved"]
+
+
 def arrows(frame: Frame, width: int = 760) -> list[str]:
     """Read where each arrow's head is."""
     return re.findall(r'class="pa-arrow-head" d="(M\d+,\d+)', draw(frame, width=width))
@@ -132,16 +155,21 @@ def test_arrows_lead_from_the_entries_in_question() -> None:
         assert arrows(copy, width) == [tip(copy, 3, width)], "to the copy, not to what Ada keeps"
         assert arrows(append, width) == [tip(append, 3, width)]
         assert arrows(release, width) == [tip(release, 1, width)], "Ada 2 has no entry left: whose block lost an owner"
-        assert len(arrows(many, width)) == MOST_ARROWS
+        assert arrows(many, width) == [], "five: some of them would look like all of them"
     assert arrows(recorder.frames[0]) == []
+    BlockTable(pool, "Cy").append_tokens(4 * MOST_ARROWS)
+    assert len(arrows(recorder.frames[-1])) == MOST_ARROWS, "all, not the first few"
+    outlined, arrow = "thick outline: what the sentence is about", "arrow: from a table entry to its block"
+    assert legend([start])[:2] == [outlined, arrow]
+    assert legend([many])[0] == outlined and arrow not in legend([many]), "an arrow that is not drawn is not explained"
 
 
 def test_the_legend_lists_what_occurs() -> None:
     """Catches a sign that nobody explains, and an explanation of a sign that does not occur in the whole recording."""
     frames = kept().frames
-    assert [len(legend(frames[:end])) for end in (1, 2, 3, 4)] == [1, 2, 4, 4]
+    assert [len(legend(frames[:end])) for end in (1, 2, 3, 4)] == [1, 3, 5, 5]
     assert legend(frames)[-1] == "pale, slanted: free, but the contents are still there"
-    assert legend([shared(2)]) == ["stripes: shared", "ticked edge and ×2: reference count 2"]
+    assert legend([shared(2)]) == ["stripes: shared", "ticked edge, ×n: n table entries name it"]
     wrong = Frame("note", "", (), 4, (), (0, 1), {}, ())
     assert legend([wrong]) == ["!: not as many table entries as counted"]
     drawn = [re.findall(r"<text[^>]*pa-soft[^>]*>[^<]*", draw(frame, among=frames)) for frame in frames]

@@ -18,9 +18,10 @@ function legendOf(frames) {
   }
   const any = (has) => frames.some(has), some = (values) => Object.keys(values ?? {}).length > 0;
   return [
-    [any(({ changed }) => changed.length), "thick outline, arrow: what the sentence is about"],
+    [any(({ changed }) => changed.length), "thick outline: what the sentence is about"],
+    [any((frame) => inQuestion(frame).length), "arrow: from a table entry to its block"],
     [shared, "stripes: shared"],
-    [counts, "ticked edge and ×2: reference count 2"],
+    [counts, "ticked edge, ×n: n table entries name it"],
     [miscounted, "!: not as many table entries as counted"],
     [free, "dashed: free"],
     [any(({ hashes }) => some(hashes)), "#: cached contents"],
@@ -36,7 +37,9 @@ function layoutOf({ frames: all, block_size: size, words }, width) {
   const beside = width >= 700 && !dense && withTables;
   const tablesWidth = beside ? Math.max(240, div(width * 38, 100)) : room;
   const blocksWidth = room - (beside ? tablesWidth + 2 * GAP : 0);
-  const tile = tileOf(count, size, Object.keys(words ?? {}).length > 0, blocksWidth);
+  const texts = Object.values(words ?? {});
+  const longest = texts.flat().reduce((most, word) => Math.max(most, wordLength(word)), texts.length ? 1 : 0);
+  const tile = tileOf(count, size, longest, blocksWidth);
   const gap = dense ? 6 : GAP, columns = Math.max(1, div(blocksWidth + gap, tile.width + gap));
   const right = beside ? PAD + columns * (tile.width + gap) - gap + 4 : null;
   let bottom = 30 + Math.ceil(count / columns) * (tile.height + gap);
@@ -77,7 +80,10 @@ function board(recording, index, width) {
     const placed = placeTables(frame, dense, tables.left, tables.top, tables.width);
     groups.push(heading("tables", "Page tables: logical → physical block", tables.left, tables.top));
     groups.push(...tableGroups(size, dense, placed));
-    arrows = inQuestion(frame, placed).map((entry) => arrow(entry, placed, place(entry.id), tile, right));
+    const chosen = inQuestion(frame);
+    arrows = placed.tables.flatMap(({ entries }) => entries)
+      .filter((entry) => chosen.some(({ table, logical }) => table.name === entry.table.name && logical === entry.logical))
+      .map((entry) => arrow(entry, placed, place(entry.id), tile, right));
   }
   groups.push(...freeGroups(frame, placeFree(frame, dense, PAD, freeTop, room).chips, PAD, freeTop));
   return { groups: [...groups, ...legend, ...arrows], width, height };

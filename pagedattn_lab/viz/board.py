@@ -62,7 +62,8 @@ def draw(frame: Frame, words: Words | None = None, width: int = WIDTH, among: Se
     beside = width >= 700 and not dense and with_tables
     tables_width = max(240, width * 38 // 100) if beside else room
     blocks_width = room - (tables_width + 2 * GAP if beside else 0)
-    tile = tile_for(num_blocks, frame.block_size, bool(words), blocks_width)
+    longest = max([1, *(len(word.lstrip(" ")) for texts in words.values() for word in texts)]) if words else 0
+    tile = tile_for(num_blocks, frame.block_size, longest, blocks_width)
     gap = 6 if dense else GAP
     columns = max(1, (blocks_width + gap) // (tile.width + gap))
     right = _PAD + columns * (tile.width + gap) - gap + 4
@@ -81,9 +82,12 @@ def draw(frame: Frame, words: Words | None = None, width: int = WIDTH, among: Se
         groups.append(heading("Page tables: logical → physical block", left, top))
         placed = place_tables(frame, dense, left, top, tables_width)
         groups += draw_tables(frame, dense, placed)
+        chosen = in_question(frame)
         arrows = [
             arrow(entry, placed, places[entry.block_id], tile, right if beside else None)
-            for entry in in_question(frame, placed)
+            for table in placed.tables
+            for entry in table.entries
+            if (entry.table.name, entry.logical) in chosen
         ]
         bottom = max(bottom, *(place_tables(each, dense, left, top, tables_width).end for each in frames))
     top = bottom + 14
@@ -121,9 +125,10 @@ def legend(frames: Sequence[Frame]) -> list[str]:
         miscounted |= any(count != number for count, number in pairs)
         free |= any(count == 0 for count, _ in pairs)
     signs = [
-        (any(frame.changed for frame in frames), "thick outline, arrow: what the sentence is about"),
+        (any(frame.changed for frame in frames), "thick outline: what the sentence is about"),
+        (any(in_question(frame) for frame in frames), "arrow: from a table entry to its block"),
         (shared, "stripes: shared"),
-        (counts, "ticked edge and ×2: reference count 2"),
+        (counts, "ticked edge, ×n: n table entries name it"),
         (miscounted, "!: not as many table entries as counted"),
         (free, "dashed: free"),
         (any(frame.hashes for frame in frames), "#: cached contents"),

@@ -1,6 +1,6 @@
 // Page tables, the arrows from their entries to blocks, and the free queue. Letter by letter as in tables.py.
 
-const MOST_ARROWS = 3; // more would hide what they point at
+const MOST_ARROWS = 4; // more would hide what they point at: where a sentence is about more entries, none has one
 const LINE = 22, ROW_GAP = 6;
 
 /** Give every page table a line for its name and rows for its entries. */
@@ -41,14 +41,16 @@ function tableGroups(blockSize, dense, { tables, chip, height }) {
   });
 }
 
-/** The entries that arrows start from: those whose block has changed, of the table that the sentence begins with, or if it
- * names none that has such an entry, of all tables. */
-function inQuestion(frame, { tables }) {
-  const changed = tables.flatMap(({ entries }) => entries).filter(({ id }) => frame.changed.includes(id));
+/** The entries that arrows start from, by table and logical block: those whose block has changed, of the table that the
+ * sentence begins with, or if it names none that has such an entry, of all tables. None if they are many. */
+function inQuestion(frame) {
+  const changed = frame.tables.flatMap((table) => table.block_ids.map((id, logical) => ({ table, logical, id })))
+    .filter(({ id }) => frame.changed.includes(id));
   const subject = frame.tables.map(({ name }) => name).filter((name) => frame.sentence.startsWith(`${name} `))
     .reduce((longest, name) => (longest === null || letters(name).length > letters(longest).length ? name : longest), null);
   const own = changed.filter(({ table }) => table.name === subject);
-  return (own.length ? own : changed).slice(0, MOST_ARROWS);
+  const chosen = own.length ? own : changed;
+  return chosen.length <= MOST_ARROWS ? chosen : [];
 }
 
 /** From a table entry to its block, across neither other entries nor other blocks: out between two rows of entries where the
@@ -59,8 +61,8 @@ function arrow({ table, logical, x: entryX, y: entryY }, { chip, height, left: e
   const toX = blockX + div(tile.width, 2), bottom = blockY + tile.height, below = bottom + (tile.dense ? 3 : 6);
   const row = entryY + height + 3, left = edge - 4, middle = div(left + right, 2);
   const way = right === null
-    ? `M${x},${entryY}v-3H3V${below}`
-    : `M${x},${entryY + height}V${row}H${left}C${middle},${row} ${middle},${below} ${right},${below}`;
+    ? `M${x},${entryY + 3}v-6H3V${below}`
+    : `M${x},${entryY + height - 4}V${row}H${left}C${middle},${row} ${middle},${below} ${right},${below}`;
   const path = `${way}H${toX}V${bottom + 2}`, head = `M${toX},${bottom - 5}l-4,8h8z`;
   const lines = '<g class="pa-arrow" fill="none" stroke-linejoin="round" pointer-events="none">' +
     `<path class="pa-arrow-edge" d="${path}" stroke="#fff" stroke-width="4" stroke-opacity="0.8"/>` +

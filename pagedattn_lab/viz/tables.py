@@ -12,8 +12,8 @@ from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz.looks import COLOURS, INK, halo, heading, label, paint, shorten, text_at
 from pagedattn_lab.viz.tiles import GAP, GHOST, Tile
 
-MOST_ARROWS = 3
-"""More would hide what they point at: the first entries have one."""
+MOST_ARROWS = 4
+"""More would hide what they point at: where a sentence is about more entries, none has one."""
 
 _LINE, _ROW_GAP = 22, 6
 
@@ -89,13 +89,19 @@ def draw_tables(frame: Frame, dense: bool, layout: TablesLayout) -> Iterator[str
             )
 
 
-def in_question(frame: Frame, layout: TablesLayout) -> list[Entry]:
-    """Choose the entries that arrows start from: of those whose block has changed, the first few of the table that the
-    sentence begins with, or if it names none that has such an entry, of all tables."""
-    changed = [entry for placed in layout.tables for entry in placed.entries if entry.block_id in frame.changed]
+def in_question(frame: Frame) -> list[tuple[str, int]]:
+    """Choose the entries that arrows start from, by name and logical block: those whose block has changed of the table
+    that the sentence begins with, or if it names none that has such an entry, of all tables. None if they are many."""
+    changed = [
+        (table.name, logical)
+        for table in frame.tables
+        for logical, block_id in enumerate(table.block_ids)
+        if block_id in frame.changed
+    ]
     names = [table.name for table in frame.tables if frame.sentence.startswith(f"{table.name} ")]
     subject = max(names, key=len, default=None)  # "Ada 2 appends" is not about Ada
-    return ([entry for entry in changed if entry.table.name == subject] or changed)[:MOST_ARROWS]
+    chosen = [entry for entry in changed if entry[0] == subject] or changed
+    return chosen if len(chosen) <= MOST_ARROWS else []
 
 
 def arrow(entry: Entry, layout: TablesLayout, block: tuple[int, int], tile: Tile, right: int | None) -> str:
@@ -103,17 +109,17 @@ def arrow(entry: Entry, layout: TablesLayout, block: tuple[int, int], tile: Tile
 
     Where the tables stand beside the blocks, which end at ``right``, it leaves between two rows of entries; where they
     stand below (``None``), it goes round by the margin. Either way it comes in between two rows of blocks. Arrows
-    from one row share that way, and part where their blocks are.
+    from one row share that way, and part where their blocks are; each starts with a foot of its own.
     """
     chip, height = layout.chip
     x, to_x, bottom = entry.x + chip // 2, block[0] + tile.width // 2, block[1] + tile.height
     below = bottom + (3 if tile.dense else 6)
     if right is None:
-        way = f"M{x},{entry.y}v-3H3V{below}"
+        way = f"M{x},{entry.y + 3}v-6H3V{below}"
     else:
         row, left = entry.y + height + 3, layout.left - 4
         middle = (left + right) // 2
-        way = f"M{x},{entry.y + height}V{row}H{left}C{middle},{row} {middle},{below} {right},{below}"
+        way = f"M{x},{entry.y + height - 4}V{row}H{left}C{middle},{row} {middle},{below} {right},{below}"
     line = f"{way}H{to_x}V{bottom + 2}"
     head = f"M{to_x},{bottom - 5}l-4,8h8z"
     return (

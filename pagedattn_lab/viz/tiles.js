@@ -1,6 +1,7 @@
 // Physical blocks, slot by slot: whose tokens they hold, or held before. Letter by letter as in tiles.py.
 
 const GAP = 12;
+const LETTER = 7; // pixels
 const GHOST = 'fill-opacity="0.25" pointer-events="none"';
 const tokensIn = (table, logical, size) => Math.max(0, Math.min(size, table.num_tokens - logical * size));
 
@@ -19,13 +20,24 @@ function blocksOf(frame, blockSize) {
   return blocks;
 }
 
-function tileOf(numBlocks, blockSize, withWords, room) {
+const spaceless = (word) => word.replace(/^ +/, "");
+const wordLength = (word) => letters(spaceless(word)).length;
+const lettersIn = (cell) => div(cell - 6, LETTER);
+
+/** Cells if they can be read, for words wide enough for the longest where there is room. Where two blocks would not fit side
+ * by side and words would lose their ends, two cells stand side by side in a block instead of four. */
+function tileOf(numBlocks, blockSize, longest, room) {
   if (numBlocks > 96 || blockSize > 32)
     return { width: numBlocks > 96 ? 34 : 64, height: 30, columns: 0, cell: 0, dense: numBlocks > 96 };
-  const columns = Math.min(blockSize, withWords ? 4 : 8);
-  let cell = withWords ? 52 : 18;
-  if (withWords && 2 * columns * cell + GAP > room)
-    cell = Math.max(34, Math.min(cell, div(div(room - GAP, 2), columns)));
+  let [columns, cell] = [Math.min(blockSize, 8), 18];
+  if (longest) {
+    [columns, cell] = [Math.min(blockSize, 4), 52];
+    if (2 * columns * cell + GAP > room && lettersIn(div(div(room - GAP, 2), columns)) < Math.min(longest, 6))
+      columns = Math.min(columns, 2);
+    const sideBySide = Math.max(2, Math.min(numBlocks, div(room + GAP, columns * cell + GAP)));
+    const most = div(div(room + GAP, sideBySide) - GAP, columns);
+    cell = Math.max(34, Math.min(Math.max(cell, longest * LETTER + 6), most));
+  }
   const height = 16 + Math.ceil(blockSize / columns) * 18 + 6;
   return { width: Math.max(columns * cell, 44), height, columns, cell, dense: false };
 }
@@ -100,7 +112,7 @@ function cells(block, blockSize, tile, words) {
     if (word) tokens[0] += ` “${word}”`;
     const title = `<title>${escape(`slot ${slot}: ${tokens.join("; ")}`)}${isGhost ? ", still there" : ""}</title>`;
     const middle = x + div(tile.cell, 2);
-    const text = word ? shorten(word, div(tile.cell - 6, 7)) : holders.length === 1 ? holders[0].mark : "";
+    const text = word ? shorten(spaceless(word), lettersIn(tile.cell)) : holders.length === 1 ? holders[0].mark : "";
     drawn += isGhost
       ? `${box}${title}</rect>` + ghostOf(ghost, x, y, tile.cell, 18) +
         textAt(escape(text), middle, y + 13, "middle", "pa-ink", "#222", 11, ' font-style="italic"')

@@ -12,6 +12,7 @@ from pagedattn_lab.recorder.frame import BlockState, Contents, Frame, TableState
 from pagedattn_lab.viz.looks import Look, halo, label, paint, shorten, text_at
 
 GAP = 12
+_LETTER = 7  # pixels
 GHOST = 'fill-opacity="0.25" pointer-events="none"'
 Words = Mapping[str, Sequence[str]]
 # Stand-ins for what has no shape of its own, or none that XML allows: Unicode's pictures of control characters.
@@ -47,20 +48,32 @@ class Scene(NamedTuple):
     free: AbstractSet[int]
 
 
-def tile_for(num_blocks: int, block_size: int, with_words: bool, room: int) -> Tile:
-    """Choose the tile: cells if they can be read, narrower ones for words where two blocks would not fit side by side.
+def tile_for(num_blocks: int, block_size: int, longest: int, room: int) -> Tile:
+    """Choose the tile: cells if they can be read, for words wide enough for the longest where there is room.
+
+    ``longest`` counts its letters, and is 0 for a board without words. Where two blocks would not fit side by side and
+    words would lose their ends, two cells stand side by side in a block instead of four.
 
     Example:
-        >>> tile_for(9, 4, True, 744).width, tile_for(9, 4, True, 324).width, tile_for(200, 16, False, 744).columns
-        (208, 156, 0)
+        >>> tile_for(9, 4, 8, 744).width, tile_for(9, 4, 8, 324).columns, tile_for(200, 16, 0, 744).columns
+        (240, 2, 0)
     """
     if num_blocks > 96 or block_size > 32:
         return Tile(34 if num_blocks > 96 else 64, 30, 0, 0, num_blocks > 96)
-    columns = min(block_size, 4 if with_words else 8)
-    cell = 52 if with_words else 18
-    if with_words and 2 * columns * cell + GAP > room:
-        cell = max(34, min(cell, (room - GAP) // 2 // columns))
+    columns, cell = min(block_size, 8), 18
+    if longest:
+        columns, cell, wanted = min(block_size, 4), 52, longest * _LETTER + 6
+        if 2 * columns * cell + GAP > room and _letters((room - GAP) // 2 // columns) < min(longest, 6):
+            columns = min(columns, 2)
+        side_by_side = max(2, min(num_blocks, (room + GAP) // (columns * cell + GAP)))
+        most = ((room + GAP) // side_by_side - GAP) // columns
+        cell = max(34, min(max(cell, wanted), most))
     return Tile(max(columns * cell, 44), 16 + cdiv(block_size, columns) * 18 + 6, columns, cell, False)
+
+
+def _letters(cell: int) -> int:
+    """How many letters of a word fit into a cell so wide."""
+    return (cell - 6) // _LETTER
 
 
 def visible(word: str) -> str:
@@ -196,7 +209,7 @@ def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
         title = f"<title>{escape(f'slot {slot}: {name}{others}')}</title>"
         looks = [holder.look for holder in holders]
         middle = x + tile.cell // 2
-        text = shorten(word, (tile.cell - 6) // 7) if word else looks[0][1] if len(looks) == 1 else ""
+        text = shorten(word.lstrip(" "), _letters(tile.cell)) if word else looks[0][1] if len(looks) == 1 else ""
         if is_ghost:
             title = title.replace("</title>", ", still there</title>")
             parts.append(f'<rect x="{x}" y="{y}" width="{tile.cell}" height="18" {_slot_look(block)}>{title}</rect>')
