@@ -70,13 +70,13 @@ def test_a_shared_block_shows_all_its_owners() -> None:
         assert fills(group) == {COLOURS[index][0] for index in range(number)}
         assert len(re.findall("pa-stripe", svg)) == 2 * (number - 1), "the third token is the last owner's alone"
         assert letters(group)[-1] == chr(64 + number)
-    for number, marks in ((2, "AB ×2"), (3, "ABC ×3"), (7, "ABC… ×7")):
+    for number, marks in ((2, "AB ×2"), (3, "ABC ×3"), (7, "ABCD… ×7")):
         group = blocks(draw(shared(number)))[1]
         assert beside_count(group) == marks
         assert letters(group)[1:] == [chr(64 + number)], "no letters in stripes: one a slot would look like its owner's"
     assert beside_count(blocks(draw(replace(shared(3), hashes={1: "cafebabe"})))[1]) == "ABC ×3"
     two = tuple(replace(table, mark=f"A{index}") for index, table in enumerate(shared(2).tables))
-    assert beside_count(blocks(draw(replace(shared(2), tables=two)))[1]) == "A0+… ×2", "whole marks would not fit"
+    assert beside_count(blocks(draw(replace(shared(2), tables=two)))[1]) == "A0+A1 ×2", "not A0A1"
 
 
 def test_no_two_requests_look_alike() -> None:
@@ -114,14 +114,18 @@ def test_what_is_still_there_is_shown() -> None:
 
 def test_words_are_cut_only_where_there_is_no_room() -> None:
     """Catches a word cut beside empty space, and on a narrow board one cut until nobody can read it."""
-    pool = BlockPool(9, 8)
-    ada = BlockTable(pool, "Ada")
-    ada.append_tokens(8)
-    words = {"Ada": ["nothing", " reserved", "a", "b", "c", "d", "e", "f"]}
-    frame = Recorder(pool, {"Ada": ada}).frames[0]
-    for width in (1000, 760, 390, 340):
-        assert letters(blocks(draw(frame, words, width))[1])[:2] == ["nothing", "reserved"], width
-    assert letters(blocks(draw(frame, words, 300))[1])[:2] == ["nothing", "reserv…"][:1] + ["reserved"]
+    words = {"Ada": ["nothing", " reserved"]}
+    for block_size, width, expected in (
+        (8, 1000, ["nothing", "reserved"]),
+        (8, 350, ["nothi…", "reser…"]),
+        (4, 1000, ["nothing", "reserved"]),
+        (4, 350, ["nothing", "reserved"]),
+    ):
+        pool = BlockPool(9, block_size)
+        ada = BlockTable(pool, "Ada")
+        ada.append_tokens(2)
+        frame = Recorder(pool, {"Ada": ada}).frames[0]
+        assert letters(blocks(draw(frame, words, width))[1]) == expected, (block_size, width)
 
 
 def arrows(frame: Frame, width: int = 760) -> list[str]:

@@ -1,7 +1,6 @@
 // Physical blocks, slot by slot: whose tokens they hold, or held before. Letter by letter as in tiles.py.
 
 const GAP = 12;
-const LETTER = 7; // pixels
 const GHOST = 'fill-opacity="0.25" pointer-events="none"';
 const tokensIn = (table, logical, size) => Math.max(0, Math.min(size, table.num_tokens - logical * size));
 
@@ -22,24 +21,25 @@ function blocksOf(frame, blockSize) {
 
 const spaceless = (word) => word.replace(/^ +/, "");
 const wordLength = (word) => letters(spaceless(word)).length;
-const lettersIn = (cell) => div(cell - 6, LETTER);
+const lettersIn = (cell, size) => div(cell - 4, size - 4);
 
 /** Cells if they can be read, for words wide enough for the longest where there is room. Where two blocks would not fit side
- * by side and words would lose their ends, two cells stand side by side in a block instead of four. */
+ * by side and words would lose their ends, cells of a small block stand two by two, and in a larger one letters are
+ * smaller. */
 function tileOf(numBlocks, blockSize, longest, room) {
   if (numBlocks > 96 || blockSize > 32)
-    return { width: numBlocks > 96 ? 34 : 64, height: 30, columns: 0, cell: 0, dense: numBlocks > 96 };
-  let [columns, cell] = [Math.min(blockSize, 8), 18];
+    return { width: numBlocks > 96 ? 34 : 64, height: 30, columns: 0, cell: 0, size: 11, dense: numBlocks > 96 };
+  let [columns, cell, size] = [Math.min(blockSize, 8), 18, 11];
   if (longest) {
     [columns, cell] = [Math.min(blockSize, 4), 52];
-    if (2 * columns * cell + GAP > room && lettersIn(div(div(room - GAP, 2), columns)) < Math.min(longest, 6))
-      columns = Math.min(columns, 2);
+    if (2 * columns * cell + GAP > room && lettersIn(div(div(room - GAP, 2), columns), size) < Math.min(longest, 6))
+      [columns, size] = blockSize <= 4 ? [Math.min(columns, 2), 11] : [columns, 10];
     const sideBySide = Math.max(2, Math.min(numBlocks, div(room + GAP, columns * cell + GAP)));
     const most = div(div(room + GAP, sideBySide) - GAP, columns);
-    cell = Math.max(34, Math.min(Math.max(cell, longest * LETTER + 6), most));
+    cell = Math.max(34, Math.min(Math.max(cell, longest * 7 + 4), most));
   }
   const height = 16 + Math.ceil(blockSize / columns) * 18 + 6;
-  return { width: Math.max(columns * cell, 44), height, columns, cell, dense: false };
+  return { width: Math.max(columns * cell, 44), height, columns, cell, size, dense: false };
 }
 
 function blockTitle(block, blockSize) {
@@ -112,11 +112,11 @@ function cells(block, blockSize, tile, words) {
     if (word) tokens[0] += ` “${word}”`;
     const title = `<title>${escape(`slot ${slot}: ${tokens.join("; ")}`)}${isGhost ? ", still there" : ""}</title>`;
     const middle = x + div(tile.cell, 2);
-    const text = word ? shorten(spaceless(word), lettersIn(tile.cell)) : holders.length === 1 ? holders[0].mark : "";
+    const text = word ? shorten(spaceless(word), lettersIn(tile.cell, tile.size)) : holders.length === 1 ? holders[0].mark : "";
     drawn += isGhost
       ? `${box}${title}</rect>` + ghostOf(ghost, x, y, tile.cell, 18) +
-        textAt(escape(text), middle, y + 13, "middle", "pa-ink", "#222", 11, ' font-style="italic"')
-      : paint(holders, x, y, tile.cell, 18, title) + (text ? label(text, holders, middle, y + 13, 11) : "");
+        textAt(escape(text), middle, y + 13, "middle", "pa-ink", "#222", tile.size, ' font-style="italic"')
+      : paint(holders, x, y, tile.cell, 18, title) + (text ? label(text, holders, middle, y + 13, tile.size) : "");
   }
   return drawn;
 }

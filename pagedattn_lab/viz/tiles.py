@@ -12,7 +12,6 @@ from pagedattn_lab.recorder.frame import BlockState, Contents, Frame, TableState
 from pagedattn_lab.viz.looks import Look, halo, label, paint, shorten, text_at
 
 GAP = 12
-_LETTER = 7  # pixels
 GHOST = 'fill-opacity="0.25" pointer-events="none"'
 Words = Mapping[str, Sequence[str]]
 # Stand-ins for what has no shape of its own, or none that XML allows: Unicode's pictures of control characters.
@@ -21,12 +20,14 @@ STAND_INS |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
 
 
 class Tile(NamedTuple):
-    """How every physical block is drawn: its size in pixels, and how many cells stand side by side (0: a bar)."""
+    """How every physical block is drawn: its size in pixels, how many cells stand side by side (0: a bar), and the size
+    of letters in them."""
 
     width: int
     height: int
     columns: int
     cell: int
+    size: int
     dense: bool
 
 
@@ -52,28 +53,28 @@ def tile_for(num_blocks: int, block_size: int, longest: int, room: int) -> Tile:
     """Choose the tile: cells if they can be read, for words wide enough for the longest where there is room.
 
     ``longest`` counts its letters, and is 0 for a board without words. Where two blocks would not fit side by side and
-    words would lose their ends, two cells stand side by side in a block instead of four.
+    words would lose their ends, cells of a small block stand two by two, and in a larger one letters are smaller.
 
     Example:
         >>> tile_for(9, 4, 8, 744).width, tile_for(9, 4, 8, 324).columns, tile_for(200, 16, 0, 744).columns
         (240, 2, 0)
     """
     if num_blocks > 96 or block_size > 32:
-        return Tile(34 if num_blocks > 96 else 64, 30, 0, 0, num_blocks > 96)
-    columns, cell = min(block_size, 8), 18
+        return Tile(34 if num_blocks > 96 else 64, 30, 0, 0, 11, num_blocks > 96)
+    columns, cell, size = min(block_size, 8), 18, 11
     if longest:
-        columns, cell, wanted = min(block_size, 4), 52, longest * _LETTER + 6
-        if 2 * columns * cell + GAP > room and _letters((room - GAP) // 2 // columns) < min(longest, 6):
-            columns = min(columns, 2)
+        columns, cell = min(block_size, 4), 52
+        if 2 * columns * cell + GAP > room and _letters((room - GAP) // 2 // columns, size) < min(longest, 6):
+            columns, size = (min(columns, 2), 11) if block_size <= 4 else (columns, 10)
         side_by_side = max(2, min(num_blocks, (room + GAP) // (columns * cell + GAP)))
         most = ((room + GAP) // side_by_side - GAP) // columns
-        cell = max(34, min(max(cell, wanted), most))
-    return Tile(max(columns * cell, 44), 16 + cdiv(block_size, columns) * 18 + 6, columns, cell, False)
+        cell = max(34, min(max(cell, longest * 7 + 4), most))
+    return Tile(max(columns * cell, 44), 16 + cdiv(block_size, columns) * 18 + 6, columns, cell, size, False)
 
 
-def _letters(cell: int) -> int:
-    """How many letters of a word fit into a cell so wide."""
-    return (cell - 6) // _LETTER
+def _letters(cell: int, size: int) -> int:
+    """How many letters of some size fit into a cell so wide."""
+    return (cell - 4) // (size - 4)
 
 
 def visible(word: str) -> str:
@@ -209,16 +210,16 @@ def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
         title = f"<title>{escape(f'slot {slot}: {name}{others}')}</title>"
         looks = [holder.look for holder in holders]
         middle = x + tile.cell // 2
-        text = shorten(word.lstrip(" "), _letters(tile.cell)) if word else looks[0][1] if len(looks) == 1 else ""
+        text = shorten(word.lstrip(" "), _letters(tile.cell, tile.size)) if word else looks[0][1] if len(looks) == 1 else ""
         if is_ghost:
             title = title.replace("</title>", ", still there</title>")
             parts.append(f'<rect x="{x}" y="{y}" width="{tile.cell}" height="18" {_slot_look(block)}>{title}</rect>')
             parts.append(_ghost(ghost, x, y, tile.cell, 18))
             italic = ' font-style="italic"'
-            parts.append(text_at(escape(text), middle, y + 13, "middle", "pa-ink", "#222", 11, italic))
+            parts.append(text_at(escape(text), middle, y + 13, "middle", "pa-ink", "#222", tile.size, italic))
         else:
             parts.append(paint(looks, x, y, tile.cell, 18, title))
-            parts.append(label(text, looks, middle, y + 13, 11) if text else "")
+            parts.append(label(text, looks, middle, y + 13, tile.size) if text else "")
     return "".join(parts)
 
 
