@@ -188,7 +188,7 @@ def _bar(block: BlockState, scene: Scene, ghost: Contents | None, badge: str) ->
 
 
 def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
-    """A block as its slots: filled ones in the colours of who has a token there, with its text or its one owner's mark."""
+    """A block as its slots: filled ones in the colours of who has a token there, with its text or an only owner's mark."""
     frame, tile = scene.frame, scene.tile
     parts = []
     for offset in range(frame.block_size):
@@ -210,7 +210,8 @@ def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
         title = f"<title>{escape(f'slot {slot}: {name}{others}')}</title>"
         looks = [holder.look for holder in holders]
         middle = x + tile.cell // 2
-        text = shorten(word.lstrip(" "), _letters(tile.cell, tile.size)) if word else looks[0][1] if len(looks) == 1 else ""
+        mark = looks[0][1] if len(looks) == 1 else ""
+        text = shorten(word.lstrip(" "), _letters(tile.cell, tile.size)) if word else mark
         if is_ghost:
             title = title.replace("</title>", ", still there</title>")
             parts.append(f'<rect x="{x}" y="{y}" width="{tile.cell}" height="18" {_slot_look(block)}>{title}</rect>')
@@ -219,7 +220,8 @@ def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
             parts.append(text_at(escape(text), middle, y + 13, "middle", "pa-ink", "#222", tile.size, italic))
         else:
             parts.append(paint(looks, x, y, tile.cell, 18, title))
-            parts.append(label(text, looks, middle, y + 13, tile.size) if text else "")
+            if text:
+                parts.append(label(text, looks, middle, y + 13, tile.size))
     return "".join(parts)
 
 
