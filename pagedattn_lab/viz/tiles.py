@@ -188,7 +188,7 @@ def _bar(block: BlockState, scene: Scene, ghost: Contents | None, badge: str) ->
 
 
 def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
-    """A block as its slots: filled ones in the colours of who has a token there, with its text or an only owner's mark."""
+    """A block as its slots: filled ones in the colours of who has a token there, with its text or its mark."""
     frame, tile = scene.frame, scene.tile
     parts = []
     for offset in range(frame.block_size):
