@@ -289,6 +289,13 @@ TWO_GROUPS = Problem((2,), 2, 2, heads=4, kv_heads=2)
             r"0 stores elements of out that belong to sequence 1, but computes sequence 0\. Lanes from 3 on have no",
         ),
         (
+            PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.store(key_ptr - 6"), r"0 stores .* out of bounds\.",
+        ),
+        (
+            PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.load(out_ptr); tl.store(out_ptr"),
+            r"1 loads elements of out that belong to sequence 0, but computes sequence 1\.",
+        ),
+        (
             PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.store(out_ptr + 6"),
             r"0 stores element 6 of out, which has 6: out of bounds\.",
         ),
@@ -345,6 +352,20 @@ def test_a_right_result_with_a_wrong_load_is_wrong() -> None:
     assert verdict.passed is False and "The result is right all the same." in verdict.message
 
 
+def test_what_is_stored_in_part_is_counted() -> None:
+    """Catches a kernel that leaves elements out, and hears of NaN that it never computed."""
+    only_first = ("out, mask=real_dim", "out, mask=tl.arange(0, PADDED_DIM) == 0")
+    verdict = PADDED.grade(OwnKernel("pagedattn_lab.exercises.ch07_solutions", "padded_decode", only_first))
+    assert verdict.passed is False and re.search(r"Only 1 of \d+ elements are stored for sequence 0\.", verdict.message)
+
+
+def test_a_right_kernel_prints_nothing_below_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches the run for the picture, whose prints would stand above a verdict that has told of them."""
+    prints = ("tl.store(out_ptr", "print('here'); tl.store(out_ptr")
+    assert PADDED.grade(OwnKernel("pagedattn_lab.exercises.ch07_solutions", "padded_decode", prints)).passed
+    assert capsys.readouterr() == ("", "")
+
+
 def test_an_exception_in_a_kernel_names_its_line() -> None:
     """Catches Triton's wrapping, under which a reader's own line is lost."""
     message = WINDOWED.grade(_broken).message
@@ -364,11 +385,12 @@ def _broken(out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_
 def test_a_kernel_that_is_none_is_told_so() -> None:
     """Catches a forgotten mark that passes, and a stub with one that counts as an attempt."""
     assert "put @triton.jit above its def" in PADDED.grade(lambda *_: None).message
-    assert "raised    ValueError: Did you forget to add @triton.jit ?" in PADDED.grade(_broken_and_plain).message
-    assert GROUPED.grade(_stub).passed is None
+    assert "put @triton.jit above its def" in PADDED.grade(_plain).message
+    assert GROUPED.grade(_stub).passed is None and GROUPED.grade(_stub.fn).passed is None
 
 
-def _broken_and_plain(out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr):
+def _plain(out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
+           BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     return tl.program_id(0)
 
 
