@@ -259,7 +259,10 @@ TWO_GROUPS = Problem((2,), 2, 2, heads=4, kv_heads=2)
 @pytest.mark.parametrize(
     ("exercise", "problem", "change", "words"),
     [
-        (PADDED, PADDED_CASE, ("other=0)", "other=0) + 5"), r"0 loads slot \d+ of the 12 in the cache of keys: out"),
+        (
+            PADDED, PADDED_CASE, ("other=0)", "other=0) + 5"),
+            r"0 loads slot \d+, but the cache of keys has slots 0 to 11: out of bounds\.$",
+        ),
         (
             PADDED, replace(PADDED_CASE, tile=16), (", mask=in_sequence, other=0)", ")"),
             r"1 loads entry 3 of its page table, which has 3 entries: out of bounds\.",
@@ -312,6 +315,16 @@ TWO_GROUPS = Problem((2,), 2, 2, heads=4, kv_heads=2)
             r"\(0, 0\) loads KV head 1 of slot \d+, but query head 0 reads KV head 0\.",
         ),
         (
+            GROUPED, Problem((2,), 2, 2, heads=2), ("head // (HEADS // KV_HEADS)", "head"),
+            r"\(0, 1\) loads slot 4, but the cache of keys has slots 0 to 3: out of bounds\. It asks for KV head 1, "
+            r"and there is only KV head 0\.$",
+        ),
+        (
+            GROUPED, TWO_GROUPS, ("head // (HEADS // KV_HEADS)", "head"),
+            r"\(0, 3\) loads slot 4, but the cache of keys has slots 0 to 3: out of bounds\. It asks for KV head 3, "
+            r"and there are only KV heads 0 to 1\.$",
+        ),
+        (
             GROUPED, TWO_GROUPS, ("query_ptr + own_row", "query_ptr"),
             r"\(0, 1\) loads elements of queries that belong to sequence 0, head 0, but computes sequence 0, head 1\.",
         ),
@@ -342,7 +355,8 @@ def test_a_wild_block_is_told_with_its_effect() -> None:
     outcome = run(PADDED, problem, BEHIND)
     assert in_words(problem, outcome.faults) == (
         "Program 0 loads entry 1 of its page table: 2 tokens fill entry 0, and what lies behind is garbage, here "
-        "1000000. The block found there leads out of bounds: to slot 4000000 of the 8 in the cache of keys."
+        "1000000. The block found there leads out of bounds: to slot 4000000, but the cache of keys has "
+        "slots 0 to 7."
     )
 
 
@@ -432,7 +446,7 @@ def test_each_way_to_load_has_a_mark_of_its_own() -> None:
     )
     assert set(marks(draw(right))) == {"Page tables", "Keys and values", "✓"}
     assert set(marks(draw(shifted))) == {"Page tables", "Keys", "Values", "✓", "○", "✗", "!"}
-    assert re.search(r"Out of bounds: keys: slots [\d–, ]+ of 12\.$", draw(shifted).alt)
+    assert re.search(r"Out of bounds: keys: slots [\d–, ]+ \(there are 0 to 11\)\.$", draw(shifted).alt)
     assert {row.look for row in rows_of(shifted, "values").values()} == {"loaded"}
 
 

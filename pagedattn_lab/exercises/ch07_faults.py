@@ -106,17 +106,29 @@ def _element(problem: Problem, fault: Fault, row: int, head: int) -> str:
 
 
 def _place(problem: Problem, fault: Fault) -> str:
-    """Where the first element of a fault lies in a cache."""
-    slots = problem.tensors[fault.tensor][..., 0, 0].numel()
+    """Where the first element of a fault lies outside of a cache."""
+    last = problem.tensors[fault.tensor][..., 0, 0].numel() - 1
     slot = fault.elements[0] // problem.dim // problem.kv_heads
-    return f"slot {slot} of the {slots} in the cache of {fault.tensor}"
+    return f"slot {slot}, but the cache of {fault.tensor} has slots 0 to {last}"
+
+
+def _no_such_head(problem: Problem, fault: Fault, head: int) -> str:
+    """A sentence on a KV head that does not exist, where a query head's number led out of the cache."""
+    right = head // (problem.heads // problem.kv_heads)
+    rows = {element // problem.dim for element in fault.elements}
+    meant = {row - head + right for row in rows}
+    if head < problem.kv_heads or not meant <= problem.needed[fault.tensor, fault.program]:
+        return ""
+    there = "is only KV head 0" if problem.kv_heads == 1 else f"are only KV heads 0 to {problem.kv_heads - 1}"
+    return f" It asks for KV head {head}, and there {there}."
 
 
 def _slot(problem: Problem, fault: Fault, row: int, head: int) -> str:
     """On a slot of the keys or values."""
     lanes = _lanes(problem, fault)
     if fault.kind == "outside":
-        return f"{fault.verb} {_place(problem, fault)}: out of bounds.{lanes}"
+        reason = lanes or _no_such_head(problem, fault, head)
+        return f"{fault.verb} {_place(problem, fault)}: out of bounds.{reason}"
     slot, kv_head = divmod(fault.elements[0] // problem.dim, problem.kv_heads)
     block, offset = divmod(slot, problem.block_size)
     loads = f"loads slot {slot} of the {fault.tensor} (block {block}, offset {offset})"
