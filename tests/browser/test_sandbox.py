@@ -590,8 +590,8 @@ def step_of(page: Page) -> int:
     return shown(page)["step"]
 
 
-def test_an_operation_is_played(watch: Watch, sandbox: Page) -> None:
-    """Catches an operation whose own event is never shown: the copy before the append, the hit before the new blocks."""
+def test_an_operation_is_played(sandbox: Page) -> None:
+    """Catches an operation whose own event is never shown, such as the copy before the append."""
     press(sandbox, "append", "fork")
     sandbox.emulate_media(reduced_motion="no-preference")
     try:
