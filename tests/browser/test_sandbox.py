@@ -600,7 +600,7 @@ def test_an_operation_is_played(sandbox: Page) -> None:
         assert step_of(sandbox) == before + 1
         expect(sentence(sandbox)).to_contain_text("copies")
         until(lambda: step_of(sandbox) == before + 2, lambda: "it is not played to the last frame")
-        expect(sentence(sandbox)).to_have_text("Bob appends 1 token.")
+        expect(sentence(sandbox)).to_have_text("Bob appends 1 token: it fits in block 3.")
         press(sandbox, "undo")
         assert step_of(sandbox) == shown(sandbox)["last"] == before
         press(sandbox, "append")
@@ -614,14 +614,17 @@ def test_an_operation_is_played(sandbox: Page) -> None:
     assert step_of(sandbox) == before + 2
     told = part(sandbox, "told")
     expect(told).to_contain_text("copies")
-    expect(told).to_contain_text("Bob appends 1 token.")
+    expect(told).to_contain_text("Bob appends 1 token: it fits in block 3.")
     press(sandbox, "undo")
     expect(told).to_have_text("")
 
 
 def test_the_audit_is_of_the_frame_shown(sandbox: Page) -> None:
     """Catches an audit that speaks of another frame than the board shows."""
-    press(sandbox, "append", "break")
+    press(sandbox, "append")
+    part(sandbox, "block").select_option("2")
+    part(sandbox, "fault").select_option("give_back")
+    press(sandbox, "break")
     rules = part(sandbox, "rules")
     expect(rules.locator(".play-broken")).to_have_count(2)
     sandbox.locator("#sandbox .pa-first").click()
