@@ -504,6 +504,12 @@ def test_prints_of_the_case_are_shown_and_the_rest_is_counted(capsys: pytest.Cap
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_bar_that_prints_over_itself_is_one_line() -> None:
+    """Catches lines counted in one way and cut in another, which leaves a negative number of them."""
+    message = TOTAL.grade(lambda prices, less: print("10%\r50%\r100%\rdone") or 0).message
+    assert message.count("printed   ") == 1 and "-" not in message.rpartition("(It printed ")[2]
+
+
 def test_prints_before_the_time_is_up_are_shown(guard: None) -> None:
     """Catches a loop without an end that prints, and buries everything or loses the lines that show why."""
 

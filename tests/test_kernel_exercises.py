@@ -259,7 +259,10 @@ TWO_GROUPS = Problem((2,), 2, 2, heads=4, kv_heads=2)
 @pytest.mark.parametrize(
     ("exercise", "problem", "change", "words"),
     [
-        (PADDED, PADDED_CASE, ("other=0)", "other=0) + 5"), r"0 loads slot \d+ of the 12 in the cache of keys: out"),
+        (
+            PADDED, PADDED_CASE, ("other=0)", "other=0) + 5"),
+            r"0 loads slot \d+, but the cache of keys has slots 0 to 11: out of bounds\.$",
+        ),
         (
             PADDED, replace(PADDED_CASE, tile=16), (", mask=in_sequence, other=0)", ")"),
             r"1 loads entry 3 of its page table, which has 3 entries: out of bounds\.",
@@ -289,6 +292,13 @@ TWO_GROUPS = Problem((2,), 2, 2, heads=4, kv_heads=2)
             r"0 stores elements of out that belong to sequence 1, but computes sequence 0\. Lanes from 3 on have no",
         ),
         (
+            PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.store(key_ptr - 6"), r"0 stores .* out of bounds\.",
+        ),
+        (
+            PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.load(out_ptr); tl.store(out_ptr"),
+            r"1 loads elements of out that belong to sequence 0, but computes sequence 1\.",
+        ),
+        (
             PADDED, PADDED_CASE, ("tl.store(out_ptr", "tl.store(out_ptr + 6"),
             r"0 stores element 6 of out, which has 6: out of bounds\.",
         ),
@@ -303,6 +313,16 @@ TWO_GROUPS = Problem((2,), 2, 2, heads=4, kv_heads=2)
         (
             GROUPED, TWO_GROUPS, ("head // (HEADS // KV_HEADS)", "1"),
             r"\(0, 0\) loads KV head 1 of slot \d+, but query head 0 reads KV head 0\.",
+        ),
+        (
+            GROUPED, Problem((2,), 2, 2, heads=2), ("head // (HEADS // KV_HEADS)", "head"),
+            r"\(0, 1\) loads slot 4, but the cache of keys has slots 0 to 3: out of bounds\. It asks for KV head 1, "
+            r"and there is only KV head 0\.$",
+        ),
+        (
+            GROUPED, TWO_GROUPS, ("head // (HEADS // KV_HEADS)", "head"),
+            r"\(0, 3\) loads slot 4, but the cache of keys has slots 0 to 3: out of bounds\. It asks for KV head 3, "
+            r"and there are only KV heads 0 to 1\.$",
         ),
         (
             GROUPED, TWO_GROUPS, ("query_ptr + own_row", "query_ptr"),
@@ -335,7 +355,8 @@ def test_a_wild_block_is_told_with_its_effect() -> None:
     outcome = run(PADDED, problem, BEHIND)
     assert in_words(problem, outcome.faults) == (
         "Program 0 loads entry 1 of its page table: 2 tokens fill entry 0, and what lies behind is garbage, here "
-        "1000000. The block found there leads out of bounds: to slot 4000000 of the 8 in the cache of keys."
+        "1000000. The block found there leads out of bounds: to slot 4000000, but the cache of keys has "
+        "slots 0 to 7."
     )
 
 
@@ -343,6 +364,20 @@ def test_a_right_result_with_a_wrong_load_is_wrong() -> None:
     """Catches a grade for values alone."""
     verdict = PADDED.grade(PADDED.wrong["load keys in lanes that have no token"])
     assert verdict.passed is False and "The result is right all the same." in verdict.message
+
+
+def test_what_is_stored_in_part_is_counted() -> None:
+    """Catches a kernel that leaves elements out, and hears of NaN that it never computed."""
+    only_first = ("out, mask=real_dim", "out, mask=tl.arange(0, PADDED_DIM) == 0")
+    verdict = PADDED.grade(OwnKernel("pagedattn_lab.exercises.ch07_solutions", "padded_decode", only_first))
+    assert verdict.passed is False and re.search(r"Only 1 of \d+ elements are stored for sequence 0\.", verdict.message)
+
+
+def test_a_right_kernel_prints_nothing_below_its_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches the run for the picture, whose prints would stand above a verdict that has told of them."""
+    prints = ("tl.store(out_ptr", "print('here'); tl.store(out_ptr")
+    assert PADDED.grade(OwnKernel("pagedattn_lab.exercises.ch07_solutions", "padded_decode", prints)).passed
+    assert capsys.readouterr() == ("", "")
 
 
 def test_an_exception_in_a_kernel_names_its_line() -> None:
@@ -364,11 +399,12 @@ def _broken(out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_
 def test_a_kernel_that_is_none_is_told_so() -> None:
     """Catches a forgotten mark that passes, and a stub with one that counts as an attempt."""
     assert "put @triton.jit above its def" in PADDED.grade(lambda *_: None).message
-    assert "raised    ValueError: Did you forget to add @triton.jit ?" in PADDED.grade(_broken_and_plain).message
-    assert GROUPED.grade(_stub).passed is None
+    assert "put @triton.jit above its def" in PADDED.grade(_plain).message
+    assert GROUPED.grade(_stub).passed is None and GROUPED.grade(_stub.fn).passed is None
 
 
-def _broken_and_plain(out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr):
+def _plain(out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
+           BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     return tl.program_id(0)
 
 
@@ -410,7 +446,7 @@ def test_each_way_to_load_has_a_mark_of_its_own() -> None:
     )
     assert set(marks(draw(right))) == {"Page tables", "Keys and values", "✓"}
     assert set(marks(draw(shifted))) == {"Page tables", "Keys", "Values", "✓", "○", "✗", "!"}
-    assert re.search(r"Out of bounds: keys: slots [\d–, ]+ of 12\.$", draw(shifted).alt)
+    assert re.search(r"Out of bounds: keys: slots [\d–, ]+ \(there are 0 to 11\)\.$", draw(shifted).alt)
     assert {row.look for row in rows_of(shifted, "values").values()} == {"loaded"}
 
 

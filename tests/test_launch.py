@@ -51,6 +51,23 @@ def test_helpers_and_library_functions_are_interpreted() -> None:
     assert set(globals()) == before, "the interpreter wrote into the kernel's module"
 
 
+_LOWEST = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def _largest(x_ptr, N: tl.constexpr):
+    best, x = _LOWEST, tl.load(x_ptr + tl.arange(0, N))
+    best = tl.maximum(best, tl.max(x, axis=0))
+    tl.store(x_ptr, best)
+
+
+def test_a_constant_of_the_module_is_its_value() -> None:
+    """Catches a ``tl.constexpr`` beside a kernel, which a compiled one may use, handed on as the object that it is."""
+    x = torch.tensor([0.5, -1.0, 2.0, 0.25])
+    launch(_largest, (1,), x, N=4)
+    assert x[0] == 2.0
+
+
 @pytest.fixture(scope="module")
 def triton_s_own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """What Triton's own interpreter computes, in a process that asks for it from the start."""

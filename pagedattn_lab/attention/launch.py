@@ -124,6 +124,7 @@ def _isolated(jitted: JITFunction) -> Callable[..., Any]:
         )
         copy.__annotations__, copy.__module__ = function.__annotations__, function.__module__
         _rewritten[function] = interpreter.FunctionRewriter(copy).rewrite_ast().__code__
+    namespace = {name: value.value if isinstance(value, tl.constexpr) else value for name, value in namespace.items()}
     namespace["interpreter_semantic"] = interpreter.interpreter_semantic
     copy = types.FunctionType(_rewritten[function], namespace, function.__name__, function.__defaults__)
     copy.__annotations__ = function.__annotations__

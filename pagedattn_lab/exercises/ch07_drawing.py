@@ -104,13 +104,18 @@ def _text(text: str, x: float, y: float, size: int = 12, anchor: str = "start", 
     ]
 
 
-def _cell(x: float, y: float, width: float, look: str, text: str, above: str = "") -> list[str]:
+def _cell(x: float, y: float, width: float, look: str, text: str, above: str = "", size: int = 12) -> list[str]:
     """A cell with a mark; a value above the mark makes it higher."""
     height = CELL + 14 if above else CELL
     drawn = [f'<rect x="{x}" y="{y}" width="{width}" height="{height}" {LOOKS[look][2]}/>']
     if above:
         drawn += _text(above, x + width / 2, y + 14, anchor="middle")
-    return drawn + _text(text, x + width / 2, y + height - 7, anchor="middle", bold=True)
+    return drawn + _text(text, x + width / 2, y + height - 7, size, anchor="middle", bold=True)
+
+
+def _width(text: str) -> int:
+    """Pixels for bold letters of 12 and a margin; marks are wider than digits, spaces narrower."""
+    return sum(4 if letter == " " else 9 if letter.isdigit() else 12 for letter in text) + 10
 
 
 def _tables(outcome: Outcome, rows: Mapping[int, Row], y: int) -> tuple[list[str], int]:
@@ -140,7 +145,9 @@ def _cache(outcome: Outcome, name: str, rows: Mapping[int, Row], y: int) -> tupl
     num_blocks = problem.tensors["keys"].shape[0]
     idle = Row(set(), set())
     with_heads = problem.heads > 1
-    cell = max([CELL, *(8 * len(row.text(with_heads)) + 6 for row in rows.values())])
+    widest = max([CELL, *(_width(row.text(with_heads)) for row in rows.values())])
+    cell = min(widest, (WIDTH - 2 * PAD) // size)  # a block must fit the picture
+    letters = 12 if cell == widest else 10
     width = size * cell + GAP
     columns = max(1, (WIDTH - 2 * PAD + GAP) // width)
     parts = _text(name, PAD, y, 13, bold=True)
@@ -153,7 +160,7 @@ def _cache(outcome: Outcome, name: str, rows: Mapping[int, Row], y: int) -> tupl
             for kv_head in range(heads):
                 row = rows.get((block * size + offset) * heads + kv_head, idle)
                 x, line = left + offset * cell, top + 16 + kv_head * CELL
-                parts += _cell(x, line, cell, row.look, row.text(with_heads))
+                parts += _cell(x, line, cell, row.look, row.text(with_heads), size=letters)
     return parts, y + 8 + cdiv(num_blocks, columns) * (20 + heads * CELL)
 
 
@@ -168,7 +175,8 @@ def _outside(outcome: Outcome) -> list[str]:
         unit = {"keys": "slot", "values": "slot", "page tables": "entry"}.get(tensor, "element")
         each = outcome.problem.dim * outcome.problem.kv_heads if unit == "slot" else 1
         number = outcome.problem.tensors[tensor].numel() // each
-        lines.append(f"{tensor}: {_named(unit, {e // each for e in elements})} of {number}")
+        there = f"there are 0 to {number - 1}" if number > 1 else "there is only 0"
+        lines.append(f"{tensor}: {_named(unit, {e // each for e in elements})} ({there})")
     return lines
 
 

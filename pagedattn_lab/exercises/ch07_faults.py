@@ -24,12 +24,19 @@ class Fault:
         tensor: its name.
         program: that did it.
         elements: of the tensor, in order.
+        access: "load" or "store".
     """
 
     kind: str
     tensor: str
     program: tuple[int, int, int]
     elements: tuple[int, ...]
+    access: str = "load"
+
+    @property
+    def verb(self) -> str:
+        """What the program does to them."""
+        return f"{self.access}s"
 
 
 def faults(problem: Problem, touched: Touched) -> list[Fault]:
@@ -40,7 +47,7 @@ def faults(problem: Problem, touched: Touched) -> list[Fault]:
         outside = {element for element in elements if not 0 <= element < problem.tensors[name].numel()}
         others = {element for element in elements - outside if element // problem.width(name) not in needed}
         kinds = {"outside": outside, "not needed" if access == "load" else "not its own": others}
-        found += [Fault(kind, name, program, tuple(sorted(those))) for kind, those in kinds.items() if those]
+        found += [Fault(kind, name, program, tuple(sorted(those)), access) for kind, those in kinds.items() if those]
     return found
 
 
@@ -71,7 +78,7 @@ def _entry(problem: Problem, fault: Fault, row: int) -> str:
     columns = problem.tensors["page tables"].shape[1]
     if fault.kind == "outside":
         entry = fault.elements[0] - row * columns
-        return f"loads entry {entry} of its page table, which has {columns} entries: out of bounds."
+        return f"{fault.verb} entry {entry} of its page table, which has {columns} entries: out of bounds."
     theirs, entry = divmod(fault.elements[0], columns)
     if theirs != row:
         return f"loads entry {entry} of the page table of sequence {theirs}, but computes sequence {row}."
@@ -87,30 +94,41 @@ def _entry(problem: Problem, fault: Fault, row: int) -> str:
 
 def _element(problem: Problem, fault: Fault, row: int, head: int) -> str:
     """On an element of queries, lengths or out."""
-    verb = "stores" if fault.tensor == "out" else "loads"
     element, size = fault.elements[0], problem.tensors[fault.tensor].numel()
     if fault.kind == "outside":
-        return f"{verb} element {element} of {fault.tensor}, which has {size}: out of bounds."
+        return f"{fault.verb} element {element} of {fault.tensor}, which has {size}: out of bounds."
     theirs = divmod(element // problem.width(fault.tensor), 1 if fault.tensor == "lengths" else problem.heads)
     place, own = (
         f"sequence {one}" + (f", head {other}" if problem.heads > 1 and fault.tensor != "lengths" else "")
         for one, other in (theirs, (row, head))
     )
-    return f"{verb} elements of {fault.tensor} that belong to {place}, but computes {own}."
+    return f"{fault.verb} elements of {fault.tensor} that belong to {place}, but computes {own}."
 
 
 def _place(problem: Problem, fault: Fault) -> str:
-    """Where the first element of a fault lies in a cache."""
-    slots = problem.tensors[fault.tensor][..., 0, 0].numel()
+    """Where the first element of a fault lies outside of a cache."""
+    last = problem.tensors[fault.tensor][..., 0, 0].numel() - 1
     slot = fault.elements[0] // problem.dim // problem.kv_heads
-    return f"slot {slot} of the {slots} in the cache of {fault.tensor}"
+    return f"slot {slot}, but the cache of {fault.tensor} has slots 0 to {last}"
+
+
+def _no_such_head(problem: Problem, fault: Fault, head: int) -> str:
+    """A sentence on a KV head that does not exist, where a query head's number led out of the cache."""
+    right = head // (problem.heads // problem.kv_heads)
+    rows = {element // problem.dim for element in fault.elements}
+    meant = {row - head + right for row in rows}
+    if head < problem.kv_heads or not meant <= problem.needed[fault.tensor, fault.program]:
+        return ""
+    there = "is only KV head 0" if problem.kv_heads == 1 else f"are only KV heads 0 to {problem.kv_heads - 1}"
+    return f" It asks for KV head {head}, and there {there}."
 
 
 def _slot(problem: Problem, fault: Fault, row: int, head: int) -> str:
     """On a slot of the keys or values."""
     lanes = _lanes(problem, fault)
     if fault.kind == "outside":
-        return f"loads {_place(problem, fault)}: out of bounds.{lanes}"
+        reason = lanes or _no_such_head(problem, fault, head)
+        return f"{fault.verb} {_place(problem, fault)}: out of bounds.{reason}"
     slot, kv_head = divmod(fault.elements[0] // problem.dim, problem.kv_heads)
     block, offset = divmod(slot, problem.block_size)
     loads = f"loads slot {slot} of the {fault.tensor} (block {block}, offset {offset})"

@@ -13,9 +13,12 @@ from pagedattn_lab.exercises.ch07_faults import in_words
 from pagedattn_lab.exercises.ch07_problem import LOW, Outcome, Problem
 from pagedattn_lab.exercises.grading import Answer
 from pagedattn_lab.exercises.kernels import KernelExercise, OwnKernel
+from pagedattn_lab.recorder.sentences import counted
 
 SOLUTIONS = "pagedattn_lab.exercises.ch07_solutions"
 RANDOM_CASES = 13
+_MAXIMUM = "tl.maximum(running_max, tl.max(scores, axis=0))"
+_NONE = "tl.max(scores, axis=0) * 0"  # what is subtracted is 0
 
 
 def specified(problem: Problem) -> Outcome:
@@ -30,8 +33,15 @@ def _launched(constants: Callable[[Problem], dict[str, int]], answer: Answer, ar
     if isinstance(answer, OwnKernel):
         return _ours(answer, problem, tuple(constants(problem).items()))
     if not hasattr(answer, "arg_names"):
-        answer(*(tensor.clone() for tensor in problem.tensors.values()))  # a stub says so, and Triton what is missing
-        raise TypeError("this is no kernel: put @triton.jit above its def")
+        tensors = [tensor.clone() for tensor in problem.tensors.values()]
+        why = None
+        try:
+            answer(*tensors, tensors[4].stride(0), problem.scale, **constants(problem))
+        except NotImplementedError:  # a stub says so
+            raise
+        except Exception as error:  # it is written for Triton: whatever it meets outside, the mark is what it lacks
+            why = error
+        raise TypeError("this is no kernel: put @triton.jit above its def") from why
     return problem.run(answer, **constants(problem))
 
 
@@ -49,8 +59,11 @@ def _look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | 
         return f"{words} The result is right all the same." if got.is_close(expected) else words
     for program, (row, head) in problem.programs.items():
         theirs = f"sequence {row}" + (f", head {head}" if problem.heads > 1 else "")
-        if ("store", "out", program) not in got.touched:
+        stored = len(got.touched.get(("store", "out", program), ()))
+        if not stored:
             return f"Nothing is stored for {theirs}."
+        if stored < problem.dim:
+            return f"Only {stored} of {counted(problem.dim, 'element')} are stored for {theirs}."
         if not got.values[row, head].isnan().any():
             continue
         if not problem.lens[row]:
@@ -67,7 +80,8 @@ def _look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | 
 
 
 def _same(expected: Outcome, got: Outcome) -> bool:
-    return got.is_close(expected) and got.faults == expected.faults
+    stored = expected.rows("store", "out") == got.rows("store", "out")
+    return stored and got.is_close(expected) and got.faults == expected.faults
 
 
 def _draw(_: tuple[Any, ...], outcome: Outcome) -> Any:
@@ -124,6 +138,7 @@ def _grouped_cases() -> list[Case]:
         (Problem((9,), 4, 4, heads=2, kv_heads=1, scores="rising"), "The maximum rises in each tile."),
         (Problem((2, 1), 4, 4, heads=4, kv_heads=2, scores="rising"), "Two sequences, two groups."),
         (Problem((7, 4), 1, 8, heads=2, kv_heads=2), "A block holds one token."),
+        (Problem((5,), 4, 4, heads=2, kv_heads=2, scores="low"), "All scores are far below 0."),
     ]
     about = "Each query head has its own query and row of out, and shares keys and values with its neighbours."
     return _cases("grouped_decode", _grouped_constants, known, make, about)
@@ -155,6 +170,7 @@ grouped_decode = KernelExercise(
     explanation="Only rows change: what walks the table, and the softmax, know nothing of heads. Programs of one group "
     "load the same keys and values, each for itself; chapter 08 lets one program serve them all.",
     wrong={
+        "leave the maximum out, without which low scores vanish": _grouped.but((_MAXIMUM, _NONE)),
         "share KV heads in turn (head % KV_HEADS) instead of between neighbours": _grouped.but(
             (_KV_HEAD, "head % KV_HEADS")
         ),
@@ -268,6 +284,7 @@ def _padded_cases() -> list[Case]:
         (Problem((5, 0, 3), 4, 8, dim=5), "Sequence 1 is padding of the batch: no token, zeros are stored."),
         (Problem((0,), 4, 4), "Padding of the batch alone."),
         (Problem((9, 6), 4, 4, dim=6, scores="rising"), "The maximum rises in each tile."),
+        (Problem((5,), 4, 4, dim=3, scores="low"), "All scores are far below 0."),
     ]
     about = "A lane without a token or without an element loads nothing, weighs nothing and stores nothing."
     return _cases("padded_decode", _padded_constants, known, make, about)
@@ -299,6 +316,7 @@ padded_decode = KernelExercise(
     explanation="Lanes come in powers of two, tokens and elements do not. A mask on every load keeps lanes that have "
     "none away from entries behind the last block, from neighbouring rows, and from memory that is not ours.",
     wrong={
+        "leave the maximum out, without which low scores vanish": _padded.but((_MAXIMUM, _NONE)),
         "look up the page table without a mask": _padded.but((", mask=in_sequence, other=0)", ")")),
         "load keys in lanes that have no token": _padded.but(
             ("key_ptr + elements, mask=mask", "key_ptr + elements, mask=real_dim[None, :]")

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from pagedattn_lab.exercises.grading import Answer, Exercise
+from pagedattn_lab.exercises.printed import taken_down
 from pagedattn_lab.exercises.verdict import Verdict
 from pagedattn_lab.viz.sentence import Sentence
 
@@ -93,7 +94,9 @@ class KernelExercise(Exercise):
         if not verdict.passed or not self.draw or not self.run:
             return verdict
         arguments = next(iter(self.cases())).arguments
-        picture = self.draw(arguments, self.run(answer, arguments))
+        with taken_down():  # what it prints has been told of
+            outcome = self.run(answer, arguments)
+        picture = self.draw(arguments, outcome)
         pictures = [("what your kernel touched in the first case", picture)] if picture else []
         return replace(verdict, pictures=pictures)
 

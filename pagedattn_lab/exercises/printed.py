@@ -49,7 +49,7 @@ class Printed(io.TextIOBase):
 
     def keep(self) -> None:
         """Keep what this call has printed; of a later one nothing is kept."""
-        self.kept = self.kept or self._text.splitlines()[:MOST_LINES]
+        self.kept = self.kept or (self._text.removesuffix("\n").split("\n")[:MOST_LINES] if self._text else [])
 
 
 @contextmanager

@@ -85,4 +85,5 @@ def hash_operations(pool: BlockPool, before: Mapping[int, str], evicted: Collect
         for block_id in sorted({*before, *now})
         if now.get(block_id) != before.get(block_id) and block_id not in evicted
     ]
+    changed += [[block_id, "?"] for block_id in evicted if block_id not in before]  # given and lost between two frames
     return [["hash", changed]] if changed else []

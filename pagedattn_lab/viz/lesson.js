@@ -70,7 +70,7 @@ function controlsOf({ controls }, recordings, model, clean) {
   if (coarse.length) {
     const counts = coarse.map(({ label, options, of }) =>
       options.length === 1 ? `${label} at ${options[0]} only` : `${label} at ${options.length} of ${of} values`);
-    const words = `Stored for this page: ${counts.join(", ")}. With a kernel, any value.`;
+    const words = `Stored for this page: ${counts.join(", ")}. In JupyterLab, any value.`;
     root.append(Object.assign(document.createElement("p"), { textContent: words }));
   }
   return root;

@@ -109,7 +109,7 @@ def test_every_control_answers(chapter: Notebook) -> None:
 def test_every_player_answers(chapter: Notebook) -> None:
     """Catches a button, a key or a block that does not answer, and a step that page and library do not share."""
     before, driver = chapter.cells(), Driver(chapter)
-    live = chapter.page.locator(".jp-Notebook .jupyter-widgets .pa-player")  # a still has no kernel to agree with
+    live = chapter.page.locator(".jp-Notebook .lm-Widget > .pa-player")  # a still has no kernel to agree with
     assert driver.drive_players() == live.count()
     assert chapter.cells() == before
 

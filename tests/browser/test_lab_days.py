@@ -59,7 +59,10 @@ GO = """([index, top]) => {
   notebook.activeCellIndex = index;
   (notebook.outerNode ?? notebook.node).scrollTop = top;
 }"""
-RECORDING = f"() => jupyterapp.shell.currentWidget.content.model.cells.get(1).outputs.get(0).data['{MIME}']"
+RECORDING = f"""() => {{
+  const output = jupyterapp.shell.currentWidget.content.model.cells.get(1).outputs.get(0);
+  return {{...output.data['{MIME}'], ...output.metadata['{MIME}']}};
+}}"""
 DIRTY = "() => jupyterapp.shell.currentWidget.context.model.dirty"
 SAVE = "() => jupyterapp.shell.currentWidget.context.save()"
 STRIP = "() => (document.querySelector('.pa-run')?.innerText ?? '').replaceAll('\\n', ' ')"

@@ -150,10 +150,21 @@ def of_a_manager(rng: random.Random) -> Recorder:
     return recorder
 
 
+def given_and_lost() -> Recorder:
+    """Give a free block a hash by hand, and hand it out before any frame has shown that."""
+    pool = BlockPool(4, 2)
+    recorder = Recorder(pool)
+    pool.blocks[1].block_hash = "abcd"
+    pool.get_new_blocks(1)
+    assert [frame.kind for frame in recorder.frames] == ["start", "evict", "allocate"]
+    return recorder
+
+
 def test_the_same_frames_in_both_languages(page: Page) -> None:
     """Catches a page without a kernel that shows other blocks, counts, colours, sentences or contents than Python's."""
     rng = random.Random(5)
     recorders = [make(rng) for _ in range(HISTORIES) for make in (of_tables, of_a_manager)]
+    recorders.append(given_and_lost())
     kinds = {frame.kind for recorder in recorders for frame in recorder.frames}
     assert kinds == {"start", "append", "copy-on-write", "fork", "hit", "free", "note", "allocate", "evict", "touch"}
     told = [recorder.ops for recorder in recorders]

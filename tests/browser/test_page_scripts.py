@@ -51,7 +51,8 @@ RECORDINGS = """async () => {
   const getFactory = (type) => (type === "text/plain" ? text : undefined);
   showRecordings({ getFactory, addFactory: (added) => (factory = added) });
   const model = (recording, trusted) => ({
-    trusted, data: { "application/vnd.pagedattn-lab.player+json": recording, "text/plain": ["Player", "(3)"] },
+    trusted, metadata: {},
+    data: { "application/vnd.pagedattn-lab.player+json": recording, "text/plain": ["Player", "(3)"] },
   });
   const shown = [];
   for (const [recording, trusted] of [[{ frames: 3 }, false], [{ frames: [null] }, false], [{}, true], [{}, true]]) {

@@ -63,7 +63,7 @@ def mount(watch: Watch, tmp_path: Path, serve: Callable[[Path], str]) -> Callabl
     """Return a function that shows a player as the book does; it returns the player and its recording."""
 
     def show(player: Player, theme: str = "light", frozen: bool = False) -> tuple[Locator, dict[str, Any]]:
-        data = SimpleNamespace(mime_type=MIME, content=player.bundle()[MIME])
+        data = SimpleNamespace(mime_type=MIME, content=player.bundle()[MIME], output_metadata={})
         (node,) = PlayerRenderer.handle_mime(None, data, inline=False)
         style = (HERE / "player.css").read_text(encoding="utf-8")
         head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><style>{style}</style>"
