@@ -10,21 +10,26 @@
   const NARROW = 600; // pixels
   const QUIET = 700; // ms without a change before the page says what the change led to
 
-  /** Record how Ada's words take their slots one by one, and Bob's between them, until the memory is full. */
+  /** Record how Ada's words take their slots one by one, and Bob's between them, until the memory is full. Say which word then
+   * has no slot, and which frame is the last that Ada caused. */
   function recorded(words, block_size) {
     const pool = new BlockPool(SLOTS / block_size + 1, block_size), recorder = new Recorder(pool);
     const ada = new BlockTable(pool, "Ada"), bob = new BlockTable(pool, "Bob");
+    let refused = null, at = 0;
     if (!words.length) recorder.note("Ada has written nothing, and holds no block."); // with one frame, there are no buttons
     try {
       words.forEach((_, index) => {
         ada.append_tokens(1);
+        at = recorder.frames.length - 1;
         if (index < OTHER.length) bob.append_tokens(1);
       });
     } catch (error) {
       if (!(error instanceof NoFreeBlocksError)) throw error;
       recorder.note(`Refused: ${error.message}.`);
+      refused = words[ada.num_tokens];
     }
-    return { recording: { ...recorder.to_dict(), words: { Ada: words, Bob: OTHER } }, ada };
+    if (refused !== null || !words.length) at = recorder.frames.length - 1;
+    return { recording: { ...recorder.to_dict(), words: { Ada: words, Bob: OTHER } }, ada, refused, at };
   }
 
   place.innerHTML = `
@@ -32,7 +37,8 @@
       <label class="pa-lesson-control"><span>Ada's prompt</span>
         <input type="text" value="${PROMPT}" maxlength="160" autocomplete="off" spellcheck="false"></label>
       <span class="play-sizes"></span>
-      <p><button type="button">Generate a word</button> <span class="play-generated"></span></p>
+      <p><button type="button">Generate a word</button> <button type="button" class="play-again" hidden>Start again</button>
+        <span class="play-generated"></span></p>
       <p class="play-note">One slot for each word; a tokenizer cuts a text more finely. Bob writes meanwhile. No model runs
         on this page: what is generated stands fixed.</p>
     </div>
@@ -55,34 +61,58 @@
     const { blocks, num_tokens, num_empty_slots } = made.ada, slots = blocks.length * block_size();
     const count = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
     if (!blocks.length) return "Ada holds no block.";
-    const rest = num_empty_slots ? `${num_empty_slots} of their ${slots} slots ${num_empty_slots === 1 ? "is" : "are"} empty` : "all slots are full";
-    return `Ada's ${count(num_tokens, "word")} fill ${count(blocks.length, "block")}; ${rest}.`;
+    const whose = blocks.length === 1 ? "its" : "their";
+    const rest = num_empty_slots ? `${num_empty_slots} of ${whose} ${count(slots, "slot")} ${num_empty_slots === 1 ? "is" : "are"} empty` : "all slots are full";
+    const lost = made.refused === null ? "" : ` “${made.refused}” has no slot.`;
+    return `Ada's ${count(num_tokens, "word")} ${num_tokens === 1 ? "fills" : "fill"} ${count(blocks.length, "block")}; ${rest}.${lost}`;
   }
 
-  /** Show what the controls say. While a reader types, the player's sentence is not read out; when he rests, a summary is. */
-  function changed() {
-    const last = model.get("recording").frames.length - 1, step = model.get("step");
+  /** What was generated, or why it goes no further. */
+  function outcome() {
+    const smaller = block_size() > BLOCK_SIZES[0] ? "a smaller block or " : "";
+    if (made.refused !== null) return `Memory is full: “${made.refused}” has no slot. Try ${smaller}a shorter prompt.`;
+    return CONTINUATION.slice(0, generated).join(" ") + (generated === CONTINUATION.length ? " (here the text ends)" : "");
+  }
+
+  const is_at_end = () => made.refused !== null || generated === CONTINUATION.length;
+
+  /** Show what the controls say: the last frame that Ada caused where she wrote, else the frame as far on as before.
+   * While a reader types, the player's sentence is not read out; when he rests, a summary is. */
+  function changed(wrote = false) {
+    const was_at = made.at, last = model.get("recording").frames.length - 1, step = model.get("step");
     made = recorded([...typed(), ...CONTINUATION.slice(0, generated)], block_size());
     const end = made.recording.frames.length - 1;
     part(".pa-sentence").setAttribute("aria-live", "off");
-    part(".play-generated").textContent = CONTINUATION.slice(0, generated).join(" ");
+    tell();
     model.set("recording", made.recording);
-    model.set("step", step === last ? end : Math.min(step, end));
+    model.set("step", wrote || step === was_at ? made.at : step === last ? end : Math.min(step, end));
     reserve();
     clearTimeout(waiting);
     waiting = setTimeout(() => (part(".play-summary").textContent = summary()), QUIET);
   }
 
-  prompt.addEventListener("input", () => {
+  function tell() {
+    part(".play-generated").textContent = outcome();
+    part("button").setAttribute("aria-disabled", String(is_at_end())); // it must not lose the focus
+    part(".play-again").hidden = !(is_at_end() && generated);
+  }
+
+  function restart() {
     generated = 0;
-    changed();
-  });
+    changed(true);
+  }
+  prompt.addEventListener("input", restart);
   part("button").addEventListener("click", () => {
-    generated = generated < CONTINUATION.length ? generated + 1 : 0; // once more from the prompt on
-    model.set("step", model.get("recording").frames.length - 1);
-    changed();
+    if (is_at_end()) return;
+    generated += 1;
+    changed(true);
+  });
+  part(".play-again").addEventListener("click", () => {
+    restart();
+    part("button").focus();
   });
   player.addEventListener("focusin", () => part(".pa-sentence").setAttribute("aria-live", "polite"));
+  tell();
   part(".play-summary").textContent = summary();
 
   /** Keep the height that the tallest board needs, whatever a reader writes or chooses: what stands below must not jump.

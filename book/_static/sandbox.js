@@ -5,6 +5,9 @@
   const { modelOf, render } = window.pagedattn;
   const { BLOCK_SIZE, FAULTS, MOST, Malformed, RULES, TASKS, USABLE, audit, from_address, replayed, to_address } = sandboxState;
   const SIZE = [6, 4];
+  const PACE = 700; // ms for each frame of an operation that has several
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
+  const narrow = matchMedia("(max-width: 480px)");
   const WORDS = "you are a helpful assistant who answers"; // two requests that begin with them share a block
 
   const options = (pairs) => pairs.map(([value, text]) => `<option value="${value}">${text}</option>`).join("");
@@ -23,6 +26,7 @@
         <button type="button" data-part="free">Free</button>
       </span>
     </fieldset>
+    <div data-part="more">
     <fieldset class="play-row"><legend>Break a rule</legend>
       <label>block <select data-part="block"></select></label>
       <label>what <select data-part="fault">${options(Object.entries(FAULTS))}</select></label>
@@ -34,18 +38,20 @@
       <label>words in each <select data-part="size">${options(numbers(BLOCK_SIZE))}</select></label>
       <button type="button" data-part="restart">Start over</button>
     </fieldset>
+    </div>
     <div class="play-player" data-part="player"></div>
+    <p class="play-told" data-part="told"></p>
     <div class="play-below">
       <section aria-labelledby="audit-title"><h2 id="audit-title">The audit</h2><ul class="play-rules" data-part="rules">${items(RULES)}</ul></section>
       <section aria-labelledby="tasks-title"><h2 id="tasks-title">To try</h2><ul class="play-tasks" data-part="tasks">${items(TASKS)}</ul>
         <p role="status" data-part="praise"></p></section>
       <section aria-labelledby="log-title"><h2 id="log-title">What was done</h2>
-        <ol class="play-log" data-part="log" tabindex="0" aria-labelledby="log-title"></ol></section>
+        <ol class="play-log" data-part="log" reversed tabindex="0" aria-labelledby="log-title"></ol></section>
     </div>`;
   const part = (name) => place.querySelector(`[data-part="${name}"]`);
   const player = part("player"), error = place.querySelector(".play-error");
 
-  let operations, sandbox, model = null;
+  let operations, sandbox, model = null, timer = null;
   const done = new Set();
 
   function complain(words) {
@@ -53,31 +59,50 @@
     error.hidden = !words;
   }
 
-  /** Show what comes of a list of operations. A list that cannot be played changes nothing. */
-  function show(list) {
+  /** Show what comes of a list of operations. A list that cannot be played changes nothing.
+   * The last operation's frames are played one by one where it is new; else, or for whom nothing should move, the last is shown. */
+  function show(list, is_new = false) {
     sandbox = replayed(list);
     operations = list;
-    const recording = sandbox.recording(), step = recording.frames.length - 1;
+    clearInterval(timer);
+    const recording = sandbox.recording(), last = recording.frames.length - 1, newest = sandbox.log.at(-1);
+    const step = is_new && !still.matches ? newest.first : last;
     if (model === null) {
       model = modelOf({ ...recording, label: "The sandbox: blocks, page tables and free queue", step });
       render({ model, el: player });
-      model.on("change:step", mark);
+      model.on("change:step", follow);
     } else {
       model.set("recording", recording);
       model.set("step", step);
     }
-    mark();
+    follow();
+    if (step < last) play_on(step, last);
+    part("told").textContent = is_new && still.matches && newest.first < last ? newest.sentences.join(" ") : "";
     player.style.minHeight = `${Math.max(player.offsetHeight, parseFloat(player.style.minHeight) || 0)}px`; // never lower again
     offer();
-    judge(recording.frames[step]);
-    part("log").innerHTML = sandbox.log.map(({ refused }) => `<li${refused ? ' class="play-refused"' : ""}></li>`).join("");
-    sandbox.log.forEach(({ sentences }, index) => (part("log").children[index].textContent = sentences.join(" ")));
-    part("log").scrollTop = part("log").scrollHeight;
+    reward();
+    const log = [...sandbox.log].reverse(); // what is new can be seen without scrolling
+    part("log").style.counterReset = `done ${log.length + 1}`;
+    part("log").innerHTML = log.map(({ refused }) => `<li${refused ? ' class="play-refused"' : ""}></li>`).join("");
+    log.forEach(({ sentences }, index) => (part("log").children[index].textContent = sentences.join(" ")));
+    part("log").scrollTop = 0;
   }
 
-  /** On the board, what the audit found is not drawn as what an operation was about. */
-  function mark() {
-    player.dataset.kind = model.get("recording").frames[model.get("step")].kind;
+  /** Go on frame by frame, until a reader steps elsewhere. */
+  function play_on(step, last) {
+    timer = setInterval(() => {
+      if (model.get("step") !== step) return clearInterval(timer);
+      model.set("step", ++step);
+      if (step === last) clearInterval(timer);
+    }, PACE);
+  }
+
+  /** Beside the board, say what holds in the frame that it shows. What the audit found is not drawn as what an operation was
+   * about. */
+  function follow() {
+    const frame = model.get("recording").frames[model.get("step")];
+    player.dataset.kind = frame.kind;
+    judge(frame);
   }
 
   /** Put into the lists what can be chosen now, and keep what is chosen where it still can be. */
@@ -100,6 +125,9 @@
       item.querySelectorAll("em").forEach((line) => line.remove());
       item.append(...broken.map(({ words }) => Object.assign(document.createElement("em"), { textContent: `${words}.` })));
     }
+  }
+
+  function reward() {
     const news = [...sandbox.done].filter((task) => !done.has(task));
     news.forEach((task) => done.add(task));
     for (const item of part("tasks").children) item.className = done.has(item.dataset.key) ? "play-done" : "play-open";
@@ -110,7 +138,7 @@
   function add(operation, chosen = null) {
     complain("");
     try {
-      show(from_address(to_address([...operations, operation])));
+      show(from_address(to_address([...operations, operation])), true);
     } catch (refusal) {
       if (!(refusal instanceof Malformed)) throw refusal;
       complain(`This cannot be done: ${refusal.message}.`);
@@ -131,6 +159,14 @@
     else add([kind, name, words], name);
   }
 
+  /** Only a new request is looked up: say which to choose instead of one that holds blocks. */
+  function look() {
+    const holds = sandbox.tables.has(part("request").value), next = sandbox.next_name(), before = operations;
+    with_words("look");
+    if (!holds || operations === before) return;
+    complain(`${sandbox.log.at(-1).sentences.at(-1)} ${next ? `Choose ${next} (new) in the list.` : "All names are used up: start over."}`);
+  }
+
   function with_blocks(kind) {
     const name = part("request").value, next = sandbox.next_name();
     if (!sandbox.tables.has(name)) complain(`${name || "Nobody"} holds no blocks yet: append some words first.`);
@@ -141,7 +177,7 @@
 
   const actions = {
     append: () => with_words("append"),
-    look: () => with_words("look"),
+    look,
     fork: () => with_blocks("fork"),
     free: () => with_blocks("free"),
     break: () => add(["break", part("fault").value, Number(part("block").value)]),
@@ -171,6 +207,14 @@
   }
   player.addEventListener("click", choose);
   player.addEventListener("keydown", (event) => event.key === "Enter" && choose(event), true); // the player keeps its keys
+
+  // A player's own button takes over from what plays by itself.
+  player.addEventListener("click", ({ target }) => target.closest(".pa-controls") && clearInterval(timer));
+
+  /** On a phone the board stands directly below the first row. */
+  const arrange = () => (narrow.matches ? part("told").after(part("more")) : player.before(part("more")));
+  narrow.addEventListener("change", arrange);
+  arrange();
 
   /** Play what the address holds; what it should not hold is not played. */
   function from_page() {

@@ -8,10 +8,10 @@ const sandboxState = (() => {
   const USABLE = [2, 12], BLOCK_SIZE = [1, 8]; // the least and the most
   const MOST = { operations: 200, words: 60, letters: 40 };
   const FAULTS = {
-    give_back: "give it back while a table still names it",
-    count_low: "count one reference too few",
-    count_high: "count one reference too many",
-    queue_twice: "name it twice in the free queue",
+    give_back: "give it back too early", // while a table still names it
+    count_low: "count one too few",
+    count_high: "count one too many",
+    queue_twice: "queue it twice",
   };
   const RULES = {
     counts: "A block's count is the number of table entries that name it.",
@@ -63,7 +63,7 @@ const sandboxState = (() => {
       this.num_cached = {}; // of each request: blocks from the first on that the cache remembers
       this.cached = []; // [hash, block], the oldest first
       this.done = new Set(); // tasks
-      this.log = []; // what each operation led to
+      this.log = []; // what each operation led to, from which frame on
     }
 
     /** Carry out one operation: what happened, or why it was refused, and what the audit finds then. */
@@ -81,7 +81,7 @@ const sandboxState = (() => {
       this.see_hashes();
       this.notice(frames.slice(before), frame_before, refused, what[0]);
       const found = audit(frames.at(-1)), sentences = frames.slice(before).map(({ sentence }) => sentence);
-      this.log.push({ sentences, refused: refused !== null });
+      this.log.push({ first: before, sentences, refused: refused !== null });
       if (!found.length) return;
       const some = found.slice(0, 3).map(({ words }) => words), more = found.length - some.length;
       const sentence = `The audit finds ${some.join("; ")}${more ? `; and ${more} more` : ""}.`;

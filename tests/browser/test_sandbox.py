@@ -44,6 +44,15 @@ REPLAY = """text => JSON.parse(text).map(operations => {
   const sandbox = sandboxState.replayed(sandboxState.from_address(sandboxState.to_address(operations)));
   return [sandbox.recording(), [...sandbox.done]];
 })"""
+WIDTHS = """select => {
+  const clone = select.cloneNode(true), given = select.offsetWidth;
+  clone.style.maxWidth = 'none';
+  clone.style.position = 'absolute';
+  select.parentElement.append(clone);
+  const needed = clone.offsetWidth;
+  clone.remove();
+  return [needed, given];
+}"""
 AUDIT = "text => JSON.parse(text).map(frame => sandboxState.audit(frame).map(({ block }) => block))"
 
 
@@ -165,10 +174,62 @@ def test_a_prompt_fills_blocks(front: Page) -> None:
         made = check_front(front, words, 4)
         assert box.evaluate(HEIGHT) == height
     assert made["frames"][-1]["sentence"] == "Refused: cannot allocate 1 blocks: 0 of 6 are free."
-    expect(front.locator(".play-generated")).to_have_text("because any free block")
     prompt.fill(" ")
     check_front(front, [], 4)
     expect(summary).to_have_text("Ada holds no block.")
+
+
+def test_generating_stops_at_the_first_refusal(front: Page) -> None:
+    """Catches words generated without a slot, a press that silently begins again, and a refusal that names no word."""
+    prompt, said = front.get_by_role("textbox", name="Ada's prompt"), front.locator(".play-generated")
+    generate, again = (front.get_by_role("button", name=name) for name in ("Generate a word", "Start again"))
+    front.get_by_role("slider", name="Block size").fill("3")
+    words = ["nothing", "is", "reserved", "and", "no", "hole", "is", "too", "small", "to", "use"]
+    prompt.fill(" ".join(words))
+    generated = ["because", "any", "free", "block", "will", "do"]
+    for count in range(1, 6):
+        generate.click()
+        expect(said).to_have_text(" ".join(generated[:count]))
+        expect(again).to_be_hidden()
+    generate.focus()
+    for _ in range(3):  # what is disabled does nothing, and keeps the focus
+        front.keyboard.press("Enter")
+        expect(said).to_have_text("Memory is full: “do” has no slot. Try a smaller block or a shorter prompt.")
+        expect(generate).to_be_focused()
+        expect(generate).to_have_attribute("aria-disabled", "true")
+        check_front(front, [*words, *generated], 4)
+    expect(front.locator(".play-summary")).to_have_text(
+        "Ada's 16 words fill 4 blocks; all slots are full. “do” has no slot."
+    )
+    again.click()
+    check_front(front, words, 4)
+    expect(generate).to_be_focused()
+    expect(generate).to_have_attribute("aria-disabled", "false")
+    expect(again).to_be_hidden()
+    prompt.fill(" ".join(f"w{index}" for index in range(20)))
+    expect(said).to_have_text("Memory is full: “w16” has no slot. Try a smaller block or a shorter prompt.")
+    expect(again).to_be_hidden()
+    prompt.fill("short")
+    generate.focus()
+    for _ in range(12):
+        front.keyboard.press("Enter")
+    expect(said).to_have_text("because any free block will do for the next few words (here the text ends)")
+
+
+def test_typing_shows_what_it_did(front: Page) -> None:
+    """Catches typing that leaves an old frame, or Bob's, on the board, and a summary that counts one thing as many."""
+    prompt = front.get_by_role("textbox", name="Ada's prompt")
+    front.get_by_role("slider", name="Block size").fill("3")
+    for word in ("one", "one two"):
+        prompt.fill(word)
+        front.locator(".pa-first").click()
+        prompt.press("End")
+        front.keyboard.type(" more")
+        words = [*word.split(), "more"]
+        check_front(front, words, 4, step=len(prompted(words, 4)["frames"]) - 2)  # the last frame is Bob's
+        expect(front.locator(".pa-sentence")).to_contain_text("Ada")
+    prompt.fill("one")
+    expect(front.locator(".play-summary")).to_have_text("Ada's 1 word fills 1 block; 3 of its 4 slots are empty.")
 
 
 def test_the_front_page_fits_a_phone(front: Page) -> None:
@@ -304,6 +365,8 @@ def test_operations_lead_where_python_leads(sandbox: Page) -> None:
         assert same_hashes(*hashes), operations
         kinds |= {frame["kind"] for frame in frames} | {frame["sentence"].split(":")[0] for frame in frames}
     assert {"append", "copy-on-write", "fork", "hit", "free", "Refused"} <= kinds
+    frames = [frame for recording, _ in made for frame in recording["frames"]]
+    assert not any(sandbox.evaluate(AUDIT, json.dumps(frames))), "a frame between two operations is accused"
 
 
 def test_the_audit_is_the_chapters(sandbox: Page) -> None:
@@ -397,7 +460,7 @@ def test_every_button_and_the_address(sandbox: Page) -> None:
     request.select_option("Cy")
     press(sandbox, "look")
     expect(part(sandbox, "tasks").locator(".play-done")).to_have_count(3)
-    expect(part(sandbox, "log").locator("li").last).to_contain_text("Cy finds 4 tokens in the cache: block 1 leaves")
+    expect(part(sandbox, "log").locator("li").first).to_contain_text("Cy finds 4 tokens in the cache: block 1 leaves")
     sandbox.locator("#sandbox [data-block-of='5']").click()
     expect(part(sandbox, "block")).to_have_value("5")
     there = shown(sandbox), part(sandbox, "log").inner_text()
@@ -459,12 +522,12 @@ def test_a_broken_rule_is_named(sandbox: Page) -> None:
     part(sandbox, "request").select_option("Bob")
     press(sandbox, "free")
     refused = "Refused: double free of block 4: freed 1 time(s), held by 0 owner(s)."
-    expect(part(sandbox, "log").locator("li").last).to_have_text(refused)
+    expect(part(sandbox, "log").locator("li").first).to_have_text(refused)
     part(sandbox, "request").select_option("Ada")
     part(sandbox, "block").select_option("2")
     part(sandbox, "fault").select_option("count_low")
     press(sandbox, "break", "fork")
-    expect(part(sandbox, "log").locator("li").last).to_have_text("Refused: block 2 is not in the free queue.")
+    expect(part(sandbox, "log").locator("li").first).to_have_text("Refused: block 2 is not in the free queue.")
     press(sandbox, "undo", "undo")
     for block, fault, why in (
         (1, "queue_twice", "block 1 is not in the free queue"),
@@ -473,7 +536,7 @@ def test_a_broken_rule_is_named(sandbox: Page) -> None:
         part(sandbox, "block").select_option(str(block))
         part(sandbox, "fault").select_option(fault)
         press(sandbox, "break")
-        expect(part(sandbox, "log").locator("li").last).to_have_text(f"Refused: {why}.")
+        expect(part(sandbox, "log").locator("li").first).to_have_text(f"Refused: {why}.")
 
 
 def rest(fault: str) -> list[str]:
@@ -506,10 +569,81 @@ def test_by_keyboard_alone(sandbox: Page) -> None:
 
 
 def test_the_picture_fits_a_phone(sandbox: Page) -> None:
-    """Catches a sandbox that must be scrolled sideways on a phone."""
+    """Catches a sandbox that must be scrolled on a phone, sideways or to the board, and a name that is cut there."""
     press(sandbox, "append", "break")
     sandbox.set_viewport_size({"width": 390, "height": 844})
     until(lambda: sandbox.evaluate(FITS), lambda: "the page is too wide")
+    row, board = sandbox.locator("#sandbox .play-row").first.bounding_box(), part(sandbox, "player").bounding_box()
+    assert 0 <= board["y"] - row["y"] - row["height"] < 30
+    assert part(sandbox, "break").bounding_box()["y"] > board["y"] + board["height"]
+    needed, given = part(sandbox, "fault").evaluate(WIDTHS)
+    assert needed <= given
+    sandbox.set_viewport_size({"width": 1280, "height": 900})
+    until(
+        lambda: part(sandbox, "break").bounding_box()["y"] < part(sandbox, "player").bounding_box()["y"],
+        lambda: "the rows stay below the board",
+    )
+
+
+def step_of(page: Page) -> int:
+    return shown(page)["step"]
+
+
+def test_an_operation_is_played(sandbox: Page) -> None:
+    """Catches an operation whose own event is never shown, such as the copy before the append."""
+    press(sandbox, "append", "fork")
+    sandbox.emulate_media(reduced_motion="no-preference")
+    try:
+        part(sandbox, "words").fill("now")
+        before = shown(sandbox)["last"]
+        press(sandbox, "append")
+        assert step_of(sandbox) == before + 1
+        expect(sentence(sandbox)).to_contain_text("copies")
+        until(lambda: step_of(sandbox) == before + 2, lambda: "it is not played to the last frame")
+        expect(sentence(sandbox)).to_have_text("Bob appends 1 token: it fits in block 3.")
+        press(sandbox, "undo")
+        assert step_of(sandbox) == shown(sandbox)["last"] == before
+        press(sandbox, "append")
+        sandbox.locator("#sandbox .pa-first").click()
+        sandbox.wait_for_timeout(1500)
+        assert step_of(sandbox) == 0, "it is played on although a reader went elsewhere"
+    finally:
+        sandbox.emulate_media(reduced_motion="reduce")
+    expect(part(sandbox, "told")).to_have_text("")
+    press(sandbox, "undo", "append")
+    assert step_of(sandbox) == before + 2
+    told = part(sandbox, "told")
+    expect(told).to_contain_text("copies")
+    expect(told).to_contain_text("Bob appends 1 token: it fits in block 3.")
+    press(sandbox, "undo")
+    expect(told).to_have_text("")
+
+
+def test_the_audit_is_of_the_frame_shown(sandbox: Page) -> None:
+    """Catches an audit that speaks of another frame than the board shows."""
+    press(sandbox, "append")
+    part(sandbox, "block").select_option("2")
+    part(sandbox, "fault").select_option("give_back")
+    press(sandbox, "break")
+    rules = part(sandbox, "rules")
+    expect(rules.locator(".play-broken")).to_have_count(2)
+    sandbox.locator("#sandbox .pa-first").click()
+    expect(rules.locator(".play-holds")).to_have_count(3)
+    expect(rules.locator("em")).to_have_count(0)
+    sandbox.locator("#sandbox .pa-last").click()
+    expect(rules.locator(".play-broken")).to_have_count(2)
+
+
+def test_a_refused_look_up_says_what_to_choose(sandbox: Page) -> None:
+    """Catches a refusal that leaves a reader without a next step, and a log whose newest line is out of sight."""
+    press(sandbox, "append", "look")
+    why = "Refused: request 'Ada' holds blocks already: hits are for requests without any."
+    expect(sentence(sandbox)).to_have_text(why)
+    expect(sandbox.get_by_role("alert")).to_have_text(f"{why} Choose Bob (new) in the list.")
+    expect(part(sandbox, "log").locator("li").first).to_have_text(why)
+    part(sandbox, "request").select_option("Bob")
+    press(sandbox, "look")
+    expect(sandbox.get_by_role("alert")).to_be_hidden()
 
 
 MALFORMED = {
