@@ -26,7 +26,7 @@ lab: setup ## open chapter 00 in JupyterLab
 	@$(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --allow-root \
 	  --LabApp.default_url=/lab/tree/chapters/00_start_here.ipynb $(LAB_ARGS)
 
-# Two workers with two torch threads each would fight over two cores. tests/conftest.py puts what is slow first and says
+# Workers with two torch threads each would fight over the cores. tests/conftest.py puts what is slow first and says
 # which tests stay on one worker: those of one file, and of one notebook.
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadfile --no-loadscope-reorder \
   --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300

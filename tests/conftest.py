@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,11 @@ class Scheduling(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         chapter = ONE_CHAPTER.match(nodeid)
         return " ".join(chapter.groups()) if chapter else super()._split_scope(nodeid)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: those with a browser wait for it, and for kernels, much of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:

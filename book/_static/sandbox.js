@@ -226,8 +226,10 @@
       show(text && !is_heading ? from_address(text) : [SIZE]);
     } catch (refusal) {
       if (!(refusal instanceof Malformed)) throw refusal;
-      show([SIZE]);
-      complain(`The address holds no state of the sandbox: ${refusal.message}. So it begins empty.`);
+      const kept = operations !== undefined; // what a reader has built must not go with a mistyped address
+      if (!kept) show([SIZE]);
+      const what = kept ? "what is here stays" : "it begins empty";
+      complain(`The address holds no state of the sandbox: ${refusal.message}. So ${what}.`);
     }
   }
   window.addEventListener("hashchange", from_page);
