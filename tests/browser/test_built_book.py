@@ -109,8 +109,11 @@ def look_at(watch: Watch, page: Page, url: str, judged: dict[str, set[str]]) -> 
     for scheme, known in judged.items():
         page.emulate_media(color_scheme=scheme)
         page.wait_for_function(THEMED, arg=scheme)
-        seen.hidden[scheme] = page.evaluate(HIDDEN)
         seen.violations[scheme] = colour_violations(page, known)
+    for scheme in reversed(judged):  # one right after the other, now that whatever comes late is there
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(THEMED, arg=scheme)
+        seen.hidden[scheme] = page.evaluate(HIDDEN)
     seen.violations["light"] += structure_violations(page)
     seen.problems = list(watch.problems)
     return seen
