@@ -89,6 +89,7 @@ html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["book.css"]
 html_js_files = [
+    "memory.js",
     "reading.js",
     ("accessible.js", {"defer": "defer"}),
     ("glossary_terms.js", {"defer": "defer"}),

@@ -2,7 +2,7 @@
 // board are those of the chapters; here they play what the model makes of a reader's words.
 (() => {
   const place = document.getElementById("try-it");
-  const { BlockPool, BlockTable, NoFreeBlocksError, Recorder, boardText, controlOf, modelOf, render } = window.pagedattn;
+  const { BlockPool, BlockTable, NoFreeBlocksError, Recorder, boardText, controlOf, modelOf, plural, render } = window.pagedattn;
   const SLOTS = 24, BLOCK_SIZES = [1, 2, 3, 4, 6, 8];
   const PROMPT = "nothing is reserved and no hole is too small to use";
   const OTHER = "where does my cache live now".split(" "); // what Bob writes meanwhile, so that blocks lie scattered
@@ -47,7 +47,7 @@
   const part = (selector) => place.querySelector(selector);
   const prompt = part("input[type=text]"), player = part(".play-player");
   const size = controlOf(
-    { label: "Block size", kind: "slider", options: BLOCK_SIZES.map((n) => (n === 1 ? "1 word" : `${n} words`)), index: 3 }, changed);
+    { label: "Block size", kind: "slider", options: BLOCK_SIZES.map((n) => plural(n, "word")), index: 3 }, changed);
   size.row.querySelector("output").setAttribute("aria-live", "off"); // the slider says the same
   part(".play-sizes").replaceWith(size.row);
 
@@ -59,12 +59,11 @@
 
   function summary() {
     const { blocks, num_tokens, num_empty_slots } = made.ada, slots = blocks.length * block_size();
-    const count = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
     if (!blocks.length) return "Ada holds no block.";
     const whose = blocks.length === 1 ? "its" : "their";
-    const rest = num_empty_slots ? `${num_empty_slots} of ${whose} ${count(slots, "slot")} ${num_empty_slots === 1 ? "is" : "are"} empty` : "all slots are full";
+    const rest = num_empty_slots ? `${num_empty_slots} of ${whose} ${plural(slots, "slot")} ${num_empty_slots === 1 ? "is" : "are"} empty` : "all slots are full";
     const lost = made.refused === null ? "" : ` “${made.refused}” has no slot.`;
-    return `Ada's ${count(num_tokens, "word")} ${num_tokens === 1 ? "fills" : "fill"} ${count(blocks.length, "block")}; ${rest}.${lost}`;
+    return `Ada's ${plural(num_tokens, "word")} ${num_tokens === 1 ? "fills" : "fill"} ${plural(blocks.length, "block")}; ${rest}.${lost}`;
   }
 
   /** What was generated, or why it goes no further. */

@@ -1,6 +1,7 @@
 // Guesses in the built book: a box in place of each line of Python, its value kept in this browser.
 // It compares in the same words as pagedattn_lab/exercises/guesses.py; tests/browser/test_guess_boxes.py holds them together.
 (() => {
+  const { kept, keep } = window.readersMemory;
   const NUMBER = /^[+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)$/;
   const rounded = (value, digits) => Number(value.toPrecision(digits));
   const plain = (word) => word.replace(/^[ .]+|[ .]+$/g, "").toLowerCase();
@@ -59,23 +60,6 @@
     return same
       ? `You guessed ${said}, and that is right: the answer is ${answer(quantity)}.`
       : `You guessed ${said}; the answer is ${answer(quantity)}${distance(value, quantity)}.`;
-  }
-
-  // A browser may refuse to keep anything: then a guess lasts as long as the page.
-  function kept(name) {
-    try {
-      return localStorage.getItem(name);
-    } catch {
-      return null;
-    }
-  }
-
-  function keep(name, value) {
-    try {
-      localStorage.setItem(name, value);
-    } catch {
-      // See above.
-    }
   }
 
   function write(place, sentence, bold) {

@@ -3,23 +3,7 @@
   const STORY = "pagedattn.story";
   const CHAPTERS = "pagedattn.chapters";
   const root = document.documentElement;
-
-  // A browser may refuse to keep anything: then what was chosen lasts as long as the page.
-  function kept(name) {
-    try {
-      return localStorage.getItem(name);
-    } catch {
-      return null;
-    }
-  }
-
-  function keep(name, value) {
-    try {
-      localStorage.setItem(name, value);
-    } catch {
-      // See above.
-    }
-  }
+  const { kept, keep } = window.readersMemory;
 
   function tellStory(only) {
     root.toggleAttribute("data-story", only); // before the page is drawn: book.css hides the code

@@ -111,6 +111,10 @@ def _cases(
     return [Case((problem,), words, shown(problem)) for problem, words in [*known, *((p, about) for p in chance)]]
 
 
+_exercise = partial(
+    KernelExercise, oracle=specified, same=_same, look=_look, draw=_draw, returns="nothing: store into out"
+)
+
 # --- grouped_decode ---------------------------------------------------------------------------------------------------
 
 
@@ -147,18 +151,13 @@ def _grouped_cases() -> list[Case]:
 _grouped = OwnKernel(SOLUTIONS, "grouped_decode")
 _KV_HEAD = "head // (HEADS // KV_HEADS)"
 
-grouped_decode = KernelExercise(
+grouped_decode = _exercise(
     "07.4",
     "grouped_decode",
     "A kernel for grouped queries",
     cases=_grouped_cases,
     reference=_grouped,
-    oracle=specified,
     run=partial(_launched, _grouped_constants),
-    same=_same,
-    look=_look,
-    draw=_draw,
-    returns="nothing: store into out",
     hints=(
         "Copy `decode_kernel`. The head is `tl.program_id(1)`. Which lines contain an address, and which of these "
         "depend on the head?",
@@ -220,18 +219,13 @@ def _windowed_cases() -> list[Case]:
 _windowed = OwnKernel(SOLUTIONS, "windowed_decode")
 _VISIBLE = "positions >= seq_len - WINDOW"
 
-windowed_decode = KernelExercise(
+windowed_decode = _exercise(
     "07.5",
     "windowed_decode",
     "A kernel with a sliding window",
     cases=_windowed_cases,
     reference=_windowed,
-    oracle=specified,
     run=partial(_launched, _windowed_constants),
-    same=_same,
-    look=_look,
-    draw=_draw,
-    returns="nothing: store into out",
     hints=(
         "Copy `decode_kernel`. A lane counts if its position is in the sequence and in the window; every load and the "
         "scores ask the same question.",
@@ -293,18 +287,13 @@ def _padded_cases() -> list[Case]:
 _padded = OwnKernel(SOLUTIONS, "padded_decode")
 _TOKENS = "positions < seq_len"
 
-padded_decode = KernelExercise(
+padded_decode = _exercise(
     "07.6",
     "padded_decode",
     "A kernel that stays within bounds",
     cases=_padded_cases,
     reference=_padded,
-    oracle=specified,
     run=partial(_launched, _padded_constants),
-    same=_same,
-    look=_look,
-    draw=_draw,
-    returns="nothing: store into out",
     hints=(
         "Copy `decode_kernel`. Which lanes have a token, and which of `tl.arange(0, PADDED_DIM)` an element? Every "
         "load and the store need a mask of one kind, the other, or both.",

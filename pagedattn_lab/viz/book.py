@@ -20,7 +20,7 @@ FOR_SCRIPTS = "application/vnd.pagedattn-lab."  # what begins so is for scripts 
 # What scripts of single pages are made of: the front page's and the sandbox's.
 FOR_PAGES = (
     "BlockPool", "BlockTable", "NoFreeBlocksError", "Recorder", "ValueError",
-    "boardText", "controlOf", "modelOf", "render",
+    "boardText", "controlOf", "modelOf", "plural", "render",
 )  # fmt: skip
 BOOT = """
 for (const mount of document.querySelectorAll(".pa-mount")) {

@@ -28,7 +28,7 @@ from tools import notebooks
 sys.path.insert(0, str(REPO / "book" / "_ext"))
 import guess_boxes
 
-SCRIPT = REPO / "book" / "_static" / "guesses.js"
+STATIC = REPO / "book" / "_static"
 COMPARE = """cases => cases.map(([guess, quantity]) => {
   try {
     return compareGuess(guess, quantity);
@@ -100,7 +100,8 @@ def test_the_book_says_what_python_says(watch: Watch) -> None:
     """Catches a reader of the book who is told something else than a reader of the notebook."""
     page = watch.new_page()
     page.set_content("<!doctype html><title>a</title>")
-    page.add_script_tag(path=SCRIPT)
+    for script in ("memory.js", "guesses.js"):
+        page.add_script_tag(path=STATIC / script)
     drawn = [
         (guess, quantity) for guess, quantity in cases(6_000) if guess.strip() or not isinstance(quantity.outcome, str)
     ]
@@ -120,7 +121,8 @@ def test_a_guess_is_shown_as_typed(watch: Watch, guess: str) -> None:
     quantities = {"a_word": Quantity("nine", "word"), "a_number": Quantity(1024, "tokens")}
     boxes = [guess_boxes.box("00", name, "?", quantity.as_json()) for name, quantity in quantities.items()]
     page.set_content(f"<!doctype html><title>a</title>{''.join(boxes)}")
-    page.add_script_tag(path=SCRIPT)
+    for script in ("memory.js", "guesses.js"):
+        page.add_script_tag(path=STATIC / script)
     for index, quantity in enumerate(quantities.values()):
         box = page.locator("form").nth(index)
         box.get_by_role("textbox").fill(guess)

@@ -129,7 +129,8 @@ def test_reading_without_a_memory(browser: Browser, address: str, storage: str) 
         if storage == "strange":
             page.evaluate("localStorage.setItem('pagedattn.chapters', '{')")
         page.set_content("<div class='bd-article'><h1>Blocks</h1><div class='cell_input'></div></div>")
-        page.add_script_tag(path=REPO / "book" / "_static" / "reading.js")
+        for script in ("memory.js", "reading.js"):
+            page.add_script_tag(path=REPO / "book" / "_static" / script)
         page.evaluate("document.dispatchEvent(new Event('DOMContentLoaded'))")
         page.get_by_role("button", name="Only the story", pressed=False).click()
         expect(page.get_by_role("button", pressed=True)).to_have_count(1)
