@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -68,6 +71,7 @@ class Backend:
         lacks: from a call to a few words on what this backend does not have of it, or ``None``.
         fast_on: types of device on which it is compiled, so that ``"auto"`` prefers it there.
         suits_prompts: whether many queries of one sequence share what they read.
+        package: what it needs besides torch; ``"auto"`` passes it over where that is not installed.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Backend:
     lacks: Callable[[Call], str | None] = _lacks_nothing
     fast_on: frozenset[str] = frozenset()
     suits_prompts: bool = True
+    package: str | None = None
 
 
 def _triton_lacks(call: Call) -> str | None:
@@ -107,11 +112,38 @@ def _run_triton(
     return triton_attention(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale)
 
 
+def _cpu_lacks(call: Call) -> str | None:
+    if call.device != "cpu":
+        return f"tensors on {call.device}"
+    for name, dtype in (("queries", call.dtype), ("caches", call.cache_dtype)):
+        if dtype not in (torch.float32, torch.bfloat16):
+            return f"{name} of {dtype}"
+    return None
+
+
+def _run_cpu(*arguments: Any) -> torch.Tensor:
+    # Imported late: numba is optional, and takes a while to load.
+    try:
+        from pagedattn_lab.attention.cpu import cpu_attention
+    except ImportError as error:
+        raise ImportError(
+            f'the "cpu" backend needs the package numba, which cannot be imported here ({error}): '
+            "install it with pip install 'pagedattn-lab[cpu]', or use backend=\"reference\""
+        ) from error
+    return cpu_attention(*arguments)
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("reference", reference_attention),
-        Backend("triton", _run_triton, _triton_lacks, fast_on=frozenset({"cuda"}), suits_prompts=False),
+        Backend("cpu", _run_cpu, _cpu_lacks, fast_on=frozenset({"cpu"}), package="numba"),
+        Backend("triton", _run_triton, _triton_lacks, frozenset({"cuda"}), suits_prompts=False, package="triton"),
     )
 }
 """Every backend by its name; the last that fits wins under ``"auto"``, and the first fits always."""
@@ -135,8 +167,8 @@ def choose(name: str, call: Call) -> Backend:
         NotImplementedError: the backend asked for lacks something that the call asks for.
 
     Example:
-        >>> choose("auto", Call("cpu")).name, choose("auto", Call("cuda")).name
-        ('reference', 'triton')
+        >>> choose("auto", Call("cuda")).name, choose("cpu", Call("cpu")).name
+        ('triton', 'cpu')
         >>> choose("auto", Call("cuda", prompts=True)).name
         'reference'
         >>> choose("auto", Call("cuda", variant=Variant(softcap=30.0))).name
@@ -149,6 +181,7 @@ def choose(name: str, call: Call) -> Backend:
                 backend
                 for backend in reversed(BACKENDS.values())
                 if call.device in backend.fast_on
+                and (backend.package is None or _is_installed(backend.package))
                 and (backend.suits_prompts or not call.prompts)
                 and not backend.lacks(call)
             ),
