@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from pagedattn_lab.attention.backends import Call, check_name, choose
+from pagedattn_lab.attention.backends import Call, check_name, choose, suits_prompts
 from pagedattn_lab.attention.metadata import AttentionMetadata
-from pagedattn_lab.attention.variant import Variant
+from pagedattn_lab.attention.variant import PLAIN, Variant
 from pagedattn_lab.block_table import take_copies
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KVShape
@@ -98,6 +98,15 @@ class ModelRunner:
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Attend once and throw the result away, so that a kernel which is compiled at its first use is compiled."""
+        key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
+        query = key_cache[0, :1]  # as many heads as there are KV heads: numba's code is the same for any number
+        one = torch.ones(1, dtype=torch.int32, device=query.device)
+        backend = choose(self.attention, Call.of(query, key_cache, value_cache, prompts=False))
+        backend.run(query, key_cache, value_cache, one[None], one, torch.arange(2).to(one), 1.0, PLAIN)
+
+    @torch.inference_mode()
     def execute(self, token_ids: Sequence[int], metadata: AttentionMetadata) -> torch.Tensor:
         """Compute one step of a ragged batch: copy blocks, then run the model, which writes and attends in every layer.
 
@@ -129,7 +138,8 @@ class ModelRunner:
                 f"{type(self.model).__name__} depend on the longest sequence of a batch: keep to shorter ones"
             )
         self.cache.copy_blocks(take_copies(metadata.tables))
-        context = _ForwardContext(metadata, self.cache, self.attention if metadata.is_decode else "auto")
+        backend = self.attention if metadata.is_decode or suits_prompts(self.attention) else "auto"
+        context = _ForwardContext(metadata, self.cache, backend)
         last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
         with attention_of(self.model, ATTENTION_NAME), _set_forward_context(context):

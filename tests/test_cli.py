@@ -151,7 +151,7 @@ def test_one_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "caf\udce9"], 2, "it is not valid UTF-8"),
         (["generate", "x", "--block-size", "0"], 2, "'0' is not a whole number of at least 1"),
         (["generate", "x", "--max-tokens", "many"], 2, "'many' is not a whole number"),
-        (["generate", "x", "--attention", "flash"], 2, "'flash': choose from auto, reference, triton"),
+        (["generate", "x", "--attention", "flash"], 2, "'flash': choose from auto, reference, cpu, triton"),
         (["waste", "--workload", "orca"], 2, "neither a file nor one of sharegpt, alpaca, azure-conv, azure-code"),
         (["waste", "--workload", "."], 2, "neither a file nor one of"),
         (["waste", "--model-len", "1"], 2, "'1' is not a whole number of at least 2"),

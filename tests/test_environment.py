@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -37,16 +38,27 @@ def environment() -> dict:
 def test_every_dependency_is_pinned_within_its_range() -> None:
     """Catches a new dependency without a pin, and a raised minimum that the pin does not meet."""
     extras = PROJECT["optional-dependencies"]
-    for line in PROJECT["dependencies"] + extras["lab"] + extras["test"] + extras["book"]:
-        requirement = Requirement(line)
+    assert {"lab", "test", "book", "cpu"} == extras.keys()
+    for requirement in map(Requirement, chain(PROJECT["dependencies"], *extras.values())):
+        if requirement.name == PROJECT["name"]:  # an extra that takes in another
+            assert requirement.extras <= extras.keys()
+            continue
         assert normal(requirement.name) in pins(), f"{requirement.name} has no pin in constraints.txt"
-        assert requirement.specifier.contains(pins()[normal(requirement.name)]), line
+        assert requirement.specifier.contains(pins()[normal(requirement.name)]), requirement
 
 
 def test_torch_and_triton_belong_together() -> None:
     """Catches one of the two being renewed alone: torch's Linux wheel asks for exactly this Triton."""
     assert pins()["torch"] == "2.13.0"
     assert pins()["triton"] == "3.7.1"
+
+
+def test_the_cpu_kernel_comes_with_the_book() -> None:
+    """Catches a reader without a GPU, or a run of the tests, left with plain torch; numba and llvmlite are one pair."""
+    for extra in ("lab", "test"):
+        assert "pagedattn-lab[cpu]" in PROJECT["optional-dependencies"][extra]
+    assert PROJECT["optional-dependencies"]["cpu"] == ["numba"]
+    assert pins()["numba"] == "0.68.1" and pins()["llvmlite"] == "0.50.0"
 
 
 def test_environment_yml_has_no_pins() -> None:

@@ -21,7 +21,7 @@ OLDEST = (3, 11)
 NEWER_NAMES = ("python3.13", "python3.12", "python3.11")
 REQUIREMENTS = ("-c", "constraints.txt", "-e", ".[lab,test,book]")
 
-# Measured: 2.3 GB installed with a CPU build of torch, plus downloads and the model. On Linux pip may pick the CUDA
+# Measured: 2.5 GB installed with a CPU build of torch, plus downloads and the model. On Linux pip may pick the CUDA
 # build instead, whose libraries unpack to several GB more. With torch already there, the rest is small.
 GB_LINUX, GB_ELSEWHERE, GB_WITH_TORCH = 8, 4, 1
 

@@ -194,6 +194,16 @@ def choose(name: str, call: Call) -> Backend:
     return backend
 
 
+def suits_prompts(name: str) -> bool:
+    """Say whether a backend asked for by name may be given prompts too.
+
+    Example:
+        >>> suits_prompts("reference"), suits_prompts("triton")
+        (True, False)
+    """
+    return name == "auto" or BACKENDS[name].suits_prompts
+
+
 def check_name(name: str) -> None:
     """Refuse a backend that does not exist.
 

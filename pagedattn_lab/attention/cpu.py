@@ -406,9 +406,10 @@ def _attend_gathered(
         if variant.alibi_slopes is not None:
             bias = variant.alibi_slopes.float()[:, None, None] * (others - position)
             mask = bias.masked_fill(~mask, -math.inf)
-    return torch.nn.functional.scaled_dot_product_attention(
-        query.float().transpose(0, 1), key, value, mask, is_causal=mask is None, scale=scale, enable_gqa=True
-    ).transpose(0, 1)
+    output = torch.nn.functional.scaled_dot_product_attention(  # with three dimensions it would be several times slower
+        query.float().transpose(0, 1)[None], key[None], value[None], mask, is_causal=mask is None, scale=scale, enable_gqa=True
+    )
+    return output[0].transpose(0, 1)
 
 
 def cpu_attention(

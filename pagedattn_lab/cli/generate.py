@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--attention",
-        choices=("auto", "reference", "triton"),
+        choices=("auto", "reference", "cpu", "triton"),
         default="auto",
         help="what computes attention (default: %(default)s, by device)",
     )
@@ -146,6 +146,9 @@ def run(arguments: argparse.Namespace) -> int:
     num_blocks = _num_blocks(len(prefix), len(prompt), arguments.max_tokens, arguments.beams or arguments.n, block_size)
     _refuse_what_memory_cannot_hold(arguments, model, len(prompt), num_blocks)
     runner = ModelRunner(model, num_blocks, block_size, arguments.attention)
+    if arguments.attention in ("auto", "cpu"):  # the first time it takes seconds, which would fall between two tokens
+        with waiting("compiling attention for this CPU"):
+            runner.warm_up()
     engine, request = EngineCore(runner), Request("prompt", prompt)
     stop_token_ids = models.stop_token_ids(model, tokenizer)
     usage = _Usage(cdiv(len(prompt), block_size), -len(prompt) % block_size)
