@@ -186,7 +186,7 @@ def _attention_through_page_table(
     flat_query = query[0].transpose(0, 1).to(key_cache.dtype)  # [num_tokens, num_heads, head_dim]
     variant = Variant(softcap, sliding_window)
     call = Call.of(flat_query, key_cache, value_cache, prompts=not metadata.is_decode, variant=variant)
-    output = choose(context.backend, call).run(
+    output = choose(context.backend, call).attend(
         flat_query,
         key_cache,
         value_cache,
@@ -195,6 +195,7 @@ def _attention_through_page_table(
         metadata.query_start_loc,
         1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling),
         variant,
+        metadata.cascade,
     )
     return output[None].to(query.dtype), None
 

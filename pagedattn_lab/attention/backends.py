@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pagedattn_lab.attention.cascade import Cascade, can_cascade, cascade_attention
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
 
@@ -67,11 +68,14 @@ class Backend:
     Attributes:
         name: what callers ask for.
         run: from ``(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant)`` to the
-            output. It checks nothing that :mod:`pagedattn_lab.attention.checks` does.
+            output. It checks nothing that :mod:`pagedattn_lab.attention.checks` does. If it ``cascades``, it takes
+            ``return_lse=True`` and then gives the log-sum-exps of the scores as well, ``[num_tokens, num_heads]``.
         lacks: from a call to a few words on what this backend does not have of it, or ``None``.
         fast_on: types of device on which it is compiled, so that ``"auto"`` prefers it there.
         suits_prompts: whether many queries of one sequence share what they read.
         package: what it needs besides torch; ``"auto"`` passes it over where that is not installed.
+        cascades: whether prefixes that sequences share are read once, ahead of it. The reference, an oracle, has none
+            of that.
     """
 
     name: str
@@ -80,6 +84,25 @@ class Backend:
     fast_on: frozenset[str] = frozenset()
     suits_prompts: bool = True
     package: str | None = None
+    cascades: bool = False
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        block_tables: torch.Tensor,
+        seq_lens: torch.Tensor,
+        query_start_loc: torch.Tensor,
+        scale: float,
+        variant: Variant = PLAIN,
+        cascade: Cascade | None = None,
+    ) -> torch.Tensor:
+        """Run it, after a cascade over shared prefixes if there is one and this backend and variant allow it."""
+        if cascade is None or not (self.cascades and can_cascade(variant)):
+            lens = (seq_lens, query_start_loc)
+            return self.run(query, key_cache, value_cache, block_tables, *lens, scale, variant)
+        return cascade_attention(self.run, query, key_cache, value_cache, cascade, query_start_loc, scale, variant)
 
 
 def _triton_lacks(call: Call) -> str | None:
@@ -121,7 +144,7 @@ def _cpu_lacks(call: Call) -> str | None:
     return None
 
 
-def _run_cpu(*arguments: Any) -> torch.Tensor:
+def _run_cpu(*arguments: Any, **options: Any) -> Any:
     # Imported late: numba is optional, and takes a while to load.
     try:
         from pagedattn_lab.attention.cpu import cpu_attention
@@ -130,7 +153,7 @@ def _run_cpu(*arguments: Any) -> torch.Tensor:
             f'the "cpu" backend needs the package numba, which cannot be imported here ({error}): '
             "install it with pip install 'pagedattn-lab[cpu]', or use backend=\"reference\""
         ) from error
-    return cpu_attention(*arguments)
+    return cpu_attention(*arguments, **options)
 
 
 @functools.cache
@@ -142,7 +165,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("reference", reference_attention),
-        Backend("cpu", _run_cpu, _cpu_lacks, fast_on=frozenset({"cpu"}), package="numba"),
+        Backend("cpu", _run_cpu, _cpu_lacks, fast_on=frozenset({"cpu"}), package="numba", cascades=True),
         Backend("triton", _run_triton, _triton_lacks, frozenset({"cuda"}), suits_prompts=False, package="triton"),
     )
 }
