@@ -1,0 +1,293 @@
+"""The CPU backend: values against a dense float64 oracle, what it never reads, threads, forks and a missing numba."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from pagedattn_lab.attention import backends, cpu, paged_attention
+from pagedattn_lab.attention.backends import Call, choose
+from pagedattn_lab.attention.cpu_kernel import TILE
+from pagedattn_lab.attention.variant import Variant
+from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch, same_bits, spread
+
+DTYPES = (torch.float32, torch.bfloat16)
+HEADS = ((4, 4), (8, 2), (9, 3), (5, 1), (32, 8), (16, 1))
+
+
+def attend(batch: Batch, **options: object) -> torch.Tensor:
+    positional, keywords = batch.arguments()
+    return paged_attention(*positional, **keywords, backend="cpu", **options)
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cut even small batches into three parts."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(cpu, "BYTES_PER_PART", 1)
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(32, 48), (64, 64), (80, 80), (96, 33), (256, 128)])
+def test_heads_and_widths(head_dim: int, value_dim: int, heads: int, kv_heads: int, dtype: torch.dtype) -> None:
+    """Catches query heads paired across two KV heads, an odd head lost, and a width that is no multiple of a vector."""
+    batch = ragged_batch(
+        [1, 3, 70, TILE, 9], [1, 1, 2, 1, 3], block_size=16, head_dim=head_dim, value_dim=value_dim, heads=heads,
+        kv_heads=kv_heads, dtype=dtype,
+    )  # fmt: skip
+    output = attend(batch)
+    assert output.dtype == dtype and output.shape == (8, heads, value_dim)
+    assert_matches(output, dense_attention(batch))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block_size", [1, 3, 8, 16, 32, 100, 128])
+def test_block_sizes_give_the_same_bits(block_size: int, dtype: torch.dtype) -> None:
+    """Catches a tile that reads past a block's end, and arithmetic that depends on where tokens lie."""
+    lens = [1, block_size, block_size + 1, 3 * TILE, 3 * TILE + 2, 141]
+    batch = ragged_batch(lens, [1] * 6, block_size=block_size, head_dim=40, dtype=dtype, seed=1)
+    output = attend(batch)
+    assert_matches(output, dense_attention(batch))
+    other = ragged_batch(lens, [1] * 6, block_size=7, head_dim=40, dtype=dtype, seed=1)
+    other.query = batch.query
+    for row, (key, value) in enumerate(batch.dense):
+        for position in range(lens[row]):
+            slot = int(other.block_tables[row, position // 7]), position % 7
+            other.key_cache[slot], other.value_cache[slot] = key[position], value[position]
+    assert same_bits(attend(other), output)
+
+
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 1_000}, {"softcap": 4.0}], ids=str)
+def test_one_long_sequence_on_three_threads(options: dict, three_threads: None) -> None:
+    """Catches parts that overlap, leave a gap, or are merged with the wrong weights; and a window not begun behind."""
+    batch = ragged_batch([32_768, 5], [1, 1], block_size=16, head_dim=32, heads=2, kv_heads=1, seed=2)
+    assert_matches(attend(batch, **options), dense_attention(batch, **options))
+
+
+@st.composite
+def drawn_batches(draw: st.DrawFn) -> tuple[Batch, dict[str, object]]:
+    query_lens = draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    seq_lens = [query_len + draw(st.integers(0, 150)) for query_len in query_lens]
+    heads, kv_heads = draw(st.sampled_from(HEADS))
+    batch = ragged_batch(
+        seq_lens,
+        query_lens,
+        block_size=draw(st.sampled_from([1, 2, 3, 16, 31, 64, 128])),
+        head_dim=draw(st.integers(1, 70)),
+        value_dim=draw(st.integers(1, 70)),
+        heads=heads,
+        kv_heads=kv_heads,
+        dtype=draw(st.sampled_from(DTYPES)),
+        seed=draw(st.integers(0, 99)),
+    )
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    options: dict[str, object] = {
+        "softcap": draw(st.none() | st.floats(0.5, 50)),
+        "sliding_window": draw(st.none() | st.integers(1, 200)),
+        "alibi_slopes": draw(st.sampled_from([None, torch.rand(heads, generator=generator)])),
+        "sinks": draw(st.sampled_from([None, torch.randn(heads, generator=generator) * 4])),
+    }
+    return batch, options
+
+
+@seed(13)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), database=None)
+@given(drawn_batches(), st.integers(1, 7))
+def test_drawn_batches(drawn: tuple[Batch, dict[str, object]], threads: int) -> None:
+    """Catches what no list of cases thought of: options together, prompts beside decodes, more threads than tiles."""
+    batch, options = drawn
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "BYTES_PER_PART", 1)
+        torch.set_num_threads(threads)
+        try:
+            output = attend(batch, **options)
+        finally:
+            torch.set_num_threads(before)
+    assert_matches(output, dense_attention(batch, **options))
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, TILE, TILE + 1, 60])
+def test_what_lies_behind_the_window_is_not_read(window: int) -> None:
+    """Catches a window that masks scores but reads the slots: what a freed block holds may be a NaN."""
+    batch = ragged_batch([90, 64, 90, 7], [1, 1, 8, 1], block_size=8, head_dim=32, seed=3)
+    expected = dense_attention(batch, sliding_window=window)
+    query_lens = batch.query_start_loc.diff().tolist()
+    for row, (seq_len, query_len) in enumerate(zip(batch.seq_lens.tolist(), query_lens, strict=True)):
+        for position in range(max(0, seq_len - query_len + 1 - window)):
+            slot = int(batch.block_tables[row, position // 8]), position % 8
+            batch.key_cache[slot] = batch.value_cache[slot] = torch.nan
+    assert_matches(attend(batch, sliding_window=window), expected)
+
+
+@pytest.mark.parametrize("name", ["key_cache", "value_cache"])
+def test_strided_caches(name: str, tmp_path: Path) -> None:
+    """Catches a stride taken for another, an offset of 32 bits, and a cache whose numbers lie apart read as if not."""
+    batch = ragged_batch([11, 4, 40], [1, 1, 9], block_size=4, head_dim=16, heads=6, kv_heads=3, seed=4)
+    expected, cache = dense_attention(batch), getattr(batch, name)
+    for way in (cache.contiguous(), cache.transpose(0, 2).contiguous().transpose(0, 2), cache.mT.contiguous().mT):
+        setattr(batch, name, way)
+        assert_matches(attend(batch), expected)
+    # Blocks 2 GiB apart, in the only way to have them: a file of float16 with holes, which holds the bits of bfloat16.
+    batch = ragged_batch([11, 4], [1, 1], block_size=4, head_dim=16, heads=6, kv_heads=3, seed=4, dtype=torch.bfloat16)
+    expected = dense_attention(batch)
+    wide = spread(getattr(batch, name).contiguous().view(torch.float16), 0, tmp_path).view(torch.bfloat16)
+    assert wide.stride(0) == 2**30 and same_bits(wide.contiguous(), getattr(batch, name).contiguous())
+    setattr(batch, name, wide)
+    assert_matches(attend(batch), expected)
+
+
+def test_integers_of_64_bits_and_tables_that_are_views() -> None:
+    """Catches an int64 table read as int32, a strided one read as if its rows touched, and entries that are garbage."""
+    batch = ragged_batch([30, 17, 64, 6], [1, 2, 1, 6], block_size=8, head_dim=64, seed=5, garbage=-1)
+    expected = attend(batch)
+    assert_matches(expected, dense_attention(batch))
+    for name in ("block_tables", "seq_lens", "query_start_loc"):
+        setattr(batch, name, getattr(batch, name).long())
+    assert same_bits(attend(batch), expected)
+    batch.block_tables = batch.block_tables.T.contiguous().T
+    assert same_bits(attend(batch), expected)
+    batch.query = batch.query.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    assert same_bits(attend(batch).detach(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_is_written_but_the_output(dtype: torch.dtype) -> None:
+    """Catches a store into a cache, the null block or the query."""
+    batch = ragged_batch([30, 17, 9], [1, 1, 7], block_size=8, head_dim=80, seed=6, dtype=dtype)
+    before = [tensor.clone() for tensor in batch.arguments()[0]]
+    attend(batch)
+    for tensor, copy in zip(batch.arguments()[0], before, strict=True):
+        assert same_bits(tensor, copy)
+
+
+def test_a_sequence_of_no_tokens_is_refused() -> None:
+    """Catches a division by the sum of no weights."""
+    batch = ragged_batch([5, 1], [1, 1], block_size=4, head_dim=32)
+    batch.seq_lens[1] = 0
+    with pytest.raises(ValueError, match="sequence 1 has seq_len 0"):
+        attend(batch)
+
+
+def test_log_sum_exps(three_threads: None) -> None:
+    """Catches a logarithm in base 2, a scale forgotten, or a sink left out, where shared prefixes are merged with it."""
+    batch = ragged_batch([70, 5, 40], [1, 1, 8], block_size=8, head_dim=32, seed=7)
+    arguments = (*batch.arguments()[0], batch.query_start_loc, 0.2, Variant(sinks=torch.linspace(-2, 2, 6)))
+    (_, ours), (_, expected) = (
+        backends.BACKENDS[name].run(*arguments, return_lse=True) for name in ("cpu", "reference")
+    )
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+def test_callers_at_the_same_time(three_threads: None) -> None:
+    """Catches scratch memory that callers share, and a pool that two callers can block."""
+    batches = [ragged_batch([200, 33], [1, 1], block_size=16, head_dim=64, seed=each) for each in range(6)]
+    expected = [attend(batch) for batch in batches]
+    with ThreadPoolExecutor(6) as callers:
+        for _ in range(5):
+            for output, right in zip(callers.map(attend, batches), expected, strict=True):
+                assert same_bits(output, right)
+    assert torch.get_num_threads() == 3, "a call changed torch's number of threads"
+
+
+def _attend_in_a_child(batch: Batch, expected: torch.Tensor) -> None:
+    os._exit(0 if same_bits(attend(batch), expected) else 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_after_a_fork(three_threads: None) -> None:
+    """Catches a child that waits for threads which only its parent has."""
+    batch = ragged_batch([200, 33], [1, 1], block_size=16, head_dim=64, seed=8)
+    expected = attend(batch)  # the parent's threads run now
+    child = multiprocessing.get_context("fork").Process(target=_attend_in_a_child, args=(batch, expected))
+    child.start()
+    child.join(60)
+    hung = child.exitcode is None
+    child.kill()
+    assert not hung and child.exitcode == 0
+
+
+def test_small_calls_stay_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a thread woken for less work than waking it costs, or more of them than torch may use."""
+    used = []
+    monkeypatch.setattr(cpu, "run_part", lambda part, parts, *_: used.append(parts))
+    monkeypatch.setattr(cpu, "merge", lambda *_: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    for seq_len, parts in ((2_000, [1]), (3_000, [2] * 2), (20_000, [4] * 4)):
+        attend(ragged_batch([seq_len], [1], block_size=100, head_dim=64, heads=2, kv_heads=1))
+        assert used == parts
+        used.clear()
+
+
+# --- who runs it ----------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_it_on_a_cpu() -> None:
+    """Catches a reader without a GPU left with plain torch, and a call that the kernel has no code for."""
+    assert choose("auto", Call("cpu")).name == "cpu"
+    assert choose("auto", Call("cpu", prompts=True)).name == "cpu"
+    for lacked in (
+        Call("cpu", torch.float16, torch.float16),
+        Call("cpu", torch.float64, torch.float64),
+        Call("cpu", torch.float32, torch.int8, variant=Variant(k_scale=torch.ones(1))),
+    ):
+        assert choose("auto", lacked).name == "reference"
+        with pytest.raises(NotImplementedError, match='cpu backend has no (queries|caches) of torch.*use backend="ref'):
+            choose("cpu", lacked)
+    with pytest.raises(NotImplementedError, match="tensors on cuda"):
+        choose("cpu", Call("cuda"))
+
+
+def test_without_numba() -> None:
+    """Catches a package that needs numba to be imported, and a traceback that does not say what to install."""
+    code = """
+import sys, importlib.abc
+class NoNumba(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in ("numba", "llvmlite"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NoNumba())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "numba" else found(name)
+import torch
+from pagedattn_lab.attention import paged_attention
+from pagedattn_lab.attention.backends import Call, choose
+print(choose("auto", Call("cpu")).name)
+cache, one = torch.zeros(2, 1, 1, 4), torch.ones(1, dtype=torch.int32)
+try:
+    paged_attention(torch.ones(1, 1, 4), cache, cache, one[None], one, backend="cpu")
+except ImportError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    name, _, message = result.stdout.partition("\n")
+    assert name == "reference", result.stderr
+    assert "needs the package numba" in message and "pip install 'pagedattn-lab[cpu]'" in message
+
+
+def test_choosing_does_not_load_numba() -> None:
+    """Catches an import of seconds for somebody who never attends."""
+    code = (
+        "import sys; from pagedattn_lab.attention.backends import Call, choose; "
+        "print(choose('auto', Call('cpu')).name, 'numba' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "cpu False\n"
