@@ -250,7 +250,9 @@ def test_auto_takes_it_on_a_cpu() -> None:
         Call("cpu", torch.float32, torch.int8, variant=Variant(k_scale=torch.ones(1))),
     ):
         assert choose("auto", lacked).name == "reference"
-        with pytest.raises(NotImplementedError, match='cpu backend has no (queries|caches) of torch.*use backend="ref'):
+        with pytest.raises(
+            NotImplementedError, match=r'cpu backend has no (queries|caches) of torch\..*use backend="ref'
+        ):
             choose("cpu", lacked)
     with pytest.raises(NotImplementedError, match="tensors on cuda"):
         choose("cpu", Call("cuda"))

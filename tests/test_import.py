@@ -64,6 +64,7 @@ APPARATUS = [
     "studies.report", "studies.simulate", "studies.memory_shares",
     "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
+    "bench.attention", "bench.attention_gpu", "bench.step",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares",
     "viz.looks", "viz.tiles", "viz.tables", "viz.board", "viz.strips", "viz.memory", "viz.player",

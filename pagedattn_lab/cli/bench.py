@@ -1,12 +1,13 @@
-"""``bench``: what memory management costs on this machine."""
+"""``bench``: what memory management and attention cost on this machine."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 from contextlib import nullcontext
 from typing import Any
 
-from pagedattn_lab.bench import allocator, prefix, slots
 from pagedattn_lab.cli.arguments import add_json
 from pagedattn_lab.cli.output import print_json
 from pagedattn_lab.cli.terminal import waiting
@@ -17,23 +18,38 @@ def add(commands: Any) -> None:
     benchmarks = commands.add_parser(
         "bench",
         help="measure this machine",
-        description="Measure what memory management costs on this machine.",
+        description="Measure what memory management and attention cost on this machine.",
         examples=[("bench allocator", "blocks and tokens"), ("bench prefix --json", "look-ups, for programs")],
-    ).add_subparsers(dest="benchmark", required=True, metavar="{allocator,prefix}")
+    ).add_subparsers(dest="benchmark", required=True, metavar="{allocator,prefix,attention,step}")
     for name, benchmarks_of, help_, description in (
         (
             "allocator",
-            (allocator, slots),
+            ("allocator", "slots"),
             "what memory management costs",
             "Measure what a block operation and an appended token cost in pools of 1,000, 30,000 and 1,000,000 "
             "blocks, and what a manager's allocate_slots costs. It takes some 20 seconds.",
         ),
         (
             "prefix",
-            (prefix,),
+            ("prefix",),
             "what a prefix cache costs",
             "Measure what it costs to look a prompt up and to find blocks for it, for prompts of 1,024 to 131,072 "
             "tokens, cached and not, by hash and with a radix tree. It takes some 15 seconds.",
+        ),
+        (
+            "attention",
+            ("attention",),
+            "what attention costs, beside the speed of memory",
+            "Measure attention of a decode step through a page table, by the CPU kernel and by torch on contiguous and on "
+            "gathered keys and values, on one thread and on all, in float32 and bfloat16; on a GPU too if there is one. "
+            "It takes about a minute.",
+        ),
+        (
+            "step",
+            ("step",),
+            "where a decode step's time goes",
+            "Measure how much of a decode step of the book's model goes into linear layers, attention and everything "
+            "else, for 64 sequences of 300 tokens on one thread. It takes some 20 seconds.",
         ),
     ):
         examples = [(f"bench {name}", "a table"), (f"bench {name} --json", "the same for programs")]
@@ -44,12 +60,15 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print what was measured."""
+    # Before torch is loaded: its threads would spin for a while after each operation, on a core that the kernel wants.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    modules = [importlib.import_module(f"pagedattn_lab.bench.{name}") for name in arguments.modules]
     report: dict[str, Any] = {}
-    for module in arguments.modules:
-        with waiting("measuring") if module is slots else nullcontext():  # the others show a bar of their own
+    for name, module in zip(arguments.modules, modules, strict=True):
+        with waiting("measuring") if name in ("slots", "step") else nullcontext():  # the others show a bar of their own
             report |= module.measure()
     if arguments.json:
         print_json(report)
     else:
-        print("\n".join(module.describe(report) for module in arguments.modules))
+        print("\n".join(module.describe(report) for module in modules))
     return 0
