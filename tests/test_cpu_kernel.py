@@ -184,7 +184,7 @@ def test_a_sequence_of_no_tokens_is_refused() -> None:
 
 
 def test_log_sum_exps(three_threads: None) -> None:
-    """Catches a logarithm in base 2, a scale forgotten, or a sink left out, where shared prefixes are merged with it."""
+    """Catches a logarithm in base 2, a scale forgotten or a sink left out: shared prefixes are merged with it."""
     batch = ragged_batch([70, 5, 40], [1, 1, 8], block_size=8, head_dim=32, seed=7)
     arguments = (*batch.arguments()[0], batch.query_start_loc, 0.2, Variant(sinks=torch.linspace(-2, 2, 6)))
     (_, ours), (_, expected) = (
@@ -250,9 +250,7 @@ def test_auto_takes_it_on_a_cpu() -> None:
         Call("cpu", torch.float32, torch.int8, variant=Variant(k_scale=torch.ones(1))),
     ):
         assert choose("auto", lacked).name == "reference"
-        with pytest.raises(
-            NotImplementedError, match=r'cpu backend has no (queries|caches) of torch\..*use backend="ref'
-        ):
+        with pytest.raises(NotImplementedError, match=r"cpu backend has no (queries|caches) of torch\."):
             choose("cpu", lacked)
     with pytest.raises(NotImplementedError, match="tensors on cuda"):
         choose("cpu", Call("cuda"))

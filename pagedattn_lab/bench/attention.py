@@ -206,9 +206,9 @@ def measure_case(case: Case, dtype: torch.dtype, num_threads: int, repetitions: 
     """Measure one case on the CPU; all ways must agree before any is timed.
 
     Returns:
-        Medians: ``read_gb_s``; ``kernel_gb_s`` and ``kernel_ms`` of the backend ``cpu``; ``sdpa_ms``, of SDPA in its best
-        layout, which ``sdpa_layout`` names; ``sdpa_layouts_ms``, of each; ``gather_sdpa_ms``. And ``kernel_of_read``, the
-        median over repetitions of the kernel's speed over that of reading.
+        Medians: ``read_gb_s``; ``kernel_gb_s`` and ``kernel_ms`` of the backend ``cpu``; ``sdpa_ms``, of SDPA in its
+        best layout, which ``sdpa_layout`` names; ``sdpa_layouts_ms``, of each; ``gather_sdpa_ms``. And
+        ``kernel_of_read``, the median over repetitions of the kernel's speed over that of reading.
     """
     made, before = tensors(case, dtype), torch.get_num_threads()
     layouts = contiguous_ways(case, made)
@@ -242,9 +242,7 @@ def measure_case(case: Case, dtype: torch.dtype, num_threads: int, repetitions: 
     }
 
 
-def measure(
-    cases: Mapping[str, Case] = CASES, *, repetitions: int = 15, progress: bool | None = None
-) -> dict[str, Any]:
+def measure(cases: Mapping[str, Case] = CASES, *, repetitions: int = 9, progress: bool | None = None) -> dict[str, Any]:
     """Measure every case in float32 and bfloat16, on one thread and on all; on a GPU too if there is one.
 
     Args:
@@ -312,13 +310,13 @@ def describe(report: Mapping[str, Any]) -> str:
         f"Medians of {report['repetitions']} runs in turns, wall clock.",
         "SDPA: torch's, on contiguous keys and values in its best layout.",
         "",
-        f"{'case':<5}{'dtype':<9}{'thr.':>4}{'read':>6}{'kernel GB/s':>16}{'ms':>8}{'SDPA ms':>9}{'gather+SDPA ms':>16}",
+        f"{'case':<5}{'dtype':<9}threads  read   kernel GB/s       ms SDPA ms gather + SDPA ms",
     ]
     for row in report["cases"]:
         speed = f"{row['kernel_gb_s']:.1f} ({row['kernel_of_read']:.0%} of read)"
         lines.append(
-            f"{row['case']:<5}{row['dtype']:<9}{row['threads']:>4}{row['read_gb_s']:>6.1f}{speed:>20}"
-            f"{row['kernel_ms']:>8.2f}{row['sdpa_ms']:>9.2f}{row['gather_sdpa_ms']:>12.2f}"
+            f"{row['case']:<5}{row['dtype']:<9}{row['threads']:>7}{row['read_gb_s']:>6.1f}{speed:>20}"
+            f"{row['kernel_ms']:>8.2f}{row['sdpa_ms']:>9.2f}{row['gather_sdpa_ms']:>16.2f}"
         )
     lines += [""] + [f"{name}: {what}" for name, what in dict((r["case"], r["what"]) for r in report["cases"]).items()]
     if report["gpu"] is not None:

@@ -7,6 +7,7 @@ measured by a copy, which reads and writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -60,10 +61,8 @@ def measure(cases: Mapping[str, Case], repetitions: int) -> dict[str, Any]:
         The ``device``; ``copy_gb_s``, bytes read and written by a copy each second; ``cases``, with ``kernel_ms``,
         ``kernel_gb_s``, ``kernel_of_copy``, ``sdpa_ms`` and ``flex_ms`` for each.
     """
-    source = torch.ones(COPIED_BYTES // 4, device="cuda")
-    target = torch.empty_like(source)
-    copy_ms = take_turns({"copy": lambda: target.copy_(source)}, repetitions)["copy"]
-    del source, target
+    both = torch.ones(2, COPIED_BYTES // 4, device="cuda")
+    copy_ms = take_turns({"copy": partial(both[0].copy_, both[1])}, repetitions)["copy"]
     copy_gb_s = 2 * COPIED_BYTES / copy_ms / 1e6
     rows = []
     for name, case in cases.items():

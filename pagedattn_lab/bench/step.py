@@ -138,7 +138,7 @@ def measure(
 def describe(report: Mapping[str, Any]) -> str:
     """Write down what :func:`measure` measured."""
     lines = [
-        f"One decode step of {report['num_seqs']} sequences of {report['seq_len']} tokens, the book's model, one thread.",
+        f"A decode step of {report['num_seqs']} sequences of {report['seq_len']} tokens, the book's model, one thread.",
         f"Medians of {report['repetitions']} steps in turns, in milliseconds.",
         "",
         f"{'attention by':<14}{'step':>8}{'linears':>9}{'attention':>11}{'other':>8}{'of the step':>13}",

@@ -40,9 +40,9 @@ def add(commands: Any) -> None:
             "attention",
             ("attention",),
             "what attention costs, beside the speed of memory",
-            "Measure attention of a decode step through a page table, by the CPU kernel and by torch on contiguous and on "
-            "gathered keys and values, on one thread and on all, in float32 and bfloat16; on a GPU too if there is one. "
-            "It takes about a minute.",
+            "Measure attention of a decode step through a page table, by the CPU kernel and by torch on contiguous and "
+            "on gathered keys and values, on one thread and on all, in float32 and bfloat16; on a GPU too if there "
+            "is one. It takes some two minutes.",
         ),
         (
             "step",
