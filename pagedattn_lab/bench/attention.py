@@ -50,7 +50,7 @@ CASES = {
     "a": Case("32 sequences of 1,024 tokens, 32/8 heads of 128", (1024,) * 32, 32, 8, 128),
     "c": Case(
         "64 sequences of 30 to 900 tokens, 9/3 heads of 64",
-        tuple(random.Random("bench attention").randint(30, 900) for _ in range(64)),
+        tuple(random.Random("bench attention").choices(range(30, 901), k=64)),
         *(9, 3, 64),
     ),
     "d": Case("one sequence of 32,768 tokens, 32/8 heads of 128", (32_768,), 32, 8, 128),
