@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from pagedattn_lab.bench import attention, step
+from pagedattn_lab.bench import attention, attention_gpu, step
 from pagedattn_lab.cli import main
 
 SMALL = attention.Case("four sequences", (40, 7, 1, 33), 6, 2, 16)
@@ -109,6 +109,7 @@ def test_parts_of_a_step_are_all_of_it() -> None:
 def test_bench_attention(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a command that measures something else than the library does, or mixes JSON with other output."""
     monkeypatch.setattr(attention, "measure", partial(attention.measure, {"small": SMALL}, repetitions=2))
+    monkeypatch.setattr(attention_gpu, "measure", partial(attention_gpu.measure, {"small": SMALL}, repetitions=2))
     assert main(["bench", "attention", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {row["dtype"] for row in report["cases"]} == {"float32", "bfloat16"}

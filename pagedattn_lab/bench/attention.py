@@ -243,7 +243,7 @@ def measure_case(case: Case, dtype: torch.dtype, num_threads: int, repetitions: 
 
 
 def measure(cases: Mapping[str, Case] = CASES, *, repetitions: int = 9, progress: bool | None = None) -> dict[str, Any]:
-    """Measure every case in float32 and bfloat16, on one thread and on all; on a GPU too if there is one.
+    """Measure every case in float32 and bfloat16, on one thread and on all.
 
     Args:
         cases: by name.
@@ -251,8 +251,8 @@ def measure(cases: Mapping[str, Case] = CASES, *, repetitions: int = 9, progress
         progress: whether to show a bar on standard error after a second; by default if that is a terminal.
 
     Returns:
-        The machine and the settings; ``cases``, what :func:`measure_case` gives for each with ``case``, ``what``,
-        ``dtype`` and ``threads``; and ``gpu``, see :func:`pagedattn_lab.bench.attention_gpu.measure`, or ``None``.
+        The machine and the settings, and ``cases``: what :func:`measure_case` gives for each, with ``case``, ``what``,
+        ``dtype`` and ``threads``.
 
     Raises:
         ValueError: fewer than 2 repetitions.
@@ -280,11 +280,6 @@ def measure(cases: Mapping[str, Case] = CASES, *, repetitions: int = 9, progress
         ):
             labels = {"case": name, "what": cases[name].what, "dtype": str(dtype)[6:], "threads": num_threads}
             rows.append(labels | measure_case(cases[name], dtype, num_threads, repetitions))
-    gpu = None
-    if torch.cuda.is_available():
-        from pagedattn_lab.bench import attention_gpu
-
-        gpu = attention_gpu.measure(cases, repetitions)
     return {
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
@@ -293,7 +288,6 @@ def measure(cases: Mapping[str, Case] = CASES, *, repetitions: int = 9, progress
         "block_size": BLOCK_SIZE,
         "repetitions": repetitions,
         "cases": rows,
-        "gpu": gpu,
     }
 
 
@@ -319,8 +313,4 @@ def describe(report: Mapping[str, Any]) -> str:
             f"{row['kernel_ms']:>8.2f}{row['sdpa_ms']:>9.2f}{row['gather_sdpa_ms']:>16.2f}"
         )
     lines += [""] + [f"{name}: {what}" for name, what in dict((r["case"], r["what"]) for r in report["cases"]).items()]
-    if report["gpu"] is not None:
-        from pagedattn_lab.bench import attention_gpu
-
-        lines += ["", attention_gpu.describe(report["gpu"])]
     return "\n".join(lines)

@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from pagedattn_lab.bench.attention import Case, Tensors, paged, tensors
+from pagedattn_lab.bench.attention import CASES, Case, Tensors, paged, tensors
 from pagedattn_lab.bench.timing import turns
 
 COPIED_BYTES = 2**30
@@ -54,13 +54,15 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[
     return {name: median(row) for name, row in times.items()}
 
 
-def measure(cases: Mapping[str, Case], repetitions: int) -> dict[str, Any]:
-    """Measure every case in float16 and bfloat16 on the current GPU.
+def measure(cases: Mapping[str, Case] = CASES, *, repetitions: int = 15) -> dict[str, Any]:
+    """Measure every case in float16 and bfloat16 on the current GPU, if there is one.
 
     Returns:
-        The ``device``; ``copy_gb_s``, bytes read and written by a copy each second; ``cases``, with ``kernel_ms``,
-        ``kernel_gb_s``, ``kernel_of_copy``, ``sdpa_ms`` and ``flex_ms`` for each.
+        Under ``gpu`` ``None``, or the ``device``; ``copy_gb_s``, bytes read and written by a copy each second; and
+        ``cases``, with ``kernel_ms``, ``kernel_gb_s``, ``kernel_of_copy``, ``sdpa_ms`` and ``flex_ms`` for each.
     """
+    if not torch.cuda.is_available():
+        return {"gpu": None}
     both = torch.ones(2, COPIED_BYTES // 4, device="cuda")
     copy_ms = take_turns({"copy": partial(both[0].copy_, both[1])}, repetitions)["copy"]
     copy_gb_s = 2 * COPIED_BYTES / copy_ms / 1e6
@@ -79,11 +81,19 @@ def measure(cases: Mapping[str, Case], repetitions: int) -> dict[str, Any]:
                 {"case": name, "dtype": str(dtype)[6:], "kernel_gb_s": speed, "kernel_of_copy": speed / copy_gb_s}
                 | {f"{way}_ms": duration for way, duration in ms.items()}
             )
-    return {"device": torch.cuda.get_device_name(), "copy_gb_s": copy_gb_s, "cases": rows}
+    return {"gpu": {"device": torch.cuda.get_device_name(), "copy_gb_s": copy_gb_s, "cases": rows}}
 
 
 def describe(report: Mapping[str, Any]) -> str:
-    """Write down what :func:`measure` measured."""
+    """Write down what :func:`measure` measured.
+
+    Example:
+        >>> describe({"gpu": None})
+        'No GPU here.'
+    """
+    report = report["gpu"]
+    if report is None:
+        return "No GPU here."
     lines = [
         f"{report['device']}: a copy reads and writes {report['copy_gb_s']:,.0f} GB/s.",
         f"{'case':<5}{'dtype':<9}{'kernel GB/s':>20}{'ms':>8}{'SDPA ms':>9}{'FlexAttention ms':>17}",

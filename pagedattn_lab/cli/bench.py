@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
         ),
         (
             "attention",
-            ("attention",),
+            ("attention", "attention_gpu"),
             "what attention costs, beside the speed of memory",
             "Measure attention of a decode step through a page table, by the CPU kernel and by torch on contiguous and "
             "on gathered keys and values, on one thread and on all, in float32 and bfloat16; on a GPU too if there "
