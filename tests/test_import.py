@@ -70,7 +70,7 @@ APPARATUS = [
     "exercises.guesses", "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution",
     "exercises.verdict",
     "exercises.boards", "exercises.cases", "exercises.printed", "exercises.record", "exercises.grading",
-    "exercises.kernels", "exercises.touched", "exercises.catalogue", "exercises",
+    "exercises.touched", "exercises.problems", "exercises.kernels", "exercises.catalogue", "exercises",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.exercises", "cli", "__main__",
 ]  # fmt: skip

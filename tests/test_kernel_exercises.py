@@ -19,9 +19,10 @@ from pagedattn_lab.attention.launch import launch
 from pagedattn_lab.exercises import ch07
 from pagedattn_lab.exercises.ch07_drawing import LOOKS, draw, rows_of
 from pagedattn_lab.exercises.ch07_faults import in_words
-from pagedattn_lab.exercises.ch07_problem import Outcome, Problem
+from pagedattn_lab.exercises.ch07_problem import Problem
 from pagedattn_lab.exercises.kernels import OwnKernel
 from pagedattn_lab.exercises.limits import TimeLimit, time_limit
+from pagedattn_lab.exercises.problems import Outcome
 from pagedattn_lab.exercises.touched import watched
 from pagedattn_lab.viz import Picture
 from tests.helpers.chapters import CHAPTERS

@@ -8,7 +8,7 @@ from html import escape
 from typing import NamedTuple
 
 from pagedattn_lab.arithmetic import cdiv
-from pagedattn_lab.exercises.ch07_problem import Outcome
+from pagedattn_lab.exercises.problems import Outcome
 from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz import SKY, VERMILION, Picture
 
@@ -19,6 +19,7 @@ LOOKS = {  # of a cell: its mark, what it means, and how it is drawn
     "missing": ("○", "needed, not loaded", 'fill="#fff" stroke="#222" stroke-width="2" stroke-dasharray="4 3"'),
     "without need": ("✗", "loaded, not needed", f'fill="{VERMILION}" stroke="#222" stroke-width="2"'),
     "outside": ("!", "out of bounds", f'fill="#fff" stroke="{VERMILION}" stroke-width="3"'),
+    "again": ("↻", "loaded more than once", f'fill="#fff" stroke="{VERMILION}" stroke-width="3"'),
     "idle": ("", "neither", 'fill="#f4f4f4" stroke="#aaa"'),
 }
 PAD, CELL, GAP, LABEL = 10, 22, 12, 98
@@ -27,33 +28,49 @@ MOST_HEADS, MOST_NUMBERS = 4, 6
 
 
 class Row(NamedTuple):
-    """A row of a tensor: query heads that need it and query heads that load it, each with its sequence."""
+    """A row of a tensor: query heads that need it, that load it, and that must not load it twice and do.
+
+    Each has its sequence with it. Where a program computes a group, they are KV heads.
+    """
 
     needed: set[tuple[int, int]]
     loaded: set[tuple[int, int]]
+    again: set[tuple[int, int]]
 
     @property
     def look(self) -> str:
         """Its place in ``LOOKS``, the worst that can be said of it."""
         if self.loaded - self.needed:
             return "without need"
+        if self.again:
+            return "again"
         return "missing" if self.needed - self.loaded else "loaded" if self.loaded else "idle"
+
+    @classmethod
+    def empty(cls) -> Row:
+        """A row that nobody needs or loads."""
+        return cls(set(), set(), set())
 
     def text(self, with_heads: bool) -> str:
         """A mark, or the query heads with a mark at each that is wrong."""
         if not with_heads:
             return LOOKS[self.look][0]
-        parts = [f"{head}✗" if (row, head) not in self.needed else str(head) for row, head in self.loaded]
+        marks = {program: "↻" for program in self.again} | {program: "✗" for program in self.loaded - self.needed}
+        parts = [f"{program[1]}{marks.get(program, '')}" for program in self.loaded]
         parts += [f"{head}○" for _, head in self.needed - self.loaded]
         return " ".join(sorted(parts)) if len(parts) <= MOST_HEADS else LOOKS[self.look][0]
 
 
 def rows_of(outcome: Outcome, tensor: str) -> Mapping[int, Row]:
     """Give each row of a tensor that was needed or loaded; those outside of it have numbers that do not exist."""
-    found: defaultdict[int, Row] = defaultdict(lambda: Row(set(), set()))
+    found: defaultdict[int, Row] = defaultdict(Row.empty)
     for program, rows in outcome.rows("load", tensor).items():
         for row in rows:
             found[row].loaded.add(outcome.problem.programs[program])
+    for fault in outcome.faults:
+        if (fault.kind, fault.tensor) == ("again", tensor):
+            for element in fault.elements:
+                found[element // outcome.problem.width(tensor)].again.add(outcome.problem.programs[fault.program])
     for (name, program), rows in outcome.problem.needed.items():
         for row in rows if name == tensor else ():
             found[row].needed.add(outcome.problem.programs[program])
@@ -83,13 +100,16 @@ def draw(outcome: Outcome) -> Picture:
         y += CELL + 6
     said += [f"Out of bounds: {'; '.join(outside)}."] if outside else []
     y += 10
-    legend = [f"{mark} {words}" for mark, words, _ in LOOKS.values() if mark]
+    seen = [look for look in LOOKS if look != "idle" and (look != "again" or outcome.problem.once)]
+    legend = [f"{LOOKS[look][0]} {LOOKS[look][1]}" for look in seen]
     for line in (" · ".join(legend[:2]), " · ".join(legend[2:])):
         y += 16
         parts += _text(line, PAD, y, size=11)
     if outcome.problem.heads > 1:
         y += 16
-        parts += _text("a line of a block per KV head, with the query heads that load it", PAD, y, size=11)
+        parts += _text(
+            f"a line of a block per KV head, with the {outcome.problem.loaders} that load it", PAD, y, size=11
+        )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 10}" width="{WIDTH}" height="{y + 10}" '
         f'font-family="sans-serif"><rect width="{WIDTH}" height="{y + 10}" fill="#fff"/>{"".join(parts)}</svg>'
@@ -128,7 +148,7 @@ def _tables(outcome: Outcome, rows: Mapping[int, Row], y: int) -> tuple[list[str
         parts += _text(f"seq {sequence}: {tokens}", PAD, y + 22)
         x = PAD + LABEL
         for column, block in enumerate(entries):
-            row = rows.get(sequence * table.shape[1] + column, Row(set(), set()))
+            row = rows.get(sequence * table.shape[1] + column, Row.empty())
             width = max(30, 8 * len(str(block)) + 10)
             if x + width > WIDTH - PAD:
                 x, y = PAD + LABEL, y + CELL + 18
@@ -143,7 +163,7 @@ def _cache(outcome: Outcome, name: str, rows: Mapping[int, Row], y: int) -> tupl
     problem = outcome.problem
     size, heads = problem.block_size, problem.kv_heads
     num_blocks = problem.tensors["keys"].shape[0]
-    idle = Row(set(), set())
+    idle = Row.empty()
     with_heads = problem.heads > 1
     widest = max([CELL, *(_width(row.text(with_heads)) for row in rows.values())])
     cell = min(widest, (WIDTH - 2 * PAD) // size)  # a block must fit the picture
@@ -202,7 +222,11 @@ def _cache_said(outcome: Outcome, name: str, rows: Mapping[int, Row]) -> str:
     for row in sorted(rows):
         if 0 <= row < size:
             slot, kv_head = divmod(row, heads)
-            by = f" of KV head {kv_head} by query heads {rows[row].text(True)}" if outcome.problem.heads > 1 else ""
+            by = (
+                f" of KV head {kv_head} by {outcome.problem.loaders} {rows[row].text(True)}"
+                if outcome.problem.heads > 1
+                else ""
+            )
             found[rows[row].look, by].append(slot)
     parts = [f"{LOOKS[look][1]}: {_named('slot', slots)}{by}" for (look, by), slots in sorted(found.items())]
     return f"{name}: {'; '.join(parts) or 'nothing'}."

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import linecache
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any, NoReturn
 
+from pagedattn_lab.exercises.cases import Case
 from pagedattn_lab.exercises.grading import Answer, Exercise
 from pagedattn_lab.exercises.printed import taken_down
+from pagedattn_lab.exercises.problems import KernelProblem, Outcome
 from pagedattn_lab.exercises.verdict import Verdict
 from pagedattn_lab.viz.sentence import Sentence
 
@@ -104,3 +108,75 @@ class KernelExercise(Exercise):
         """Show a right kernel, and why it is one."""
         source = self.reference.source  # type: ignore[attr-defined]
         return Sentence(f"{self.explanation}\n\n```python\n{IMPORTS}{source}```")
+
+
+# --- parts of such an exercise ----------------------------------------------------------------------------------------
+
+
+def specified(problem: KernelProblem) -> Outcome:
+    """Give what is right; no kernel, so nothing is launched."""
+    return problem.specified
+
+
+def launching(constants: Callable[[Any], dict[str, int]]) -> Callable[[Answer, tuple[Any, ...]], Outcome]:
+    """Give the ``run`` of an exercise whose kernels take these ``tl.constexpr`` arguments of a problem."""
+    return partial(_launched, constants)
+
+
+def _launched(constants: Callable[[Any], dict[str, int]], answer: Answer, arguments: tuple[Any, ...]) -> Outcome:
+    (problem,) = arguments
+    if answer is specified:
+        return specified(problem)
+    if isinstance(answer, OwnKernel):
+        return _ours(answer, problem, tuple(constants(problem).items()))
+    if not hasattr(answer, "arg_names"):
+        tensors = [tensor.clone() for tensor in problem.tensors.values()]
+        why = None
+        try:
+            answer(*tensors, *problem.scalars, **constants(problem))
+        except NotImplementedError:  # a stub says so
+            raise
+        except Exception as error:  # it is written for Triton: whatever it meets outside, the mark is what it lacks
+            why = error
+        raise TypeError("this is no kernel: put @triton.jit above its def") from why
+    return problem.run(answer, **constants(problem))  # type: ignore[no-any-return]
+
+
+@cache
+def _ours(kernel: OwnKernel, problem: KernelProblem, constants: tuple[tuple[str, int], ...]) -> Outcome:
+    """Launch a known kernel once: each wrong answer of a reader is compared with those that are known."""
+    return problem.run(kernel.load(), **dict(constants))
+
+
+def same(expected: Outcome, got: Outcome) -> bool:
+    """Say whether two kernels stored the same, and touched the same that they must not."""
+    stored = all(expected.rows("store", name) == got.rows("store", name) for name in expected.problem.written)
+    return stored and got.is_close(expected) and got.faults == expected.faults
+
+
+def touched_wrongly(expected: Outcome, got: Outcome) -> str | None:
+    """Say what a program must not have touched, if there is anything."""
+    if not got.faults:
+        return None
+    words = got.problem.in_words(got.faults)
+    return f"{words} The result is right all the same." if got.is_close(expected) else words
+
+
+def kernel_cases(
+    name: str,
+    known: Sequence[tuple[Any, str]],
+    make: Callable[[random.Random, int], Any],
+    number: int,
+    about: str,
+    shown: Callable[[Any], str],
+    size: Callable[[Any], int],
+) -> list[Case]:
+    """Give cases made by hand, each a problem with a sentence about it, then some by chance, the smallest first."""
+    import torch  # noqa: F401  what is slow to import is not on an answer's time
+
+    import pagedattn_lab.attention.launch  # noqa: F401
+
+    rng = random.Random(name)
+    chance = sorted((make(rng, seed) for seed in range(number)), key=size)
+    problems = [*known, *((problem, about) for problem in chance)]
+    return [Case((problem,), words, f"{name} on {shown(problem)}") for problem, words in problems]

@@ -30,7 +30,7 @@ APART = 2**44
 Program = tuple[int, int, int]
 Touched = Mapping[tuple[str, str, Program], set[int]]
 """Elements of tensors by ("load" or "store", name of the tensor, program). Those outside of it are negative or too
-large; element 0 is its first."""
+large; element 0 is its first. "again" has those that a program loads more than once, be it in two lanes of one load."""
 
 
 @contextmanager
@@ -141,6 +141,14 @@ class _Memory:
         inside = (place == known) & (offset >= 0) & (offset + width <= self._sizes[known])
         program = tuple(int(index) for index in interpreter.interpreter_builder.grid_idx)
         for index in np.unique(known[mask]):
-            elements = offset[mask & (known == index)] // width
-            self._touched[access, self._names[index], program].update(elements.tolist())
+            self._note(access, self._names[index], program, offset[mask & (known == index)] // width)
         return (self._starts[known] + offset).astype(np.uint64), inside
+
+    def _note(self, access: str, name: str, program: Program, elements: np.ndarray) -> None:
+        before = self._touched[access, name, program]
+        if access == "load":
+            each, lanes = np.unique(elements, return_counts=True)
+            again = before.intersection(each.tolist()).union(each[lanes > 1].tolist())
+            if again:
+                self._touched["again", name, program] |= again
+        before.update(elements.tolist())
