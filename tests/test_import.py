@@ -68,7 +68,7 @@ APPARATUS = [
     "viz.looks", "viz.tiles", "viz.tables", "viz.board", "viz.strips", "viz.memory", "viz.player",
     "viz.grid", "viz.lesson", "viz.book",
     "exercises.guesses", "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution",
-    "exercises.verdict",
+    "exercises.verdict", "exercises.marks",
     "exercises.boards", "exercises.cases", "exercises.printed", "exercises.record", "exercises.grading",
     "exercises.touched", "exercises.problems", "exercises.kernels", "exercises.catalogue", "exercises",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",

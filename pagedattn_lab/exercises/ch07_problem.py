@@ -213,4 +213,6 @@ class Problem(KernelProblem):
         loads = {name: outcome.rows("load", name) for name in ("keys", "values", "page tables")}
         keys, values, tables = (sum(map(len, each.values())) for each in loads.values())
         entries = f"{tables} {'entry' if tables == 1 else 'entries'} of page tables"
-        return f"out {shown}; loaded: {counted(keys, 'row')} of keys, {values} of values, {entries}"
+        again = any(fault.kind == "again" for fault in outcome.faults)
+        often = ", some of them more than once" if again else ""
+        return f"out {shown}; loaded: {counted(keys, 'row')} of keys, {values} of values, {entries}{often}"

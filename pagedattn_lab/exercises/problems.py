@@ -87,6 +87,7 @@ class KernelProblem(ABC):
                 row * self.width(name) + i for row in rows for i in range(self.width(name))
             }
             for (name, program), rows in self.needed.items()
+            if rows
         }
         return Outcome(self, self.values, touched)
 

@@ -118,11 +118,13 @@ class _Memory:
         """Stand in for the module that reads and writes memory."""
 
         def load(addresses: np.ndarray, mask: np.ndarray, other: np.ndarray, dtype: np.dtype) -> np.ndarray:
+            mask = mask.astype(bool)  # of a scalar mask the interpreter makes a row of int8
             own, inside = self._translated("load", addresses, mask, np.dtype(dtype).itemsize)
             garbage = np.array(np.nan if np.issubdtype(dtype, np.floating) else -1).astype(dtype)
             return inner.load(own, mask & inside, np.where(mask & ~inside, garbage, other), dtype)
 
         def store(addresses: np.ndarray, value: np.ndarray, mask: np.ndarray) -> None:
+            mask = mask.astype(bool)
             own, inside = self._translated("store", addresses, mask, value.dtype.itemsize)
             inner.store(own, value, mask & inside)
 
