@@ -50,8 +50,8 @@ def draw_lines(
     lines: Mapping[str, Sequence[str]],
     above: Sequence[Sequence[str]] | None,
     words: Mapping[str, str],
-    outside: Sequence[int],
     unit: str,
+    outside: bool,
 ) -> Picture:
     """Draw lines of cells, wrapped where the picture ends.
 
@@ -61,8 +61,8 @@ def draw_lines(
         lines: how each cell of a line looks, by the name of the line.
         above: for each line, what stands in each cell above its mark.
         words: what a look means here.
-        outside: rows that do not exist, and were touched.
         unit: what a column is.
+        outside: whether rows were touched that do not exist.
     """
     parts, y, said = marks.text(title, PAD, 18, 13, bold=True), 24, []
     fit = (WIDTH - 2 * PAD - LABEL) // COLUMN
@@ -92,7 +92,7 @@ def draw_lines(
         parts += marks.text(words["outside"], PAD + CELL + 8, y + 15)
         y += CELL + 6
         said.append(words["outside"])
-    legend = [f"{LOOKS[look][0]} {words[look]}" for look in words if look != "outside"]
+    legend = [f"{LOOKS[look][0]} {words[look]}" for look in words if LOOKS[look][0] != "!"]
     for start in range(0, len(legend), 2):
         y += 16
         parts += marks.text(" · ".join(legend[start : start + 2]), PAD, y, size=11)

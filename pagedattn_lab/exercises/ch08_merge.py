@@ -61,10 +61,9 @@ def _draw(arguments: tuple[Any, ...], outcome: Outcome) -> Picture:
         for line, (row, head) in enumerate(places)
     }
     tokens = [[f"{number}" for number in problem.tokens[row]] for row, _ in places]
-    outside = [row for row, look in looks.items() if look == "outside"]
-    words = {look: words for look, words in WORDS.items() if look != "outside" or outside}
-    heads = [f"split {split}" for split in range(problem.splits)]
-    return draw_lines("Accumulators, with the tokens of their splits", heads, lines, tokens, words, outside, "split")
+    outside = "outside" in looks.values()
+    heads = [f"{split}" for split in range(problem.splits)]
+    return draw_lines("Accumulators by split, with its tokens", heads, lines, tokens, WORDS, "split", outside)
 
 
 WORDS = {
@@ -72,7 +71,6 @@ WORDS = {
     "missing": "needed, not loaded",
     "without need": "loaded, not needed",
     "outside": "accumulators that do not exist",
-    "idle": "neither",
 }
 
 

@@ -71,9 +71,8 @@ def _draw(arguments: tuple[Any, ...], outcome: Outcome) -> Picture:
         f"KV head {head}": [looks.get(slot * problem.kv_heads + head, "idle") for slot in slots]
         for head in range(problem.kv_heads)
     }
-    outside = [row for row, look in looks.items() if look == "outside"]
-    words = {look: words for look, words in WORDS.items() if look != "outside" or outside}
-    return draw_lines("Slots of the cache", [f"{slot}" for slot in slots], lines, None, words, outside, "slot")
+    outside = "outside" in looks.values()
+    return draw_lines("Slots of the cache", [f"{slot}" for slot in slots], lines, None, WORDS, "slot", outside)
 
 
 WORDS = {
@@ -81,7 +80,6 @@ WORDS = {
     "missing": "to be written, and left out",
     "without need": "stored into by another's program",
     "outside": "a slot that does not exist is stored into",
-    "idle": "not touched",
 }
 
 
