@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pagedattn_lab.arithmetic import at_least_one
@@ -40,7 +40,6 @@ _NAMES = {
 
 # Settings under which a token leaves something else behind than equal keys and values in every layer.
 _OTHER_CACHES = {
-    "kv_lora_rank": "multi-head latent attention caches one compressed vector per token, not keys and values per head",
     "is_encoder_decoder": "an encoder-decoder also caches the encoder's output, once per prompt",
     "add_cross_attention": "cross-attention also caches another sequence, once per prompt",
     "cross_attention_layers": "cross-attention layers cache an image's tokens, not the prompt's",
@@ -56,15 +55,21 @@ _LAYER_PATTERNS = (
     "hybrid_override_pattern", "attn_type_list", "block_types",
 )  # fmt: skip
 
-# Figures that may differ from the one for all layers: of values, or of some layers only.
+# Figures of some layers only, which may differ from the one for all layers.
 _VARIANTS = {
-    "v_head_dim": "head_dim", "swa_head_dim": "head_dim", "swa_v_head_dim": "head_dim", "global_head_dim": "head_dim",
+    "swa_head_dim": "head_dim", "swa_v_head_dim": "v_head_dim", "global_head_dim": "head_dim",
     "swa_num_key_value_heads": "num_key_value_heads", "num_global_key_value_heads": "num_key_value_heads",
 }  # fmt: skip
 
 _QUERY_GROUPS = ("multi_query", "new_decoder_architecture", "multi_query_attention", "multi_query_group_num")
-_SETTINGS = (*_OTHER_CACHES, *_LAYER_PATTERNS, *_VARIANTS, *_QUERY_GROUPS, "per_layer_config", "kv_sharing_modes")
+_LATENTS = ("kv_lora_rank", "qk_rope_head_dim", "index_head_dim")
+_SETTINGS = (
+    *_OTHER_CACHES, *_LAYER_PATTERNS, *_VARIANTS, *_QUERY_GROUPS, *_LATENTS, "v_head_dim", "per_layer_config",
+    "kv_sharing_modes", "model_type",
+)  # fmt: skip
 
+_OTHER_HEADS_IN_WINDOWS = {"mimo_v2_flash"}
+"""Model types whose layers with a sliding window have twice the KV heads, though no setting says so."""
 
 _CAUSAL_WHATEVER_IS_DECODER_SAYS = {"gpt_neox", "gpt_neox_japanese"}
 """Model types whose class has ``is_decoder``, False by default, though their attention is always causal."""
@@ -77,11 +82,15 @@ class KVShape:
     Args:
         num_layers: attention layers, each with a cache of its own.
         num_kv_heads: heads of keys and values; fewer than query heads under grouped-query attention.
-        head_dim: elements in one head's key, and in its value.
+        head_dim: elements in one head's key.
         dtype: a name such as ``"bfloat16"``, or a ``torch.dtype``.
+        value_dim: elements in one head's value; by default as many as in its key.
+        latent: whether a layer keeps one vector per token for all its heads, from which keys and values are made
+            (multi-head latent attention). The vector is the key of one KV head, its first ``value_dim`` elements are
+            the value, and nothing is kept for values.
 
     Raises:
-        ValueError: a count below 1, or an unknown dtype.
+        ValueError: a count below 1, an unknown dtype, or latents of several heads or narrower than their values.
 
     Example:
         OPT-13B in half precision, the paper's example (section 3): 800 KiB per token.
@@ -91,26 +100,52 @@ class KVShape:
         819200
         >>> shape.bytes_per_block(16) == 16 * shape.bytes_per_token
         True
+
+        DeepSeek-V3 keeps 512 + 64 numbers a token and layer, and would keep 71 times as many without latents.
+
+        >>> latents = KVShape(61, 1, 512 + 64, "bfloat16", value_dim=512, latent=True)
+        >>> expanded = KVShape(61, 128, 128 + 64, "bfloat16", value_dim=128)
+        >>> latents.bytes_per_token, expanded.bytes_per_token // latents.bytes_per_token
+        (70272, 71)
+
+    Source: DeepSeek-AI 2024, "DeepSeek-V2", arXiv 2405.04434, section 2.1, for latents.
     """
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
     dtype: str
+    value_dim: int = None  # type: ignore[assignment]  # a number from __post_init__ on
+    latent: bool = False
 
     def __post_init__(self) -> None:
-        """Normalise the dtype's name and refuse impossible shapes."""
-        for name in ("num_layers", "num_kv_heads", "head_dim"):
+        """Normalise the dtype's name, fill in the width of values and refuse impossible shapes."""
+        if self.value_dim is None:
+            object.__setattr__(self, "value_dim", self.head_dim)
+        for name in ("num_layers", "num_kv_heads", "head_dim", "value_dim"):
             at_least_one(name, getattr(self, name))
+        if self.latent and (self.num_kv_heads != 1 or self.value_dim > self.head_dim):
+            raise ValueError(
+                f"latents of {self.num_kv_heads} KV heads, {self.head_dim} elements wide with values of "
+                f"{self.value_dim}: a latent has 1 KV head, and its value is a part of it"
+            )
         dtype = str(self.dtype).removeprefix("torch.")
         if dtype not in DTYPE_BYTES:
             raise ValueError(f"dtype {dtype!r} is not one a KV cache is stored in: use one of {', '.join(DTYPE_BYTES)}")
         object.__setattr__(self, "dtype", dtype)
 
+    def __repr__(self) -> str:
+        """Name what is usual only where it is not."""
+        usual = {"value_dim": self.head_dim, "latent": False}
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        said = (f"{name}={value!r}" for name, value in named.items() if name not in usual or value != usual[name])
+        return f"KVShape({', '.join(said)})"
+
     @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values that one token occupies over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+        elements = self.head_dim if self.latent else self.head_dim + self.value_dim  # of one head
+        return self.num_layers * self.num_kv_heads * elements * DTYPE_BYTES[self.dtype]
 
     def bytes_per_block(self, block_size: int) -> int:
         """Bytes that one block of ``block_size`` tokens occupies over all layers.
@@ -140,9 +175,9 @@ class KVShape:
             dtype: the dtype of the cache; by default the one the configuration names.
 
         Raises:
-            ValueError: the configuration lacks a figure, keeps its cache in another form (latent attention, an index
-                beside it, cross-attention), has layers that do not cache alike or share a cache, keys and values of
-                different widths, no cache at all, or names no dtype and none is given.
+            ValueError: the configuration lacks a figure, keeps its cache in another form (an index beside it,
+                cross-attention), has layers that do not cache alike or share a cache, no cache at all, or names no
+                dtype and none is given.
 
         Example:
             >>> KVShape.from_config(
@@ -156,14 +191,22 @@ class KVShape:
             if fields.get(name):
                 raise _no_one_shape(f"it sets {name} = {fields[name]}, and {reason}")
         num_layers = _num_attention_layers(fields)
-        figures = {"num_key_value_heads": _num_kv_heads(fields), "head_dim": _head_dim(fields)}
-        for variant, name in _VARIANTS.items():
-            if fields.get(variant) and fields[variant] != figures[name]:
-                raise _no_one_shape(f"it sets {variant} = {fields[variant]} beside {name} = {figures[name]}")
+        if fields["index_head_dim"]:
+            raise _no_one_shape(f"it sets index_head_dim = {fields['index_head_dim']} and caches index keys as well")
+        rank = fields["kv_lora_rank"]
+        if rank:  # one latent for all heads, and behind it the part of a key that is rotated
+            num_kv_heads, head_dim, value_dim = 1, rank + _required(fields, "qk_rope_head_dim"), rank
+        else:
+            num_kv_heads, head_dim = _num_kv_heads(fields), _head_dim(fields)
+            value_dim = fields["v_head_dim"] or head_dim
+            figures = {"num_key_value_heads": num_kv_heads, "head_dim": head_dim, "v_head_dim": value_dim}
+            for variant, name in _VARIANTS.items():
+                if fields.get(variant) and fields[variant] != figures[name]:
+                    raise _no_one_shape(f"it sets {variant} = {fields[variant]} beside {name} = {figures[name]}")
         dtype = dtype or fields.get("dtype")
         if dtype is None:
             raise ValueError("the configuration names no dtype: pass one, for example dtype='bfloat16'")
-        return cls(num_layers, figures["num_key_value_heads"], figures["head_dim"], dtype)
+        return cls(num_layers, num_kv_heads, head_dim, dtype, value_dim, latent=bool(rank))
 
 
 def _no_one_shape(cause: str) -> ValueError:
@@ -253,6 +296,8 @@ def _num_attention_layers(fields: Mapping[str, Any]) -> int:
     unknown = set(kinds) - _ATTENTION_LAYERS - _LAYERS_WITHOUT_CACHE
     if unknown:
         raise _no_one_shape(f"what its layers of kind {', '.join(sorted(unknown))} cache is not keys and values alone")
+    if "sliding_attention" in kinds and fields["model_type"] in _OTHER_HEADS_IN_WINDOWS:
+        raise _no_one_shape("its layers with a sliding window have twice the KV heads of the others")
     if fields["num_hidden_layers"] not in (None, len(kinds)):
         raise ValueError(
             f"{len(kinds)} layer kinds for num_hidden_layers = {fields['num_hidden_layers']}: give as many"
