@@ -24,7 +24,8 @@ class PagedKVCache:
         device: where the tensors live.
 
     Attributes:
-        key_caches, value_caches: one tensor per layer, ``[num_blocks, block_size, num_kv_heads, head_dim]``.
+        key_caches, value_caches: one tensor per layer, ``[num_blocks, block_size, num_kv_heads, head_dim]``; values may
+            have a head_dim of their own. Of latents, a value cache is a view of the key cache's first elements.
 
     Raises:
         ValueError: a dtype this cache cannot hold, or sizes below 1.
@@ -49,52 +50,65 @@ class PagedKVCache:
                 "(block 0 is the null block) of at least 1 token"
             )
         self.shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
-        size = (num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
 
-        def blocks() -> torch.Tensor:
+        def blocks(dim: int) -> torch.Tensor:
+            size = (num_blocks, block_size, shape.num_kv_heads, dim)
             return torch.zeros(size, dtype=CACHE_DTYPES[shape.dtype], device=device)
 
-        self.key_caches = [blocks() for _ in range(shape.num_layers)]
-        self.value_caches = [blocks() for _ in range(shape.num_layers)]
+        self.key_caches = [blocks(shape.head_dim) for _ in range(shape.num_layers)]
+        if shape.latent:
+            self.value_caches = [latents[..., : shape.value_dim] for latents in self.key_caches]
+        else:
+            self.value_caches = [blocks(shape.value_dim) for _ in range(shape.num_layers)]
+
+    @property
+    def _tensors(self) -> list[torch.Tensor]:
+        """All that take memory of their own."""
+        return self.key_caches if self.shape.latent else self.key_caches + self.value_caches
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors together."""
-        return sum(cache.nbytes for cache in self.key_caches + self.value_caches)
+        return sum(cache.nbytes for cache in self._tensors)
 
     def write(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor | Sequence[int]
+        self, layer: int, key: torch.Tensor, value: torch.Tensor | None, slot_mapping: torch.Tensor | Sequence[int]
     ) -> None:
         """Store tokens' keys and values at their slots.
 
         Args:
             layer: which layer.
-            key, value: ``[num_tokens, num_kv_heads, head_dim]``; converted to the cache's dtype.
+            key, value: ``[num_tokens, num_kv_heads, head_dim]``; converted to the cache's dtype. A latent holds its
+                value already: ``None`` then.
             slot_mapping: ``[num_tokens]``; −1 skips a token.
 
         Raises:
             ValueError: shapes that do not match, or a slot outside the cache or in the null block.
         """
         slots = self._slots(slot_mapping, skip=-1)
-        expected = (len(slots), self.shape.num_kv_heads, self.shape.head_dim)
-        for name, tensor in (("key", key), ("value", value)):
-            if tuple(tensor.shape) != expected:
+        if (value is None) != self.shape.latent:
+            needed = "latents hold their values: give None" if self.shape.latent else "give one for each key"
+            raise ValueError(f"value is {None if value is None else 'a tensor'}, and {needed}")
+        for name, tensor, dim in (("key", key, self.shape.head_dim), ("value", value, self.shape.value_dim)):
+            expected = (len(slots), self.shape.num_kv_heads, dim)
+            if tensor is not None and tuple(tensor.shape) != expected:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}: {expected} is needed for these slots")
         kept = slots >= 0
         if not bool(kept.all()):
-            slots, key, value = slots[kept], key[kept], value[kept]
+            slots, key, value = slots[kept], key[kept], None if value is None else value[kept]
         self.store(layer, key, value, slots)
 
-    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor | None, slots: torch.Tensor) -> None:
         """Do what :meth:`write` does with what is right already: no check, and no wait for a device.
 
         Args:
             layer: which layer.
-            key, value: ``[num_tokens, num_kv_heads, head_dim]``.
+            key, value: ``[num_tokens, num_kv_heads, head_dim]``; no value beside a latent.
             slots: ``[num_tokens]`` int64 on the cache's device, all of them usable.
         """
         for cache, tensor in ((self.key_caches[layer], key), (self.value_caches[layer], value)):
-            _by_slot(cache)[slots] = tensor.to(cache.dtype)
+            if tensor is not None:
+                _by_slot(cache)[slots] = tensor.to(cache.dtype)
 
     def gather(self, layer: int, slot_mapping: torch.Tensor | Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Read tokens back from their slots: the inverse of :meth:`write`.
@@ -129,7 +143,7 @@ class PagedKVCache:
         device = self.key_caches[0].device
         source = torch.tensor([source for source, _ in pairs], device=device)
         destination = torch.tensor(destinations, device=device)
-        for cache in self.key_caches + self.value_caches:
+        for cache in self._tensors:
             cache[destination] = cache[source]
 
     def _slots(self, slot_mapping: torch.Tensor | Sequence[int], skip: int | None = None) -> torch.Tensor:
