@@ -192,7 +192,7 @@ def _attention_through_page_table(
     flat_query = flat_query.to(key_cache.dtype)
     variant = Variant(softcap, sliding_window, sinks=s_aux)
     call = Call.of(flat_query, key_cache, value_cache, prompts=not metadata.is_decode, variant=variant)
-    output = choose(context.backend, call).run(
+    output = choose(context.backend, call).attend(
         flat_query,
         key_cache,
         value_cache,
@@ -201,8 +201,12 @@ def _attention_through_page_table(
         metadata.query_start_loc,
         scale,
         variant,
-    ).to(query.dtype)
-    return (expanded_output(output, w_uv) if cache.shape.latent else output)[None], None
+        metadata.cascade,
+    )
+    output = output.to(query.dtype)
+    if cache.shape.latent:
+        output = expanded_output(output, w_uv)
+    return output[None], None
 
 
 def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) -> torch.Tensor | None:

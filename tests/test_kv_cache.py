@@ -124,7 +124,7 @@ def test_values_of_another_width() -> None:
 
 
 def test_latents_are_stored_once() -> None:
-    """Catches memory taken for values that latents hold already, and a value that is not what its latent begins with."""
+    """Catches memory taken for values that latents hold already, and a value that does not begin its latent."""
     cache = PagedKVCache(KVShape(2, 1, 5, "float32", value_dim=3, latent=True), num_blocks=6, block_size=4)
     latent = torch.randn(2, 1, 5)
     cache.write(1, latent, None, [9, -1])

@@ -85,13 +85,14 @@ def latent_attention(
         >>> latent_attention(query, latent_cache, w_uk, w_uv, tables, lens)
         tensor([[[5.]]])
     """
-    heads, (nope_dim, rank) = query.shape[1:2], w_uk.shape[1:]
-    if query.dim() != 3 or w_uk.shape[:1] != heads or w_uv.shape[:1] != heads or w_uv.shape[2:] != (rank,):
+    all_3d = query.dim() == w_uk.dim() == w_uv.dim() == 3
+    if not all_3d or not query.shape[1] == len(w_uk) == len(w_uv) or w_uk.shape[2] != w_uv.shape[2]:
         raise ValueError(
             f"query has shape {tuple(query.shape)}, w_uk {tuple(w_uk.shape)} and w_uv {tuple(w_uv.shape)}: "
             "[num_tokens, num_heads, nope_dim + rope_dim], [num_heads, nope_dim, rank] and "
             "[num_heads, value_dim, rank] are needed"
         )
+    nope_dim, rank = w_uk.shape[1:]
     if latent_cache.shape[2:] != (1, rank + query.shape[2] - nope_dim):
         raise ValueError(
             f"latent_cache has shape {tuple(latent_cache.shape)}: [num_blocks, block_size, 1, rank + rope_dim] is "
