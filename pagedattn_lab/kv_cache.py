@@ -62,14 +62,13 @@ class PagedKVCache:
             self.value_caches = [blocks(shape.value_dim) for _ in range(shape.num_layers)]
 
     @property
-    def _tensors(self) -> list[torch.Tensor]:
-        """All that take memory of their own."""
-        return self.key_caches if self.shape.latent else self.key_caches + self.value_caches
-
-    @property
     def num_bytes(self) -> int:
         """Bytes of all tensors together."""
-        return sum(cache.nbytes for cache in self._tensors)
+        return sum(cache.nbytes for cache in self._in_blocks())
+
+    def _in_blocks(self) -> list[torch.Tensor]:
+        """Give every tensor that takes memory of its own: what belongs to a block lies in all of these."""
+        return self.key_caches if self.shape.latent else self.key_caches + self.value_caches
 
     def write(
         self, layer: int, key: torch.Tensor, value: torch.Tensor | None, slot_mapping: torch.Tensor | Sequence[int]
@@ -143,7 +142,7 @@ class PagedKVCache:
         device = self.key_caches[0].device
         source = torch.tensor([source for source, _ in pairs], device=device)
         destination = torch.tensor(destinations, device=device)
-        for cache in self._tensors:
+        for cache in self._in_blocks():
             cache[destination] = cache[source]
 
     def _slots(self, slot_mapping: torch.Tensor | Sequence[int], skip: int | None = None) -> torch.Tensor:

@@ -15,8 +15,8 @@ import pagedattn_lab
 PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
-    "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
-    "hardware", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
+    "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
+    "kv_manager", "hardware", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench.allocator", "bench.slots", "bench.prefix",
@@ -47,8 +47,8 @@ def test_import_time() -> None:
 
 
 SPINE = [
-    "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
-    "kv_cache", "hardware",
+    "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
+    "kv_manager", "kv_cache", "hardware",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
     "attention.launch", "attention.triton_decode", "attention.backends", "attention", "attention.latent",
