@@ -28,16 +28,16 @@ def _rounded(x, dtype: tl.constexpr):
     """Round float32 numbers within the range of ``dtype`` to those that it has, to nearest, ties to even.
 
     The last bit of a float32 from 2**23 to 2**24 is worth 1. So 1.5 * 2**23 plus a smaller number is rounded to a whole
-    number, and taking 1.5 * 2**23 off again leaves it; with 1.5 * 2**20 steps are eighths, and so on. A cast does not do
-    for it: to an integer it cuts off, and to a float8 it goes through float16 on compute capability 8.9, which rounds
-    twice.
+    number, and taking 1.5 * 2**23 off again leaves it; with 1.5 * 2**20 steps are eighths, and so on. A cast would not
+    do: to an integer it cuts off, and to a float8 it rounds twice on compute capability 8.9, to float16 on the way.
     """
     if dtype == tl.int8:
         magic = 1.5 * 2**23
     else:  # 3 bits of mantissa: steps are eighths of the power of two below x, and no finer than those below 2**-6
         power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
         magic = tl.maximum(power, 2.0**-6) * (1.5 * 2**20)
-    return (x + magic) - magic
+    rounded = (x + magic) - magic
+    return tl.where(rounded == 0.0, x * 0.0, rounded)  # a zero of the sign of x
 
 
 @triton.jit
