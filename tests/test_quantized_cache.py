@@ -84,7 +84,7 @@ def test_error_under_a_common_scale(dtype: torch.dtype, scale: float) -> None:
 def test_ties_go_to_even_and_what_is_too_large_saturates(
     dtype: torch.dtype, numbers: list[float], expected: list[float]
 ) -> None:
-    """Catches ties rounded up, integers that wrap round, and the NaN that torch's own cast gives past 464."""
+    """Catches ties rounded up, integers that wrap round, and the NaN that a cast to float8 may give past 464."""
     assert quantize(torch.tensor(numbers), torch.tensor(1.0), dtype).float().tolist() == expected
 
 

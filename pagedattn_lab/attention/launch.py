@@ -176,8 +176,8 @@ def _cast_through_float32(cast: Callable[..., TensorHandle]) -> Callable[..., Te
 
 
 # The interpreter converts a float8 bit by bit: it rounds ties away from zero, loses the carry of 1.11111 into the
-# exponent, cuts subnormals off, and takes the code of NaN for 480. A GPU rounds to nearest, ties to even, and gives the
-# largest number that there is, 448, for all above (PTX: cvt.rn.satfinite.e4m3x2.f32).
+# exponent, cuts subnormals off, and takes the code of NaN for 480. A GPU, like torch, rounds to nearest, ties to even,
+# and gives the largest number that there is, 448, for all above (PTX: cvt.rn.satfinite.e4m3x2.f32).
 
 
 def _float8_by_torch(convert: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
@@ -190,7 +190,7 @@ def _float8_by_torch(convert: Callable[..., TensorHandle]) -> Callable[..., Tens
             return builder.cast_impl(TensorHandle(values.numpy(), tl.float32), dtype)
         if dtype.scalar == tl.float8e4nv:
             values = torch.from_numpy(np.array(builder.cast_impl(source, tl.float32).data))
-            bits = values.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+            bits = values.to(torch.float8_e4m3fn).view(torch.uint8)
             return TensorHandle(bits.numpy(), tl.float8e4nv)
         return convert(builder, source, dtype, rounding)
 

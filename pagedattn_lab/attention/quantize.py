@@ -56,6 +56,6 @@ def quantize(rows: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tor
         tensor([  0,   2,   2, 127], dtype=torch.int8)
     """
     largest = LARGEST[dtype]
-    # Clamped first: torch's own cast makes NaN of what is past float8's range, and wraps what is past int8's.
+    # Clamped first: a cast wraps what is past int8's range, and older torch made NaN of what is past float8's.
     small = (rows.float() / scale).clamp(-largest, largest)
     return (small.round() if dtype == torch.int8 else small).to(dtype)
