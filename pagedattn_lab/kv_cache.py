@@ -1,4 +1,4 @@
-"""The tensors behind the page table: one pair of block arrays per layer (chapter 04).
+"""The tensors behind the page table: one pair of block arrays per layer (chapters 04 and 08).
 
 The layout ``[num_blocks, block_size, num_kv_heads, head_dim]`` is that of vLLM's FlashAttention and Triton backends.
 """
@@ -140,6 +140,7 @@ class PagedKVCache:
         if self._writes_by_kernel:
             from pagedattn_lab.attention.triton_cache import reshape_and_cache  # late: Triton exists for Linux only
 
+            key, value = (rows if rows.stride(-1) == 1 else rows.contiguous() for rows in (key, value))
             reshape_and_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale)
             return
         for cache, scale, rows in ((key_cache, k_scale, key), (value_cache, v_scale, value)):

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from pagedattn_lab.attention.launch import launch
 from pagedattn_lab.attention.quantize import LARGEST, SMALLEST_SCALE
+from pagedattn_lab.attention.variant import Variant, check_variant
 
 TILE_ELEMENTS = 2048
 """Elements of a tile: with 128 threads, 16 each, which are 128 bits once they are 8-bit numbers."""
@@ -262,10 +263,12 @@ def _check(
             f"{len(value)} values: one int64 for each token is needed"
         )
     tensors = {"value": value, "key_cache": key_cache, "value_cache": value_cache, "slot_mapping": slot_mapping}
-    tensors |= _checked_scales(key_cache, k_scale, v_scale)
     for name, tensor in tensors.items():
         if tensor.device != key.device:
             raise ValueError(f"{name} is on {tensor.device} but key on {key.device}: move them to one device")
+    check_variant(Variant(k_scale=k_scale, v_scale=v_scale), key, key_cache)
+    if k_scale is not None and (k_scale.numel() == 1) != (v_scale.numel() == 1):
+        raise ValueError("one of k_scale and v_scale has a single element: give both one, or both one a token and head")
     if key.device.type == "cpu":
         block_size, num_slots = key_cache.shape[1], key_cache.shape[0] * key_cache.shape[1]
         wrong = ((slot_mapping < block_size) & (slot_mapping != -1)) | (slot_mapping >= num_slots)
@@ -276,24 +279,3 @@ def _check(
             )
     elif not compiles_for(key.device, key_cache.dtype):
         raise NotImplementedError("Triton has no float8_e4m3fn on this GPU: use int8, or PagedKVCache.store")
-
-
-def _checked_scales(
-    key_cache: torch.Tensor, k_scale: torch.Tensor | None, v_scale: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """Give the scales that an 8-bit cache needs by their names, after looking at their shapes; none for another."""
-    scales = {"k_scale": k_scale, "v_scale": v_scale}
-    for name, scale in scales.items():
-        if (scale is not None) != (key_cache.dtype in LARGEST):
-            needed = "is needed" if scale is None else "has no meaning"
-            raise ValueError(f"{name} {needed} with a cache of {key_cache.dtype}: 8-bit caches have scales")
-    present = {name: scale for name, scale in scales.items() if scale is not None}
-    for name, scale in present.items():
-        if scale.dtype != torch.float32 or (scale.numel() != 1 and scale.shape != key_cache.shape[:3]):
-            raise ValueError(
-                f"{name} is {scale.dtype} of shape {tuple(scale.shape)}: float32 is needed, of one element or "
-                f"{tuple(key_cache.shape[:3])}, one for each token and head"
-            )
-    if len({scale.numel() == 1 for scale in present.values()}) > 1:
-        raise ValueError("one of k_scale and v_scale has a single element: give both one, or both one a token and head")
-    return present
