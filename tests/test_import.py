@@ -48,10 +48,11 @@ def test_import_time() -> None:
 
 SPINE = [
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_manager", "kv_cache", "hardware",
+    "kv_manager", "hardware",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
-    "attention.launch", "attention.triton_decode", "attention.backends", "attention", "attention.latent",
+    "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
+    "attention.backends", "attention", "attention.latent", "kv_cache",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models", "models.__main__", "model_runner",
     "engine.core", "engine.sampling", "engine.beam_search", "engine",

@@ -173,6 +173,29 @@ def test_arithmetic_of_bfloat16() -> None:
     assert same_bits(wide, x.float())
 
 
+@triton.jit
+def _cast(x_ptr, out_ptr, N: tl.constexpr):
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    tl.store(out_ptr + i, tl.load(x_ptr + i).to(out_ptr.dtype.element_ty))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_casts_of_float8(dtype: torch.dtype) -> None:
+    """Catches NaN read as 480; and ties rounded away from zero, a carry lost, subnormals cut off or what is
+    past 448 wrapped round, where a GPU rounds to even and saturates.
+    """
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    wide = torch.empty(256, dtype=dtype)
+    launch(_cast, (1,), codes, wide, N=256)
+    torch.testing.assert_close(wide, codes.to(dtype), rtol=0, atol=0, equal_nan=True)
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.float16).to(dtype)
+    narrow = torch.empty(2**16, dtype=torch.float8_e4m3fn)
+    launch(_cast, (16,), numbers, narrow, N=2**12)
+    is_nan = numbers.isnan()
+    assert same_bits(narrow[~is_nan], numbers.clamp(-448, 448).to(torch.float8_e4m3fn)[~is_nan])
+    assert narrow[is_nan].isnan().all()
+
+
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip

@@ -43,7 +43,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
 
     An interpreted kernel may use what a compiled one may: ``@triton.jit`` functions of its own or another module,
     reductions and scans with its own functions, methods of tensors. Arithmetic and ``tl.dot`` on bfloat16 are computed
-    in float32 and rounded to nearest, as on a GPU. Launches of several threads run one after the other.
+    in float32 and rounded to nearest, and casts to float8e4nv round to nearest and saturate, as on a GPU. Launches of
+    several threads run one after the other.
 
     Args:
         kernel: a function decorated with ``@triton.jit``.
@@ -110,6 +111,7 @@ def _interpretable() -> Iterator[Callable[[JITFunction], Callable[..., Any]]]:
         for name in ("binary_op", "ternary_op", "create_fma", "create_dot"):
             scope.set_attr(InterpreterBuilder, name, _in_float32(getattr(InterpreterBuilder, name)))
         scope.set_attr(InterpreterBuilder, "cast_impl", _cast_through_float32(InterpreterBuilder.cast_impl))
+        scope.set_attr(InterpreterBuilder, "create_fp_to_fp", _float8_by_torch(InterpreterBuilder.create_fp_to_fp))
         yield as_python
     finally:
         scope.restore()
@@ -169,5 +171,27 @@ def _cast_through_float32(cast: Callable[..., TensorHandle]) -> Callable[..., Te
         if dtype.scalar == tl.bfloat16:
             return _rounded(cast(builder, _widened(source), tl.float32))
         return cast(builder, _widened(source), dtype)
+
+    return compute
+
+
+# The interpreter converts a float8 bit by bit: it rounds ties away from zero, loses the carry of 1.11111 into the
+# exponent, cuts subnormals off, and takes the code of NaN for 480. A GPU, like torch, rounds to nearest, ties to even,
+# and gives the largest number that there is, 448, for all above (PTX: cvt.rn.satfinite.e4m3x2.f32).
+
+
+def _float8_by_torch(convert: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
+    """Let conversions to and from float8e4nv, torch's float8_e4m3fn, go through torch; any other stays as it is."""
+
+    @wraps(convert)
+    def compute(builder: InterpreterBuilder, source: TensorHandle, dtype: tl.dtype, rounding: Any) -> TensorHandle:
+        if source.dtype.scalar == tl.float8e4nv:
+            values = torch.from_numpy(np.array(source.data)).view(torch.float8_e4m3fn).float()
+            return builder.cast_impl(TensorHandle(values.numpy(), tl.float32), dtype)
+        if dtype.scalar == tl.float8e4nv:
+            values = torch.from_numpy(np.array(builder.cast_impl(source, tl.float32).data))
+            bits = values.to(torch.float8_e4m3fn).view(torch.uint8)
+            return TensorHandle(bits.numpy(), tl.float8e4nv)
+        return convert(builder, source, dtype, rounding)
 
     return compute
