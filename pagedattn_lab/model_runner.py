@@ -189,7 +189,7 @@ def _attention_through_page_table(
     if key_cache.dtype not in EIGHT_BIT:
         flat_query = flat_query.to(key_cache.dtype)
     call = Call.of(flat_query, key_cache, value_cache, prompts=not metadata.is_decode, variant=variant)
-    output = choose(context.backend, call).run(
+    output = choose(context.backend, call).attend(
         flat_query,
         key_cache,
         value_cache,
@@ -198,6 +198,7 @@ def _attention_through_page_table(
         metadata.query_start_loc,
         1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling),
         variant,
+        metadata.cascade,
     )
     return output[None].to(query.dtype), None
 

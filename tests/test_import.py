@@ -49,7 +49,8 @@ def test_import_time() -> None:
 SPINE = [
     "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
     "hardware",
-    "attention.metadata", "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
+    "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
+    "attention.shared_prefix", "attention.cascade", "attention.metadata",
     "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
     "attention.backends", "attention", "kv_cache",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
