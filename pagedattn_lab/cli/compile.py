@@ -39,6 +39,7 @@ def add(commands: Any) -> None:
         "--target",
         choices=TARGETS,
         default="sm_90",
+        metavar="TARGET",
         help="; ".join(f"{target}: {MULTIPROCESSORS[target].gpus}" for target in TARGETS) + " (default: %(default)s)",
     )
     parser.add_argument(
