@@ -151,7 +151,9 @@ def read_sass(text: str) -> Listing:
         >>> listing.labels, listing.count("global load", width=16), listing.instructions[0].place
         ({'.L_x_1': 0}, 1, ('attend.py', 75))
     """
-    place, labels, found = None, {}, []
+    place: Place | None = None
+    labels: dict[str, int] = {}
+    found: list[Instruction] = []
     for line in text.splitlines():
         if where := re.match(r'\s*//## File "([^"]*)", line (\d+)', line):
             place = PurePosixPath(where[1]).name, int(where[2])
@@ -196,7 +198,9 @@ def read_amdgcn(text: str) -> Listing:
     files: dict[str, str] = {}
     for number, names in re.findall(r'^\s+\.file\s+(\d+)((?: "[^"]*")+)', text, re.MULTILINE):
         files[number] = PurePosixPath(re.findall(r'"([^"]*)"', names)[-1]).name
-    place, labels, found = None, {}, []
+    place: Place | None = None
+    labels: dict[str, int] = {}
+    found: list[Instruction] = []
     for line in text.splitlines():
         if where := re.match(r"\s+\.loc\s+(\d+) (\d+)", line):
             place = (files.get(where[1], ""), int(where[2]))

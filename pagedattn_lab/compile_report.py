@@ -131,7 +131,7 @@ def disassemble(compiled: CompiledKernel) -> Listing:
 
     Raises:
         ValueError: they do not say which lines they come from.
-        subprocess.CalledProcessError: NVIDIA's disassembler failed.
+        RuntimeError: NVIDIA's disassembler failed.
     """
     if "amdgcn" in compiled.asm:
         listing = read_amdgcn(compiled.asm["amdgcn"])
@@ -246,4 +246,7 @@ def _nvidia_tool(name: str, cubin: bytes, *options: str) -> str:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
         command = [getattr(knobs.nvidia, name).path, *options, str(file)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{name} failed: {result.stderr.strip() or result.returncode}")
+    return result.stdout

@@ -59,11 +59,11 @@ class Batch:
             at_least_one(name, size)
         if num_heads % num_kv_heads:
             raise ValueError(f"{num_heads} heads cannot share {num_kv_heads} KV heads evenly: give a multiple")
-        cache = torch.empty(2, 2, block_size, num_kv_heads, head_dim, dtype=getattr(torch, dtype))
+        key_cache = torch.empty(2, block_size, num_kv_heads, head_dim, dtype=getattr(torch, dtype))
         return cls(
-            query=torch.empty(NUM_SEQS, num_heads, head_dim, dtype=cache.dtype),
-            key_cache=cache[0],
-            value_cache=cache[1],
+            query=torch.empty(NUM_SEQS, num_heads, head_dim, dtype=key_cache.dtype),
+            key_cache=key_cache,
+            value_cache=torch.empty_like(key_cache),
             block_tables=torch.ones(NUM_SEQS, cdiv(CONTEXT_LEN, block_size), dtype=torch.int32),
             seq_lens=torch.full((NUM_SEQS,), CONTEXT_LEN, dtype=torch.int32),
             query_start_loc=torch.arange(NUM_SEQS + 1, dtype=torch.int32),
