@@ -31,8 +31,7 @@ class Multiprocessor:
         blocks: of threads that it can hold.
         lanes: threads of a warp.
         shared: bytes of shared memory.
-        shared_per_block: bytes that one block may take.
-        shared_reserved: bytes that the system takes for each block.
+        shared_reserved: bytes of it that the system takes for each block, so that one block may have so much less.
         shared_unit: bytes in whose multiples shared memory is handed out.
         source: where these figures stand.
     """
@@ -42,7 +41,6 @@ class Multiprocessor:
     blocks: int
     lanes: int
     shared: int
-    shared_per_block: int
     shared_reserved: int
     shared_unit: int
     source: str
@@ -51,12 +49,12 @@ class Multiprocessor:
 KIB = 1024
 _CUDA = "CUDA C++ Programming Guide, technical specifications per compute capability, and shared memory of {}"
 MULTIPROCESSORS = {
-    "sm_75": Multiprocessor("T4", 32, 16, 32, 64 * KIB, 64 * KIB, 0, 256, _CUDA.format("7.5")),
-    "sm_80": Multiprocessor("A100", 64, 32, 32, 164 * KIB, 163 * KIB, KIB, 128, _CUDA.format("8.0")),
-    "sm_90": Multiprocessor("H100, H200", 64, 32, 32, 228 * KIB, 227 * KIB, KIB, 128, _CUDA.format("9.0")),
-    "sm_100": Multiprocessor("B200", 64, 32, 32, 228 * KIB, 227 * KIB, KIB, 128, _CUDA.format("10.0")),
+    "sm_75": Multiprocessor("T4", 32, 16, 32, 64 * KIB, 0, 256, _CUDA.format("7.5")),
+    "sm_80": Multiprocessor("A100", 64, 32, 32, 164 * KIB, KIB, 128, _CUDA.format("8.0")),
+    "sm_90": Multiprocessor("H100, H200", 64, 32, 32, 228 * KIB, KIB, 128, _CUDA.format("9.0")),
+    "sm_100": Multiprocessor("B200", 64, 32, 32, 228 * KIB, KIB, 128, _CUDA.format("10.0")),
     "gfx942": Multiprocessor(
-        "MI300X", 32, 32, 64, 64 * KIB, 64 * KIB, 0, 512,
+        "MI300X", 32, 32, 64, 64 * KIB, 0, 512,
         "AMD Instinct MI300 (CDNA3) ISA Reference Guide, register and LDS allocation; at most 8 wavefronts a SIMD",
     ),
 }  # fmt: skip
@@ -113,7 +111,7 @@ def occupancy(target: str, registers: int, shared_bytes: int, num_warps: int) ->
     shared = cdiv(shared_bytes + has.shared_reserved, has.shared_unit) * has.shared_unit
     fits = {
         "registers": 4 * (REGISTERS_PER_LANE // registers) // num_warps,
-        "shared memory": 0 if shared_bytes > has.shared_per_block else has.shared // max(shared, 1),
+        "shared memory": has.shared // max(shared, 1),
         "warps": has.warps // num_warps,
         "blocks": has.blocks,
     }
