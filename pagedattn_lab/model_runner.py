@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from pagedattn_lab.attention.backends import check_name, choose
+from pagedattn_lab.attention.backends import Call, check_name, choose
 from pagedattn_lab.attention.metadata import AttentionMetadata
+from pagedattn_lab.attention.variant import Variant
 from pagedattn_lab.block_table import take_copies
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KVShape
@@ -171,17 +172,20 @@ def _attention_through_page_table(
     context.layers_done.add(layer)
     if sliding_window is not None and metadata.max_seq_len <= sliding_window:
         sliding_window = None  # every token sees all before it
-    features = {"softcap": softcap, "sliding_window": sliding_window}
-    backend = choose(context.backend, query.device, prompts=not metadata.is_decode, **features)
-    output = backend.run(
-        query[0].transpose(0, 1).to(cache.key_caches[layer].dtype),  # [num_tokens, num_heads, head_dim]
-        cache.key_caches[layer],
-        cache.value_caches[layer],
+    key_cache, value_cache = cache.key_caches[layer], cache.value_caches[layer]
+    flat_query = query[0].transpose(0, 1).to(key_cache.dtype)  # [num_tokens, num_heads, head_dim]
+    variant = Variant(softcap, sliding_window)
+    call = Call.of(flat_query, key_cache, value_cache, prompts=not metadata.is_decode, variant=variant)
+    output = choose(context.backend, call).attend(
+        flat_query,
+        key_cache,
+        value_cache,
         metadata.block_tables,
         metadata.seq_lens,
         metadata.query_start_loc,
         1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling),
-        **features,
+        variant,
+        metadata.cascade,
     )
     return output[None].to(query.dtype), None
 

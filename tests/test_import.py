@@ -50,8 +50,9 @@ def test_import_time() -> None:
 SPINE = [
     "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
     "kv_cache", "hardware", "occupancy", "assembly",
-    "attention.metadata", "attention.tolerance", "attention.checks", "attention.reference", "attention.launch",
-    "attention.triton_decode", "attention.backends", "attention",
+    "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
+    "attention.shared_prefix", "attention.cascade", "attention.metadata",
+    "attention.launch", "attention.triton_decode", "attention.backends", "attention",
     "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models", "models.__main__", "model_runner",
