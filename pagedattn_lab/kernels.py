@@ -93,8 +93,10 @@ def _decode(batch: Batch) -> None:
 def _cache(batch: Batch) -> None:
     from pagedattn_lab.attention.triton_cache import reshape_and_cache
 
-    new = batch.key_cache.new_empty(NUM_SEQS, *batch.key_cache.shape[2:])  # one token a sequence
-    reshape_and_cache(new, new.clone(), batch.key_cache, batch.value_cache, batch.query_start_loc[:-1].long())
+    _, block_size, *row = batch.key_cache.shape
+    new = batch.key_cache.new_empty(NUM_SEQS, *row)  # one token a sequence
+    slots = block_size + batch.query_start_loc[:-1].long() % block_size  # of block 1
+    reshape_and_cache(new, new.clone(), batch.key_cache, batch.value_cache, slots)
 
 
 KERNELS = {
