@@ -14,8 +14,9 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial, wraps
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -31,6 +32,50 @@ one_at_a_time = threading.RLock()
 
 _rewritten: WeakKeyDictionary[Callable[..., Any], types.CodeType] = WeakKeyDictionary()
 """The interpreter's version of each function, which takes a millisecond to make."""
+
+
+OPTIONS = ("num_warps", "num_stages")
+"""What a launch may say to the compiler beside a kernel's own arguments; the interpreter has no use for it."""
+
+
+class Launch(NamedTuple):
+    """One call of :func:`launch`, kept instead of run."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constexprs: dict[str, Any]
+
+
+_kept: ContextVar[list[Launch] | None] = ContextVar("_kept", default=None)
+"""Where this thread's launches go instead of running."""
+
+
+@contextmanager
+def kept_launches() -> Iterator[list[Launch]]:
+    """Keep this thread's launches instead of running them, so that they can be compiled for a GPU that is not here.
+
+    What a kernel would have written stays unwritten.
+
+    Yields:
+        The launches so far, in order.
+
+    Example:
+        >>> import torch, triton
+        >>> @triton.jit
+        ... def nothing(x_ptr):
+        ...     pass
+        >>> with kept_launches() as launches:
+        ...     launch(nothing, (2,), torch.zeros(1), num_warps=8)
+        >>> launches[0].grid, launches[0].constexprs
+        ((2,), {'num_warps': 8})
+    """
+    launches: list[Launch] = []
+    token = _kept.set(launches)
+    try:
+        yield launches
+    finally:
+        _kept.reset(token)
 
 
 def runs_natively() -> bool:
@@ -50,9 +95,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
         kernel: a function decorated with ``@triton.jit``.
         grid: one to three positive integers, the number of programs along each axis.
         args: the kernel's positional arguments: tensors, integers, floats.
-        constexprs: its ``tl.constexpr`` arguments, by name.
+        constexprs: its ``tl.constexpr`` arguments, by name, and perhaps :data:`OPTIONS` of the compiler.
 
     Raises:
+        TypeError: an argument by name that is neither the kernel's nor one of :data:`OPTIONS`. The interpreter alone
+            would drop it.
         ValueError: tensors on more than one device, or none at all.
         triton.runtime.errors.InterpreterError: whatever an interpreted kernel raises, wrapped.
 
@@ -67,11 +114,21 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
         >>> x
         tensor([0., 2., 4., 6.])
     """
+    unknown = [name for name in constexprs if name not in kernel.arg_names and name not in OPTIONS]
+    if unknown:
+        raise TypeError(
+            f"{kernel.__name__} has no argument {', '.join(unknown)}: it has {', '.join(kernel.arg_names)}, and a "
+            f"launch may also give {', '.join(OPTIONS)}"
+        )
     devices = {arg.device for arg in args if hasattr(arg, "data_ptr")}
     if len(devices) != 1:
         found = ", ".join(sorted(map(str, devices))) or "no device"
         raise ValueError(f"a launch got tensors on {found}: move them all to one device")
     (device,) = devices
+    launches = _kept.get()
+    if launches is not None:
+        launches.append(Launch(kernel, grid, args, constexprs))
+        return
     with one_at_a_time:
         if device.type != "cpu":
             with torch.cuda.device(device):
