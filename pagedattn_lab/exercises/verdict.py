@@ -71,7 +71,7 @@ class Verdict:
             )
         if self.pictures:
             drawn = "".join(
-                f'<figure style="flex:1 1 300px;min-width:0;max-width:440px;margin:0"><figcaption>{escape(caption)}'
+                f'<figure class="pa-picture" style="flex:1 1 300px;min-width:0;max-width:440px;margin:0"><figcaption>{escape(caption)}'
                 f"</figcaption>{picture.svg}</figure>"
                 for caption, picture in self.pictures
             )
