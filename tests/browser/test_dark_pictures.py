@@ -1,4 +1,4 @@
-"""Charts, strips and drawings follow the theme, in the built book and in JupyterLab; their words can be read in both."""
+"""Charts, strips and drawings follow the theme in the built book and in JupyterLab, and can be read in the dark."""
 
 from __future__ import annotations
 
