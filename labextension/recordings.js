@@ -38,7 +38,7 @@ const playerOnce = () =>
   }));
 
 /** How pictures look in the dark: a sheet for the page, and a style for the SVG of an <img>, in which the page's own does not
- * hold. What is dark there is said by the image's color-scheme (extension.css). */
+ * hold. An image takes for dark or light what JupyterLab makes the body's color-scheme with each theme. */
 let styleInDark = "";
 async function loadDark() {
   addSheet("pictures.css");
