@@ -468,7 +468,7 @@ def test_a_change_that_fits_nowhere_is_an_error() -> None:
 
 
 def marks(picture: Picture) -> list[str]:
-    return re.findall(r'font-weight="bold" fill="#222">([^<]+)<', picture.svg)
+    return re.findall(r'font-weight="bold" fill="#(?:222|000)">([^<]+)<', picture.svg)
 
 
 def test_a_right_answer_is_shown_what_it_touched() -> None:
