@@ -20,7 +20,7 @@ CACHE_DTYPES = {
     "float8_e4m3fn": torch.float8_e4m3fn, "fp8_per_token_head": torch.float8_e4m3fn,
     "int8": torch.int8, "int8_per_token_head": torch.int8,
 }  # fmt: skip
-"""The dtype of the tensors for each dtype of a :class:`KVShape` that a cache can hold."""
+"""The dtype of the tensors for each dtype of a :class:`pagedattn_lab.kv_shape.KVShape` that a cache can hold."""
 
 
 class PagedKVCache:
