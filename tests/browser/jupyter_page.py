@@ -44,9 +44,14 @@ CODE_CELLS = """() => [...jupyterapp.shell.currentWidget.content.model.cells]
       executed: cell.executionCount !== null && cell.executionState === 'idle',
       errors: outputs.filter(output => output.type === 'error').map(output => output.toJSON())
         .map(error => `${error.ename}: ${error.evalue}`),
-      widgets: outputs.map(o => o.data?.['application/vnd.jupyter.widget-view+json']?.model_id).filter(Boolean),
     };
   })"""
+# By the id of a widget, the number of the code cell that shows it. JupyterLab copies all that an output holds to tell.
+SHOWN_BY = """() => Object.fromEntries([...jupyterapp.shell.currentWidget.content.model.cells]
+  .filter(cell => cell.type === 'code')
+  .flatMap((cell, number) => Array.from({length: cell.outputs.length}, (_, index) => cell.outputs.get(index).data)
+    .map(data => data?.['application/vnd.jupyter.widget-view+json']?.model_id).filter(Boolean)
+    .map(model_id => [model_id, number])))"""
 
 
 class KernelError(AssertionError):
@@ -116,6 +121,7 @@ class Notebook:
     kernel_id: str
     kernel: Kernel
     run_errors: list[str] = field(default_factory=list)
+    _shown_by: dict[str, int] = field(default_factory=dict)
 
     @property
     def page(self) -> Any:
@@ -147,15 +153,20 @@ class Notebook:
         self.kernel.evaluate("0")  # an error of the last cell is heard now
         self.run_errors = [error for cell in self.code_cells() for error in cell["errors"]]
 
+    def shown_by(self) -> dict[str, int]:
+        """Return by the id of each widget that is shown the number of its code cell."""
+        self._shown_by = self.page.evaluate(SHOWN_BY)
+        return self._shown_by
+
     def output(self, model_id: str) -> Locator:
         """Return the output area of the cell that shows a widget.
 
         Raises:
             AssertionError: no cell shows it.
         """
-        where = [index for index, cell in enumerate(self.code_cells()) if model_id in cell["widgets"]]
-        assert where, f"{self.name}: no cell shows widget {model_id}"
-        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(where[0]).locator(".jp-Cell-outputArea")
+        known = self._shown_by if model_id in self._shown_by else self.shown_by()
+        assert model_id in known, f"{self.name}: no cell shows widget {model_id}"
+        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(known[model_id]).locator(".jp-Cell-outputArea")
 
 
 class Lab:
