@@ -176,10 +176,15 @@ class Lab:
         folder: for everything that it keeps.
         settings: defaults other than JupyterLab's and the book's.
         environment: variables for the server and its kernels, beside those of the tests.
+        startup: what every kernel runs first.
     """
 
     def __init__(
-        self, folder: Path, settings: dict[str, Any] = SETTINGS, environment: Mapping[str, str] = MappingProxyType({})
+        self,
+        folder: Path,
+        settings: dict[str, Any] = SETTINGS,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        startup: str = "",
     ) -> None:
         self.root = folder / "root"
         self.root.mkdir()
@@ -187,6 +192,9 @@ class Lab:
         overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
         overrides.parent.mkdir(parents=True)
         overrides.write_text(json.dumps(settings))
+        first = folder / "ipython" / "profile_default" / "startup" / "first.py"
+        first.parent.mkdir(parents=True)
+        first.write_text(startup)
         own = {
             "JUPYTER_CONFIG_DIR": "config",
             "JUPYTER_DATA_DIR": "data",

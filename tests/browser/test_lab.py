@@ -17,6 +17,9 @@ from tests.helpers.built import built_once
 from tests.helpers.chapters import CHAPTERS
 from tests.helpers.stand_in import build_stand_in
 
+WITHOUT_GRIDS = "from pagedattn_lab.viz import lesson\nlesson.make_grid = lambda *_: None\ndel lesson"
+# A long page is painted again at each cell that ends, though nobody looks before all have.
+UNSEEN = ".jp-Notebook { visibility: hidden }"
 OURS = ".jp-Notebook :is(.pa-lesson, .pa-player)"
 
 # Beside the chapters, a notebook with one of everything that this folder can move.
@@ -61,10 +64,11 @@ Lesson(lambda side: Picture(square(side), alt=f"side {side}"), "One square",
 def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Start JupyterLab on a copy of the chapters; stop it and every kernel at the end.
 
-    What the model says is compared where chapters run under nbval: here its stand-in will do.
+    What the model says, and what lessons store for pages without a kernel, is compared where chapters run under nbval:
+    here a stand-in will do for the one, and for the other nothing.
     """
     cache = built_once(tmp_path_factory.getbasetemp(), "stand-in", build_stand_in)
-    lab = Lab(tmp_path_factory.mktemp("lab"), environment={"PAGEDATTN_LAB_CACHE": str(cache)})
+    lab = Lab(tmp_path_factory.mktemp("lab"), environment={"PAGEDATTN_LAB_CACHE": str(cache)}, startup=WITHOUT_GRIDS)
     lab.add_folder(CHAPTERS[0].parent)
     write(lab, "tour.ipynb", *TOUR)
     yield lab
@@ -81,7 +85,9 @@ def write(lab: Lab, name: str, *sources: str) -> None:
 def chapter(request: pytest.FixtureRequest, lab: Lab, browser: Browser) -> Iterator[Notebook]:
     """Open a chapter and run all its cells."""
     notebook = lab.open(browser, request.param)
+    unseen = notebook.page.add_style_tag(content=UNSEEN)
     notebook.run_all()
+    unseen.evaluate("style => style.remove()")
     yield notebook
     lab.close(notebook)
 
