@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 from jupyter_client import BlockingKernelClient
 from jupyter_server.serverapp import list_running_servers
-from playwright.sync_api import Browser, Locator
+from playwright.sync_api import Browser, Locator, Page
 from watch import PATIENCE, Watch, until
 
 from tools import bootstrap
@@ -118,15 +118,11 @@ class Notebook:
 
     name: str
     watch: Watch
+    page: Page
     kernel_id: str
     kernel: Kernel
     run_errors: list[str] = field(default_factory=list)
     _shown_by: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def page(self) -> Any:
-        """The browser's page."""
-        return self.watch.context.pages[0]
 
     def code_cells(self) -> list[dict[str, Any]]:
         """Return JupyterLab's model of every code cell."""
@@ -258,17 +254,30 @@ class Lab:
 
     def open(self, browser: Browser, path: str) -> Notebook:
         """Open a notebook, given relative to the root, in a window of its own, and wait for its kernel."""
-        watch = Watch(browser, viewport={"width": 1280, "height": 1000})
+        return self.open_in(self.window(browser), path)
+
+    def window(self, browser: Browser) -> Watch:
+        """Open an empty window; notebooks one after the other in it load JupyterLab's scripts once."""
+        return Watch(browser, viewport={"width": 1280, "height": 1000})
+
+    def open_in(self, watch: Watch, path: str) -> Notebook:
+        """Open a notebook as a page of a window, which begins without problems."""
+        watch.problems.clear()
         page = watch.new_page()
         page.goto(f"{self._server['url']}lab/tree/{path}?reset&token={self._server['token']}")
         page.wait_for_function(IS_READY)
         kernel_id = page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
-        return Notebook(Path(path).stem, watch, kernel_id, Kernel(self._runtime / f"kernel-{kernel_id}.json"))
+        return Notebook(Path(path).stem, watch, page, kernel_id, Kernel(self._runtime / f"kernel-{kernel_id}.json"))
 
     def close(self, notebook: Notebook) -> None:
         """Close a notebook's window and stop its kernel."""
-        notebook.kernel.close()
+        self.close_page(notebook)
         notebook.watch.context.close()
+
+    def close_page(self, notebook: Notebook) -> None:
+        """Close a notebook's page and stop its kernel; its window stays."""
+        notebook.kernel.close()
+        notebook.page.close()
         address = f"{self._server['url']}api/kernels/{notebook.kernel_id}"
         headers = {"Authorization": f"token {self._server['token']}"}
         urllib.request.urlopen(urllib.request.Request(address, method="DELETE", headers=headers), timeout=PATIENCE)

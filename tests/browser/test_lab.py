@@ -81,15 +81,22 @@ def write(lab: Lab, name: str, *sources: str) -> None:
     lab.write(Path(name), new_notebook(cells=cells, metadata={"kernelspec": kernel}))
 
 
+@pytest.fixture(scope="module")
+def window(lab: Lab, browser: Browser) -> Iterator[watch.Watch]:
+    """Open the window in which chapters are opened one after the other."""
+    with lab.window(browser) as window:
+        yield window
+
+
 @pytest.fixture(scope="module", params=["tour.ipynb", *(f"chapters/{path.name}" for path in CHAPTERS)])
-def chapter(request: pytest.FixtureRequest, lab: Lab, browser: Browser) -> Iterator[Notebook]:
+def chapter(request: pytest.FixtureRequest, lab: Lab, window: watch.Watch) -> Iterator[Notebook]:
     """Open a chapter and run all its cells."""
-    notebook = lab.open(browser, request.param)
+    notebook = lab.open_in(window, request.param)
     unseen = notebook.page.add_style_tag(content=UNSEEN)
     notebook.run_all()
     unseen.evaluate("style => style.remove()")
     yield notebook
-    lab.close(notebook)
+    lab.close_page(notebook)
 
 
 def test_every_cell_runs(chapter: Notebook) -> None:
