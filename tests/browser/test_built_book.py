@@ -318,7 +318,8 @@ def test_violations_are_noticed(watch: Watch) -> None:
     """Catches an axe that was not asked, or whose verdict is thrown away; and a page that is found too wide by none."""
     page = watch.new_page()
     page.set_content("<html lang=en><title>a</title><main><h1>a</h1><button></button><img src=''></main></html>")
-    assert {line.split(":")[0] for line in violations(page)} == {"button-name", "image-alt"}
+    for find in (violations, structure_violations):
+        assert {line.split(":")[0] for line in find(page)} == {"button-name", "image-alt"}
     assert page.evaluate(TOO_WIDE) == []
     page.set_content("<html lang=en><title>a</title><main><p style='width: 3000px'>a</p></main></html>")
     assert page.evaluate(TOO_WIDE)[-1] == "P "
