@@ -121,6 +121,70 @@ def test_offsets_past_32_bits(name: str, dim: int, tmp_path: Path) -> None:
         assert_matches(paged_attention(*positional, **keywords, backend=backend), expected)
 
 
+def slopes(heads: int) -> torch.Tensor:
+    """Different for each head, as ALiBi's are, and not in the proportions that its formula gives."""
+    return torch.linspace(0.02, 0.9, heads)
+
+
+@pytest.mark.parametrize("value_dim", [16, 48])
+@pytest.mark.parametrize("options", [{"alibi_slopes": slopes(6)}, {"sinks": torch.linspace(-3, 9, 6)},
+                                     {"softcap": 1.5, "sliding_window": 7, "alibi_slopes": slopes(6),
+                                      "sinks": torch.linspace(9, -3, 6)}])  # fmt: skip
+def test_options_of_a_layer(options: dict[str, object], value_dim: int) -> None:
+    """Catches a slope or sink of another head, a bias added before the cap, a sink that keeps its weight or is lost
+    behind a window, and values that are taken for as wide as keys.
+    """
+    batch = ragged_batch([9, 23, 3], [9, 4, 1], block_size=4, head_dim=32, value_dim=value_dim, seed=3)
+    positional, keywords = batch.arguments()
+    output = paged_attention(*positional, **keywords, **options)
+    assert_matches(output, dense_attention(batch, **options))
+    with pytest.raises(NotImplementedError, match='use backend="reference"'):
+        paged_attention(*positional, **keywords, **options, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_8_bit_caches(dtype: torch.dtype, per_token: bool) -> None:
+    """Catches scales of another token or head, keys' scales used for values, and a scale that is read for a slot that
+    holds no token.
+    """
+    batch = ragged_batch([9, 23, 3], [9, 4, 1], block_size=4, head_dim=32, seed=4)
+    quantized, scales = [], []
+    for which, cache in enumerate((batch.key_cache, batch.value_cache)):
+        largest = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}[dtype]
+        top = cache.nan_to_num().abs().amax(dim=-1) if per_token else cache.nan_to_num().abs().max().reshape(1)
+        scale = top / largest * (1 + which)  # [num_blocks, block_size, num_kv_heads] or [1]
+        small = cache.nan_to_num() / scale.clamp(min=1e-9).reshape(*scale.shape, *[1] * (4 - scale.dim()))
+        small = small.round() if dtype == torch.int8 else small
+        quantized.append(small.clamp(-largest, largest).to(dtype))
+        scales.append(torch.where(cache[..., 0].isnan(), math.nan, scale) if per_token else scale)
+    caches = [
+        small.float() * scale.reshape(*scale.shape, *[1] * (4 - scale.dim()))
+        for small, scale in zip(quantized, scales, strict=True)
+    ]
+    for row, seq_len in enumerate(batch.seq_lens.tolist()):
+        position = torch.arange(seq_len)
+        where = batch.block_tables[row, position // 4].long(), position % 4
+        batch.dense[row] = caches[0][where], caches[1][where]
+    positional, keywords = batch.arguments()
+    arguments = (positional[0], *quantized, *positional[3:])
+    output = paged_attention(*arguments, **keywords, k_scale=scales[0], v_scale=scales[1])
+    assert_matches(output, dense_attention(batch))
+
+
+def test_values_inside_latents() -> None:
+    """Catches a backend that takes the value cache for a tensor of its own: with latent attention it is a view of the
+    keys, one head that all query heads share.
+    """
+    batch = ragged_batch([9, 23, 3], [9, 4, 1], block_size=4, head_dim=40, heads=5, kv_heads=1, seed=5)
+    batch.value_cache = batch.key_cache[..., :32]
+    batch.dense = [(key, key[..., :32]) for key, _ in batch.dense]
+    positional, keywords = batch.arguments()
+    output = paged_attention(*positional, **keywords, scale=0.2)
+    assert output.shape == (14, 5, 32)
+    assert_matches(output, dense_attention(batch, scale=0.2))
+
+
 def _arguments() -> dict[str, object]:
     batch = ragged_batch([5, 3], [1, 1], block_size=4, head_dim=8)
     names = ("query", "key_cache", "value_cache", "block_tables", "seq_lens")
@@ -132,6 +196,25 @@ def _arguments() -> dict[str, object]:
     [
         ({"sliding_window": 0}, "sliding_window is 0"),
         ({"softcap": -1.0}, "softcap is -1.0"),
+        ({"sliding_window": True}, "sliding_window is True"),
+        ({"sinks": torch.zeros(5)}, r"sinks is torch.float32 of shape \(5,\)"),
+        ({"alibi_slopes": torch.zeros(6, dtype=torch.int64)}, "alibi_slopes is torch.int64"),
+        ({"sinks": torch.zeros(6, device="meta")}, "sinks is on meta"),
+        ({"k_scale": torch.ones(1)}, "k_scale has no meaning"),
+        (
+            {"key_cache": torch.zeros(6, 4, 2, 8).char(), "value_cache": torch.zeros(6, 4, 2, 8).char()},
+            "k_scale is needed",
+        ),
+        (
+            {
+                "key_cache": torch.zeros(6, 4, 2, 8).char(),
+                "value_cache": torch.zeros(6, 4, 2, 8).char(),
+                "k_scale": torch.ones(1),
+                "v_scale": torch.ones(4),
+            },
+            "v_scale is torch.float32 of shape",
+        ),
+        ({"value_cache": torch.zeros(6, 4, 2, 0)}, "value_cache has shape"),
         ({"query": torch.zeros(2, 6, 8, dtype=torch.int32)}, "floating-point"),
         ({"key_cache": torch.zeros(3, 4, 0, 8), "value_cache": torch.zeros(3, 4, 0, 8)}, "at least 1"),
         ({"backend": "cuda"}, "backend 'cuda' is unknown"),

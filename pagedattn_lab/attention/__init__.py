@@ -6,8 +6,10 @@ import math
 
 import torch
 
-from pagedattn_lab.attention.backends import check_name, choose
+from pagedattn_lab.attention.backends import Call, check_name, choose
+from pagedattn_lab.attention.cascade import plan_cascade
 from pagedattn_lab.attention.checks import check_shapes, check_values
+from pagedattn_lab.attention.variant import Variant, check_variant
 
 
 def paged_attention(
@@ -22,6 +24,10 @@ def paged_attention(
     backend: str = "auto",
     softcap: float | None = None,
     sliding_window: int | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal grouped-query attention of a ragged batch against keys and values scattered over blocks.
 
@@ -30,24 +36,26 @@ def paged_attention(
 
     Args:
         query: ``[num_tokens, num_heads, head_dim]``; ``num_heads // num_kv_heads`` neighbouring heads share a KV head.
-        key_cache, value_cache: ``[num_blocks, block_size, num_kv_heads, head_dim]``, dtype of ``query``.
+        key_cache, value_cache: ``[num_blocks, block_size, num_kv_heads, head_dim]``, dtype of ``query``, float8_e4m3fn
+            or int8. Values may have a head_dim of their own. A view will do: of latents that hold key and value in one,
+            ``latent_cache[..., :rank]`` is the value cache.
         block_tables: ``[num_seqs, max_blocks_per_seq]`` int32 (int64 will do, here and in what follows).
         seq_lens: ``[num_seqs]`` int32, tokens in the cache, the queries' own included.
         query_start_loc: ``[num_seqs + 1]`` int32, where each sequence's queries start; ``None``: one query each.
         scale: factor on the scores; by default ``1 / sqrt(head_dim)``.
         backend: ``"reference"`` (plain torch), ``"triton"`` (compiled on a GPU, interpreted elsewhere), or ``"auto"``:
             Triton on a GPU for calls of one query a sequence that it can express, else the reference.
-        softcap: ``softcap * tanh(score / softcap)`` replaces each score (Gemma 2). Reference only.
-        sliding_window: a token sees itself and the ``sliding_window - 1`` tokens before it. Reference only.
+        softcap, sliding_window, alibi_slopes, sinks, k_scale, v_scale: what a layer does besides; see
+            :class:`pagedattn_lab.attention.variant.Variant`. Not every backend has all of them.
 
     Returns:
-        ``[num_tokens, num_heads, head_dim]``, dtype of ``query``.
+        ``[num_tokens, num_heads, head_dim]``, dtype of ``query``; the head_dim is that of the values.
 
     Raises:
         ValueError: shapes, dtypes, devices or lengths that do not fit together, a table entry that is no usable
             block, or an unknown backend. Values are checked on the CPU only: on a GPU, looking would stall it.
         ImportError: ``backend="triton"`` where Triton is not installed.
-        NotImplementedError: ``backend="triton"`` with ``softcap`` or ``sliding_window``.
+        NotImplementedError: the backend asked for lacks something that the call asks for.
 
     Source: Kwon et al. 2023, equation 4.
 
@@ -67,15 +75,15 @@ def paged_attention(
     check_shapes(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc)
     if query.device.type == "cpu":
         check_values(query, key_cache, block_tables, seq_lens, query_start_loc)
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap is {softcap}: give a positive number, or None for no cap")
-    if sliding_window is not None and (not isinstance(sliding_window, int) or sliding_window < 1):
-        raise ValueError(
-            f"sliding_window is {sliding_window!r}: a token sees at least itself, so give a whole number from 1 on, "
-            "or None"
-        )
+    variant = Variant(softcap, sliding_window, alibi_slopes, sinks, k_scale, v_scale)
+    check_variant(variant, query, key_cache)
     # Choose a backend, and run it: from here on nothing is checked but what the backend alone needs.
-    features = {"softcap": softcap, "sliding_window": sliding_window}
-    chosen = choose(backend, query.device, prompts=len(query) > len(seq_lens), **features)
+    call = Call.of(query, key_cache, value_cache, prompts=len(query) > len(seq_lens), variant=variant)
+    chosen = choose(backend, call)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-    return chosen.run(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, **features)
+    cascade = None
+    if chosen.cascades and query.device.type == "cpu":  # finding what is shared looks at values, too
+        rows, lens, query_lens = (tensor.tolist() for tensor in (block_tables, seq_lens, query_start_loc.diff()))
+        cascade = plan_cascade(rows, lens, query_lens, key_cache.shape[1])
+    arguments = (query, key_cache, value_cache, block_tables, seq_lens, query_start_loc)
+    return chosen.attend(*arguments, scale, variant, cascade)

@@ -7,7 +7,55 @@ from dataclasses import dataclass
 
 import torch
 
+from pagedattn_lab.attention.cascade import Cascade, can_cascade, cascade_attention
 from pagedattn_lab.attention.reference import reference_attention
+from pagedattn_lab.attention.variant import PLAIN, Variant
+
+
+@dataclass(frozen=True)
+class Call:
+    """What of a call decides which backend can run it.
+
+    Attributes:
+        device: type of device, such as ``"cpu"``.
+        dtype, cache_dtype: of query and of the two caches.
+        head_dim, value_dim: elements of a key and of a value.
+        prompts: whether a sequence has more than one query.
+        variant: what the layer does besides a plain causal softmax.
+    """
+
+    device: str
+    dtype: torch.dtype = torch.float32
+    cache_dtype: torch.dtype = torch.float32
+    head_dim: int = 64
+    value_dim: int = 64
+    prompts: bool = False
+    variant: Variant = PLAIN
+
+    @classmethod
+    def of(
+        cls,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        *,
+        prompts: bool,
+        variant: Variant = PLAIN,
+    ) -> Call:
+        """Describe a call by its tensors, which are those of :func:`pagedattn_lab.attention.paged_attention`."""
+        return cls(
+            query.device.type,
+            query.dtype,
+            key_cache.dtype,
+            key_cache.shape[3],
+            value_cache.shape[3],
+            prompts,
+            variant,
+        )
+
+
+def _lacks_nothing(call: Call) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -16,33 +64,49 @@ class Backend:
 
     Attributes:
         name: what callers ask for.
-        run: from ``(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale)`` and, by name,
-            ``softcap`` and ``sliding_window``, to the output. It checks nothing that
-            :mod:`pagedattn_lab.attention.checks` does.
+        run: from ``(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant)`` to the
+            output. It checks nothing that :mod:`pagedattn_lab.attention.checks` does. If it ``cascades``, it takes
+            ``return_lse=True`` and then gives the log-sum-exps of the scores as well, ``[num_tokens, num_heads]``.
+        lacks: from a call to a few words on what this backend does not have of it, or ``None``.
         fast_on: types of device on which it is compiled, so that ``"auto"`` prefers it there.
         suits_prompts: whether many queries of one sequence share what they read.
-        softcap, sliding_window: whether it has them.
+        cascades: whether prefixes that sequences share are read once, ahead of it. The reference, an oracle, has none
+            of that.
     """
 
     name: str
     run: Callable[..., torch.Tensor]
+    lacks: Callable[[Call], str | None] = _lacks_nothing
     fast_on: frozenset[str] = frozenset()
     suits_prompts: bool = True
-    softcap: bool = True
-    sliding_window: bool = True
+    cascades: bool = False
 
-    def lacks(self, softcap: float | None, sliding_window: int | None) -> str | None:
-        """Name what a call asks for and this backend does not have, or give ``None``.
+    def attend(
+        self,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        block_tables: torch.Tensor,
+        seq_lens: torch.Tensor,
+        query_start_loc: torch.Tensor,
+        scale: float,
+        variant: Variant = PLAIN,
+        cascade: Cascade | None = None,
+    ) -> torch.Tensor:
+        """Run it, after a cascade over shared prefixes if there is one and this backend and variant allow it."""
+        if cascade is None or not (self.cascades and can_cascade(variant)):
+            lens = (seq_lens, query_start_loc)
+            return self.run(query, key_cache, value_cache, block_tables, *lens, scale, variant)
+        return cascade_attention(self.run, query, key_cache, value_cache, cascade, query_start_loc, scale, variant)
 
-        Example:
-            >>> BACKENDS["triton"].lacks(softcap=None, sliding_window=8)
-            'sliding_window (8)'
-        """
-        if softcap is not None and not self.softcap:
-            return f"softcap ({softcap})"
-        if sliding_window is not None and not self.sliding_window:
-            return f"sliding_window ({sliding_window})"
-        return None
+
+def _triton_lacks(call: Call) -> str | None:
+    options = call.variant.asked_for()
+    if options:
+        return f"{options[0]} ({getattr(call.variant, options[0])})"
+    if call.head_dim != call.value_dim:
+        return f"values of {call.value_dim} elements beside keys of {call.head_dim}"
+    return None
 
 
 def _run_triton(
@@ -53,8 +117,7 @@ def _run_triton(
     seq_lens: torch.Tensor,
     query_start_loc: torch.Tensor,
     scale: float,
-    softcap: None = None,
-    sliding_window: None = None,
+    variant: Variant,
 ) -> torch.Tensor:
     # Imported late: Triton exists for Linux only, and the other backends must work without it.
     try:
@@ -71,14 +134,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("reference", reference_attention),
-        Backend(
-            "triton",
-            _run_triton,
-            fast_on=frozenset({"cuda"}),
-            suits_prompts=False,
-            softcap=False,
-            sliding_window=False,
-        ),
+        Backend("triton", _run_triton, _triton_lacks, fast_on=frozenset({"cuda"}), suits_prompts=False),
     )
 }
 """Every backend by its name; the last that fits wins under ``"auto"``, and the first fits always."""
@@ -87,14 +143,7 @@ NAMES = ("auto", *BACKENDS)
 """What a caller may ask for."""
 
 
-def choose(
-    name: str,
-    device: torch.device,
-    *,
-    prompts: bool,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-) -> Backend:
+def choose(name: str, call: Call) -> Backend:
     """Find the backend of a call.
 
     Under ``"auto"`` it is the fastest for the device that has what the call asks for; calls that hold prompts go to one
@@ -102,20 +151,19 @@ def choose(
 
     Args:
         name: one of :data:`NAMES`.
-        device: where the tensors are.
-        prompts: whether a sequence has more than one query.
-        softcap, sliding_window: as for :func:`pagedattn_lab.attention.paged_attention`.
+        call: what is to be computed, and where.
 
     Raises:
         ValueError: an unknown name.
-        NotImplementedError: the backend asked for lacks ``softcap`` or ``sliding_window``.
+        NotImplementedError: the backend asked for lacks something that the call asks for.
 
     Example:
-        >>> cpu, gpu = torch.device("cpu"), torch.device("cuda")
-        >>> choose("auto", cpu, prompts=False).name, choose("auto", gpu, prompts=False).name
+        >>> choose("auto", Call("cpu")).name, choose("auto", Call("cuda")).name
         ('reference', 'triton')
-        >>> choose("auto", gpu, prompts=True).name, choose("auto", gpu, prompts=False, softcap=30.0).name
-        ('reference', 'reference')
+        >>> choose("auto", Call("cuda", prompts=True)).name
+        'reference'
+        >>> choose("auto", Call("cuda", variant=Variant(softcap=30.0))).name
+        'reference'
     """
     check_name(name)
     if name == "auto":
@@ -123,14 +171,14 @@ def choose(
             (
                 backend
                 for backend in reversed(BACKENDS.values())
-                if device.type in backend.fast_on
-                and (backend.suits_prompts or not prompts)
-                and not backend.lacks(softcap, sliding_window)
+                if call.device in backend.fast_on
+                and (backend.suits_prompts or not call.prompts)
+                and not backend.lacks(call)
             ),
             BACKENDS["reference"],
         )
     backend = BACKENDS[name]
-    missing = backend.lacks(softcap, sliding_window)
+    missing = backend.lacks(call)
     if missing:
         raise NotImplementedError(f'the {name} backend has no {missing} yet: use backend="reference"')
     return backend

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from pagedattn_lab.attention.variant import EIGHT_BIT
+
 
 def check_shapes(
     query: torch.Tensor,
@@ -26,22 +28,23 @@ def check_shapes(
         raise ValueError(f"query is {query.dtype}: floating-point numbers are needed")
     if query.dim() != 3:
         raise ValueError(f"query has shape {tuple(query.shape)}: [num_tokens, num_heads, head_dim] is needed")
-    if key_cache.dim() != 4 or key_cache.shape != value_cache.shape:
+    if key_cache.dim() != 4 or value_cache.dim() != 4 or key_cache.shape[:3] != value_cache.shape[:3]:
         raise ValueError(
             f"key_cache has shape {tuple(key_cache.shape)} and value_cache {tuple(value_cache.shape)}: "
-            "both must be [num_blocks, block_size, num_kv_heads, head_dim]"
+            "both must be [num_blocks, block_size, num_kv_heads, head_dim]; only head_dim may differ"
         )
-    if 0 in key_cache.shape:
-        raise ValueError(f"key_cache has shape {tuple(key_cache.shape)}: every dimension must be at least 1")
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        if 0 in cache.shape:
+            raise ValueError(f"{name} has shape {tuple(cache.shape)}: every dimension must be at least 1")
     num_kv_heads, head_dim = key_cache.shape[2:]
     if query.shape[2] != head_dim:
         raise ValueError(f"query has head_dim {query.shape[2]} but the cache has {head_dim}")
     if query.shape[1] % num_kv_heads:
         raise ValueError(f"{query.shape[1]} query heads cannot be shared out evenly over {num_kv_heads} KV heads")
-    if not query.dtype == key_cache.dtype == value_cache.dtype:
+    if key_cache.dtype != value_cache.dtype or (key_cache.dtype != query.dtype and key_cache.dtype not in EIGHT_BIT):
         raise ValueError(
             f"query is {query.dtype}, key_cache {key_cache.dtype} and value_cache {value_cache.dtype}: "
-            "convert them to one dtype"
+            "convert them to one dtype, or both caches to one of 8 bits"
         )
     if block_tables.dim() != 2 or seq_lens.shape != block_tables.shape[:1]:
         raise ValueError(

@@ -42,8 +42,10 @@ def ragged_batch(
     dtype: torch.dtype = torch.float32,
     garbage: int | None = 2**30,
     seed: int = 0,
+    value_dim: int | None = None,
 ) -> Batch:
     """Build a batch. ``garbage=None`` fills the unused table entries with a block of NaN that does exist."""
+    value_dim = head_dim if value_dim is None else value_dim
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -53,7 +55,7 @@ def ragged_batch(
     num_blocks = sum(counts) + 3  # the null block, and two that nobody owns
     # Keys and values lie in memory in different orders, and neither in that of their shape: strides all differ.
     key_storage = torch.full((num_blocks, kv_heads, block_size, head_dim + 8), math.nan, dtype=dtype)
-    value_storage = torch.full((num_blocks, 2, block_size, kv_heads, head_dim), math.nan, dtype=dtype)
+    value_storage = torch.full((num_blocks, 2, block_size, kv_heads, value_dim), math.nan, dtype=dtype)
     key_cache, value_cache = key_storage.transpose(1, 2)[..., :head_dim], value_storage[:, 1]
     order = (torch.randperm(num_blocks - 1, generator=generator) + 1).tolist()
     nobodys = order[-1]
@@ -66,7 +68,7 @@ def ragged_batch(
         tables[row, :count] = torch.tensor(blocks, dtype=torch.int32)
         # Scores grow along the sequence, so the running maximum moves in every tile.
         key = normal(seq_len, kv_heads, head_dim) * torch.linspace(0.5, 2, seq_len)[:, None, None].to(dtype)
-        value = normal(seq_len, kv_heads, head_dim)
+        value = normal(seq_len, kv_heads, value_dim)
         for position in range(seq_len):
             slot = blocks[position // block_size], position % block_size
             key_cache[slot], value_cache[slot] = key[position], value[position]
@@ -101,12 +103,17 @@ def spread(tensor: torch.Tensor, dim: int, folder: Path) -> torch.Tensor:
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Say whether two tensors hold the same bits: a NaN equals itself, and 0.0 is not -0.0."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
     return first.dtype == second.dtype and torch.equal(first.view(integer), second.view(integer))
 
 
 def dense_attention(
-    batch: Batch, scale: float | None = None, softcap: float | None = None, sliding_window: int | None = None
+    batch: Batch,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend in float64, query by query and head by head, over contiguous keys and values.
 
@@ -115,7 +122,7 @@ def dense_attention(
     """
     dtype, (_, heads, head_dim) = batch.query.dtype, batch.query.shape
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    output = torch.empty(batch.query.shape, dtype=torch.float64)
+    output = torch.empty(*batch.query.shape[:2], batch.value_cache.shape[3], dtype=torch.float64)
     bound = torch.empty_like(output)
     eps = torch.finfo(torch.float32).eps
     for row, (key, value) in enumerate(batch.dense):
@@ -130,12 +137,20 @@ def dense_attention(
                 scores = keys @ query * scale
                 if softcap is not None:
                     scores = softcap * torch.tanh(scores / softcap)
-                weights = torch.exp(scores - scores.max())
-                output[token, head] = (weights / weights.sum()) @ values
+                distance = torch.zeros(len(scores), dtype=torch.float64)
+                if alibi_slopes is not None:
+                    distance = torch.arange(begin, seen, dtype=torch.float64) - (seen - 1)
+                    scores = scores + alibi_slopes[head].double() * distance
+                extra = torch.tensor([-math.inf if sinks is None else sinks[head].item()], dtype=torch.float64)
+                top = max(scores.max(), extra)
+                weights = torch.exp(scores - top)
+                output[token, head] = (weights / (weights.sum() + torch.exp(extra - top))) @ values
                 # A sum of n products is off by at most n eps times the sum of their sizes; exp turns an absolute
                 # error of a score into a relative error of its weight, which counts in the numerator and the sum.
                 score_error = (head_dim + 4) * eps * (keys.abs() @ query.abs()).max() * scale
-                relative = 2 * score_error + 2 * (len(keys) + 8) * eps
+                if alibi_slopes is not None:  # one more product and one more sum, of the size of the largest bias
+                    score_error += 2 * eps * alibi_slopes[head].abs().double() * distance.abs().max()
+                relative = 2 * score_error + 2 * (len(keys) + 8 + (sinks is not None)) * eps
                 rounding = torch.finfo(dtype).eps / 2 * output[token, head].abs()  # half a unit in the last place
                 bound[token, head] = relative * values.abs().max(dim=0).values + rounding
     return output, bound
@@ -144,5 +159,6 @@ def dense_attention(
 def assert_matches(output: torch.Tensor, expected: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Fail where an output is further from the float64 answer than the bound, or NaN."""
     answer, bound = expected
-    excess = ((output.double() - answer).abs() / bound).nan_to_num(nan=math.inf)
+    smallest = torch.finfo(torch.float64).tiny  # a bound of 0 is met by equal values
+    excess = ((output.double() - answer).abs() / bound.clamp(min=smallest)).nan_to_num(nan=math.inf)
     assert excess.max() <= 1, f"off by {excess.max():.3g} times the rounding bound"
