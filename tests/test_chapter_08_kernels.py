@@ -192,6 +192,14 @@ def test_what_is_nearly_quantised_is_wrong(change: tuple[str, str]) -> None:
     assert any(not WRITE.same(problem.specified, run(WRITE, problem, change)) for problem in cases)
 
 
+@each
+def test_what_triton_cannot_compile_is_refused(number: str) -> None:
+    """Catches a kernel that runs in the interpreter alone, and passes."""
+    breaks = EXERCISES[number].reference.but(("    tl.store(", "    for _ in range(1):\n        break\n    tl.store("))
+    message = EXERCISES[number].grade(breaks).message
+    assert "Triton cannot compile this kernel" in message and "unsupported AST node type: Break" in message
+
+
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +366,7 @@ def test_luck_is_called_luck() -> None:
 
 
 def marks(svg: str) -> list[str]:
-    return re.findall(r'font-weight="bold" fill="#222">([^<]+)<', svg)[1:]
+    return re.findall(r'font-weight="bold" fill="#(?:222|000)">([^<]+)<', svg)[1:]
 
 
 @each

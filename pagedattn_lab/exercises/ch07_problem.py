@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises.ch07_faults import in_words
@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # a list of exercises must not wait for torch
     from pagedattn_lab.exercises.touched import Program
 
 LOW = 150.0
-"""Subtracted from scores that are to be low: exp(-150) is 0 in float32, whose smallest number is exp(-103)."""
+"""Subtracted from scores that are to be low, and added to those that are to be high: exp(-150) is 0 in float32, whose
+smallest number is exp(-103), and exp(150) is inf, since its largest is exp(88)."""
 GARBAGE = (0, -1, 10**6)
 """The null block, the mark of an empty entry, and a block that does not exist."""
 
@@ -40,7 +41,7 @@ class Problem(KernelProblem):
         heads: query heads.
         kv_heads: that they share.
         window: tokens that a query sees, itself included; ``None``: all.
-        scores: "mixed", "rising" from token to token, or all "low".
+        scores: "mixed", "rising" from token to token, all "low", or all "high".
         seed: of the numbers in it.
 
     Example:
@@ -112,8 +113,9 @@ class Problem(KernelProblem):
             if self.scores == "rising":
                 order = (tokens[0] * own).sum(-1).argsort(dim=0)
                 tokens = tokens.gather(1, order[None, ..., None].expand_as(tokens))
-            if self.scores == "low":
-                tokens[0] -= own * (LOW / self.scale / own.square().sum(-1, keepdim=True))
+            if self.scores in ("low", "high"):
+                shift = LOW if self.scores == "high" else -LOW
+                tokens[0] += own * (shift / self.scale / own.square().sum(-1, keepdim=True))
             slots = [table[position // size] * size + position % size for position in self.visible(row)]
             caches.flatten(1, 2)[:, slots] = tokens
         return {
@@ -182,10 +184,9 @@ class Problem(KernelProblem):
             out[row] = torch.einsum("ht,thd->hd", torch.softmax(scores, dim=1), value)
         return out
 
-    @property
-    def scalars(self) -> tuple[float, ...]:
-        """The stride of the page tables' rows, and the scale."""
-        return self.tensors["page tables"].stride(0), self.scale
+    def arguments(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+        """Give what a kernel is launched with, beside its constants."""
+        return (*tensors.values(), tensors["page tables"].stride(0), self.scale)
 
     def grid(self, constants: Mapping[str, int]) -> tuple[int, ...]:
         """One program per sequence and, where heads share, one of ``loaders``."""

@@ -82,10 +82,14 @@ def _cases() -> list[Case]:
             "All scores of query head 0 are far below 0, those of head 1 are not: each head has its own maximum.",
         ),
         (GroupProblem((5,), 4, 4, heads=2, kv_heads=2, scores="low"), "All scores are far below 0."),
+        (GroupProblem((5,), 4, 4, heads=2, kv_heads=2, scores="high"), "All scores are far above 0."),
     ]
     about = "Every query head of the group has its own maximum and sum, and all share the keys and values loaded once."
     return decode_cases("one_read_decode", _constants, known, make, about)
 
+
+COMPILED_FOR = GroupProblem((16,), 16, 16, dim=16, heads=4, kv_heads=2)
+"""Cases are small enough to be followed by hand, and too small for ``tl.dot`` on a GPU, which wants sums of 16."""
 
 _right = OwnKernel(SOLUTIONS, "one_read_decode")
 _SHARED = "mask=in_sequence[:, None], other=0.0"
@@ -97,7 +101,7 @@ one_read_decode = decode_exercise(
     "Read once for a whole group",
     cases=_cases,
     reference=_right,
-    run=launching(_constants),
+    **launching(_constants, COMPILED_FOR),
     hints=(
         "Copy your `grouped_decode` of chapter 07. `tl.program_id(1)` is the KV head now. Which of the kernel's values "
         "get a new axis, of the group's query heads, and which do not?",

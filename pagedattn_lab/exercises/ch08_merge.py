@@ -119,7 +119,7 @@ merge_splits = KernelExercise(
     cases=_cases,
     reference=_right,
     oracle=specified,
-    run=launching(_constants),
+    **launching(_constants),
     same=same,
     look=_look,
     draw=_draw,

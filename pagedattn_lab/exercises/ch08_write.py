@@ -137,7 +137,7 @@ quantised_write = KernelExercise(
     cases=_cases,
     reference=_right,
     oracle=specified,
-    run=launching(_constants),
+    **launching(_constants),
     same=same,
     look=_look,
     draw=_draw,

@@ -31,11 +31,13 @@ def picture(parts: Sequence[str], height: float, alt: str) -> Picture:
     return Picture(svg, alt)
 
 
-def text(words: str, x: float, y: float, size: int = 12, anchor: str = "start", bold: bool = False) -> list[str]:
+def text(
+    words: str, x: float, y: float, size: int = 12, anchor: str = "start", bold: bool = False, ink: str = "#222"
+) -> list[str]:
     """Words at a place."""
     weight = ' font-weight="bold"' if bold else ""
     return [
-        f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}"{weight} fill="#222">{escape(words)}</text>'
+        f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}"{weight} fill="{ink}">{escape(words)}</text>'
     ]
 
 
@@ -43,9 +45,10 @@ def cell(x: float, y: float, width: float, look: str, mark: str, above: str = ""
     """A cell with a mark; a value above the mark makes it higher."""
     height = CELL + 14 if above else CELL
     drawn = [f'<rect x="{x}" y="{y}" width="{width}" height="{height}" {LOOKS[look][2]}/>']
+    ink = "#000" if look in ("loaded", "without need") else "#222"  # on a colour it stays dark on a dark page
     if above:
-        drawn += text(above, x + width / 2, y + 14, anchor="middle")
-    return drawn + text(mark, x + width / 2, y + height - 7, size, anchor="middle", bold=True)
+        drawn += text(above, x + width / 2, y + 14, anchor="middle", ink=ink)
+    return drawn + text(mark, x + width / 2, y + height - 7, size, anchor="middle", bold=True, ink=ink)
 
 
 def named(noun: str, numbers: Collection[int]) -> str:

@@ -33,12 +33,11 @@ class KernelProblem(ABC):
     @property
     @abstractmethod
     def tensors(self) -> Mapping[str, torch.Tensor]:
-        """A kernel's first arguments, by what they are called in sentences."""
+        """Tensors among a kernel's arguments, by what they are called in sentences."""
 
-    @property
-    def scalars(self) -> tuple[float, ...]:
-        """The arguments behind them."""
-        return ()
+    def arguments(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+        """Give what a kernel is launched with, beside its constants."""
+        return tuple(tensors.values())
 
     @property
     @abstractmethod
@@ -105,7 +104,7 @@ class KernelProblem(ABC):
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
         with watched(tensors) as touched:
             try:
-                launch(kernel, self.grid(constants), *tensors.values(), *self.scalars, **constants)
+                launch(kernel, self.grid(constants), *self.arguments(tensors), **constants)
             except InterpreterError as error:
                 raise (error.__cause__ or error) from None
         return Outcome(self, self.results(tensors), dict(touched))
