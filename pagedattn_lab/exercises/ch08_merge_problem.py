@@ -122,8 +122,9 @@ class MergeProblem(KernelProblem):
     def limit(self) -> float:
         """How far rounding can drive two right answers apart.
 
-        The output is a mean of the splits' outputs. Each of two sums over them rounds once per split, and factors,
-        products and the division a few times more; two ways may each be off by that much.
+        The output is a mean of the splits' outputs. Each of two sums over them rounds at most twice per split, where
+        one split after another is merged, and factors, products and the division a few times more. Two ways may each
+        be off by that much.
         """
         import torch
 
