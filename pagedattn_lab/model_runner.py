@@ -24,12 +24,14 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from pagedattn_lab.attention.backends import Call, check_name, choose, suits_prompts
+from pagedattn_lab.attention.latent import absorbed_query, expanded_output
 from pagedattn_lab.attention.metadata import AttentionMetadata
-from pagedattn_lab.attention.variant import PLAIN, Variant
+from pagedattn_lab.attention.variant import EIGHT_BIT, PLAIN, Variant
 from pagedattn_lab.block_table import take_copies
 from pagedattn_lab.kv_cache import PagedKVCache
-from pagedattn_lab.kv_shape import KVShape
+from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.models.implementation import attention_of
+from pagedattn_lab.models.latents import latent_layers, latents_kept, up_projections
 from pagedattn_lab.models.support import UnsupportedModelError, refuse_layer, refuse_unsupported, rotary_limit
 
 if TYPE_CHECKING:
@@ -62,14 +64,19 @@ class ModelRunner:
         block_size: tokens per block.
         attention: backend for decode steps, as in :func:`pagedattn_lab.attention.paged_attention`. Steps that hold a
             prompt run on one that suits prompts.
+        kv_cache_dtype: what the cache is kept in, one of :data:`pagedattn_lab.kv_shape.KV_CACHE_DTYPES`; under
+            ``"auto"`` the model's dtype. The model computes in its own whatever the cache holds.
 
     Attributes:
         cache: the tensors. A pool of as many blocks hands them out: two pools would hand out the same ones.
 
+    Sliding windows, soft-capping, attention sinks and values of another width than keys are the model's own: it passes
+    them to its attention function. Of a model with latents, the cache holds the latents.
+
     Raises:
-        UnsupportedModelError: an encoder-decoder, latent attention, chunked windows, a model without ``position_ids``,
-            or attention that is not causal or does not go through transformers' interface.
-        ValueError: an unknown backend, or an impossible number or size of blocks.
+        UnsupportedModelError: an encoder-decoder, chunked windows, layers that do not cache alike, a model without
+            ``position_ids``, or attention that is not causal or does not go through transformers' interface.
+        ValueError: an unknown backend or dtype of the cache, or an impossible number or size of blocks.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,26 +92,37 @@ class ModelRunner:
         torch.Size([1, 50])
     """
 
-    def __init__(self, model: PreTrainedModel, num_blocks: int, block_size: int = 16, attention: str = "auto") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        num_blocks: int,
+        block_size: int = 16,
+        attention: str = "auto",
+        kv_cache_dtype: str = "auto",
+    ) -> None:
         check_name(attention)
+        if kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise ValueError(f"kv_cache_dtype {kv_cache_dtype!r} is unknown: use one of {', '.join(KV_CACHE_DTYPES)}")
         refuse_unsupported(model)
         try:
-            shape = KVShape.from_config(model.config, model.dtype)
+            shape = KVShape.from_config(model.config, KV_CACHE_DTYPES[kv_cache_dtype] or model.dtype)
         except ValueError as error:
             raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
         self.model, self.attention = model, attention
+        self._latent_layers = latent_layers(model) if shape.latent else []
         self.cache = PagedKVCache(shape, num_blocks, block_size, model.device)
         self._rotary_limit = rotary_limit(model)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Attend once and throw the result away, so that a kernel which is compiled at its first use is compiled."""
+        """Have numba compile the CPU kernel, where that will attend, by attending once; the result is thrown away."""
         key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
-        query = key_cache[0, :1]  # as many heads as there are KV heads: numba's code is the same for any number
-        one = torch.ones(1, dtype=torch.int32, device=query.device)
+        query = key_cache[0, :1]  # as many heads as there are KV heads: the code is the same for any number
         backend = choose(self.attention, Call.of(query, key_cache, value_cache, prompts=False))
-        backend.run(query, key_cache, value_cache, one[None], one, torch.arange(2).to(one), 1.0, PLAIN)
+        if backend.name == "cpu":
+            one = torch.ones(1, dtype=torch.int32)
+            backend.run(query, key_cache, value_cache, one[None], one, torch.arange(2), 1.0, PLAIN)
 
     @torch.inference_mode()
     def execute(self, token_ids: Sequence[int], metadata: AttentionMetadata) -> torch.Tensor:
@@ -142,7 +160,8 @@ class ModelRunner:
         context = _ForwardContext(metadata, self.cache, backend)
         last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
-        with attention_of(self.model, ATTENTION_NAME), _set_forward_context(context):
+        ours = attention_of(self.model, ATTENTION_NAME)
+        with ours, latents_kept(self._latent_layers), _set_forward_context(context):
             logits = self.model(
                 input_ids=torch.tensor([list(token_ids)], device=self.model.device),  # [1, num_tokens]
                 position_ids=metadata.positions[None, :],
@@ -171,20 +190,31 @@ def _attention_through_page_table(
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Stand in for one layer's attention: shapes ``[1, heads, num_tokens, head_dim]`` in, tokens before heads out."""
+    """Stand in for one layer's attention: shapes ``[1, heads, num_tokens, head_dim]`` in, tokens before heads out.
+
+    ``s_aux`` is transformers' name for sinks.
+    """
     context = _forward_context.get()
     metadata, cache, layer = context.metadata, context.cache, module.layer_idx
     window = getattr(attention_mask, "window", None)  # what _window_in_place_of_mask put there; no other mask has it
     if window is not None:
         sliding_window, attention_mask = window, None
-    refuse_layer(module, key, value, attention_mask, sliding_window, s_aux, cache.shape, layer in context.layers_done)
-    cache.store(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), metadata.slot_mapping)
+    refuse_layer(module, key, value, attention_mask, sliding_window, cache.shape, layer in context.layers_done)
+    scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling)
+    flat_query = query[0].transpose(0, 1)  # [num_tokens, num_heads, head_dim]
+    flat_value = None if cache.shape.latent else value[0].transpose(0, 1)
+    cache.store(layer, key[0].transpose(0, 1), flat_value, metadata.slot_mapping)
     context.layers_done.add(layer)
+    if cache.shape.latent:
+        w_uk, w_uv = up_projections(module)
+        flat_query = absorbed_query(flat_query, w_uk)
     if sliding_window is not None and metadata.max_seq_len <= sliding_window:
         sliding_window = None  # every token sees all before it
     key_cache, value_cache = cache.key_caches[layer], cache.value_caches[layer]
-    flat_query = query[0].transpose(0, 1).to(key_cache.dtype)  # [num_tokens, num_heads, head_dim]
-    variant = Variant(softcap, sliding_window)
+    scales = {"k_scale": cache.k_scales[layer], "v_scale": cache.v_scales[layer]}
+    variant = Variant(softcap, sliding_window, sinks=s_aux, **scales)
+    if key_cache.dtype not in EIGHT_BIT:
+        flat_query = flat_query.to(key_cache.dtype)
     call = Call.of(flat_query, key_cache, value_cache, prompts=not metadata.is_decode, variant=variant)
     output = choose(context.backend, call).attend(
         flat_query,
@@ -193,11 +223,14 @@ def _attention_through_page_table(
         metadata.block_tables,
         metadata.seq_lens,
         metadata.query_start_loc,
-        1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling),
+        scale,
         variant,
         metadata.cascade,
     )
-    return output[None].to(query.dtype), None
+    output = output.to(query.dtype)
+    if cache.shape.latent:
+        output = expanded_output(output, w_uv)
+    return output[None], None
 
 
 def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import threading
 from collections.abc import Callable
@@ -16,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedattn_lab.attention.launch import launch
-from pagedattn_lab.exercises import ch07
+from pagedattn_lab.exercises import ch07, record
 from pagedattn_lab.exercises.ch07_drawing import LOOKS, draw, rows_of
 from pagedattn_lab.exercises.ch07_faults import in_words
-from pagedattn_lab.exercises.ch07_problem import Outcome, Problem
+from pagedattn_lab.exercises.ch07_problem import Problem
 from pagedattn_lab.exercises.kernels import OwnKernel
 from pagedattn_lab.exercises.limits import TimeLimit, time_limit
+from pagedattn_lab.exercises.problems import Outcome
 from pagedattn_lab.exercises.touched import watched
 from pagedattn_lab.viz import Picture
 from tests.helpers.chapters import CHAPTERS
@@ -69,6 +71,46 @@ def test_every_lane_is_noted_and_nothing_outside_is_touched(at: list[int], dtype
             expected[index] = source[index]
     assert torch.equal(out, expected) and torch.equal(memory, before)
     assert not target[:10].any() and not target[18:].any()
+
+
+@triton.jit
+def _all_or_nothing(out_ptr, in_ptr, N: tl.constexpr):
+    program, i = tl.program_id(0), tl.arange(0, N)
+    x = tl.load(in_ptr + i, mask=program < 1, other=7.0)
+    tl.store(out_ptr + program * N + i, x, mask=program < 2)
+
+
+def test_one_mask_for_a_whole_row_is_noted_in_every_lane() -> None:
+    """Catches a scalar mask, which the interpreter spreads as numbers, and numbers pick the elements 0 and 1."""
+    out, source = torch.zeros(12), torch.arange(4.0)
+    with watched({"out": out, "in": source}) as touched:
+        launch(_all_or_nothing, (3,), out, source, N=4)
+    assert {key: elements for key, elements in touched.items() if elements} == {
+        ("load", "in", (0, 0, 0)): {0, 1, 2, 3},
+        ("store", "out", (0, 0, 0)): {0, 1, 2, 3},
+        ("store", "out", (1, 0, 0)): {4, 5, 6, 7},
+    }
+    assert out.tolist() == [0, 1, 2, 3, 7, 7, 7, 7, 0, 0, 0, 0]
+
+
+@triton.jit
+def _loads_again(out_ptr, in_ptr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    x = tl.load(in_ptr + i)
+    x += tl.load(in_ptr + i, mask=i == 1, other=0.0)
+    x += tl.load(in_ptr + 4 + i // 3)
+    x += tl.load(in_ptr + 6 + tl.program_id(0))
+    tl.store(out_ptr + i, x)
+    tl.store(out_ptr + i, x)
+
+
+def test_what_a_program_loads_more_than_once_is_noted() -> None:
+    """Catches a second load, or a second lane, that counts as the first, and two programs that count as one."""
+    out, source = torch.zeros(4), torch.zeros(8)
+    with watched({"out": out, "in": source}) as touched:
+        launch(_loads_again, (2,), out, source, N=4)
+    again = {key: elements for key, elements in touched.items() if key[0] == "again"}
+    assert again == {("again", "in", (0, 0, 0)): {1, 4}, ("again", "in", (1, 0, 0)): {1, 4}}
 
 
 @triton.jit
@@ -360,6 +402,48 @@ def test_a_wild_block_is_told_with_its_effect() -> None:
     )
 
 
+LAST = "running_max = new_max"
+LEAVES_EARLY = (LAST, f"{LAST}\n        if start + TILE >= seq_len:\n            break")
+BEGINS_AS_INT = ('float("-inf"), 0.0, tl.zeros', 'float("-inf"), 0, tl.zeros')
+
+
+@each
+@pytest.mark.parametrize(
+    ("change", "said", "where"),
+    [
+        (LEAVES_EARLY, "unsupported AST node type: Break", "break"),
+        (BEGINS_AS_INT, "variable running_sum has initial type int32 but is re-assigned to fp32", "for start"),
+    ],
+)  # fmt: skip
+def test_what_triton_cannot_compile_is_refused(
+    number: str, change: tuple[str, str], said: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a kernel that runs in the interpreter alone: it passes, or counts as solved; and a wrong line."""
+    kept = []
+    monkeypatch.setattr(record, "kept", lambda *standing: kept.append(standing) or "")
+    kernel = EXERCISES[number].reference.but(change)
+    verdict = replace(EXERCISES[number], number=number).grade(kernel)
+    assert verdict.passed is False and "Triton cannot compile this kernel" in verdict.message, verdict.message
+    assert said in " ".join(dict(verdict.rows)["Triton"].split()), verdict.message
+    line = int(re.search(r"line (\d+) of", dict(verdict.rows)["at"])[1])
+    written = linecache.getlines(kernel.load().fn.__code__.co_filename)[line - 1].strip()
+    assert dict(verdict.rows)["at"].endswith(f": {written}") and written.startswith(where), verdict.message
+    ((_, right, cases),) = kept
+    assert right == cases - 1
+
+
+@each
+@pytest.mark.parametrize("fixed", ["-80.0", "0.0", "80.0"])
+def test_a_fixed_number_is_no_maximum(number: str, fixed: str) -> None:
+    """Catches cases whose scores all suit one number that is subtracted instead of the maximum."""
+    maximum = "finite_max" if number == "07.5" else "new_max"
+    changes = (f"tl.exp(running_max - {maximum})", "1.0"), (f"scores - {maximum}", f"scores - {fixed}")
+    verdict = EXERCISES[number].grade(EXERCISES[number].reference.but(*changes))
+    assert verdict.passed is False
+    if number == "07.5" and fixed == "-80.0":
+        assert "You seem to subtract one fixed number from all scores" in verdict.message, verdict.message
+
+
 def test_a_right_result_with_a_wrong_load_is_wrong() -> None:
     """Catches a grade for values alone."""
     verdict = PADDED.grade(PADDED.wrong["load keys in lanes that have no token"])
@@ -425,7 +509,7 @@ def test_a_change_that_fits_nowhere_is_an_error() -> None:
 
 
 def marks(picture: Picture) -> list[str]:
-    return re.findall(r'font-weight="bold" fill="#222">([^<]+)<', picture.svg)
+    return re.findall(r'font-weight="bold" fill="#(?:222|000)">([^<]+)<', picture.svg)
 
 
 def test_a_right_answer_is_shown_what_it_touched() -> None:
