@@ -291,3 +291,22 @@ def test_choosing_does_not_load_numba() -> None:
         "print(choose('auto', Call('cpu')).name, 'numba' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "cpu False\n"
+
+
+def test_warming_up_attends_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches seconds of compiling between two tokens of an answer, a cache that warming up writes to, and an 8-bit
+    cache or another backend that stumbles over it.
+    """
+    from pagedattn_lab.model_runner import ModelRunner
+    from tests.helpers.models import tiny
+
+    calls = []
+    run_part = cpu.run_part
+    monkeypatch.setattr(cpu, "run_part", lambda *arguments: calls.append(arguments) or run_part(*arguments))
+    runner = ModelRunner(tiny("llama"), num_blocks=4, block_size=4)
+    runner.warm_up()
+    assert len(calls) == 1
+    assert not any(cache.any() for cache in runner.cache.key_caches + runner.cache.value_caches)
+    ModelRunner(tiny("llama"), 4, 4, attention="reference").warm_up()
+    ModelRunner(tiny("llama"), 4, 4, kv_cache_dtype="int8").warm_up()
+    assert len(calls) == 1
