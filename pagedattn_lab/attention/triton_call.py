@@ -97,6 +97,16 @@ def arguments(
     ]
 
 
+def padded(elements: int) -> int:
+    """Round up to a width that a tile may have: a power of two, and at least the 16 of a tensor core.
+
+    Example:
+        >>> padded(8), padded(80), padded(128)
+        (16, 128, 128)
+    """
+    return max(16, triton.next_power_of_2(elements))
+
+
 def parts(head_dim: int) -> tuple[int, int]:
     """Cut a head into two parts whose widths are powers of two (the second may be 0), the second padded if need be.
 
@@ -106,10 +116,10 @@ def parts(head_dim: int) -> tuple[int, int]:
         >>> parts(128), parts(80), parts(576), parts(8)
         ((128, 0), (64, 16), (512, 64), (16, 0))
     """
-    if head_dim <= 16 or head_dim == triton.next_power_of_2(head_dim):
-        return max(16, head_dim if head_dim > 16 else 16), 0
-    first = triton.next_power_of_2(head_dim) // 2
-    return first, max(16, triton.next_power_of_2(head_dim - first))
+    whole = padded(head_dim)
+    if head_dim <= 16 or head_dim == whole:
+        return whole, 0
+    return whole // 2, padded(head_dim - whole // 2)
 
 
 def constants(
@@ -126,7 +136,7 @@ def constants(
         "DIM": dim,
         "REST": rest,
         "VALUE_DIM": value_dim,
-        "PADDED_VALUE": max(16, triton.next_power_of_2(value_dim)),
+        "PADDED_VALUE": padded(value_dim),
         # Values that are the first part of the keys, in the same memory, are read once.
         "VALUE_IN_KEY": value_dim == dim
         and value_cache.data_ptr() == key_cache.data_ptr()
@@ -138,9 +148,25 @@ def constants(
     }
 
 
-def tile_shape(
-    query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, *, prefill: bool
-) -> dict[str, int]:
-    """Choose the tokens of a tile, and the warps and pipeline stages for it."""
-    widest = max(triton.next_power_of_2(query.shape[2]), triton.next_power_of_2(value_cache.shape[3]))
-    return {"TILE": 32 if widest <= 128 else 16, "num_warps": 4, "num_stages": 2}
+def tile_shape(query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, rows: int) -> dict[str, int]:
+    """Choose the rows and tokens of a tile, and the warps and pipeline stages for it.
+
+    The rows are at most 64, and their elements at most 8192: as float32 accumulators these are 64 registers of 128
+    threads. The tokens are as many as fit into the 64 KiB of shared memory that the smallest of our targets has,
+    beside the tile that is loaded meanwhile.
+
+    Args:
+        rows: wanted: query heads that share a KV head, times query tokens.
+
+    Example:
+        >>> query, cache = torch.zeros(1, 32, 128, dtype=torch.bfloat16), torch.zeros(2, 16, 8, 128)
+        >>> tile_shape(query, cache, cache, rows=4)
+        {'ROWS': 16, 'TILE': 32, 'num_warps': 4, 'num_stages': 2}
+    """
+    widest = max(sum(parts(key_cache.shape[3])), padded(value_cache.shape[3]))
+    return {
+        "ROWS": min(max(16, triton.next_power_of_2(rows)), max(16, 8192 // padded(widest)), 64),
+        "TILE": 16 if query.dtype == torch.float32 else 32,
+        "num_warps": 4 if widest <= 128 else 8,
+        "num_stages": 2,
+    }

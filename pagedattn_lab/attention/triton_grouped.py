@@ -162,11 +162,10 @@ def launch_grouped(
         query: ``[num_seqs, num_heads, head_dim]``; the rest as in :func:`grouped_attention`.
     """
     group = query.shape[1] // key_cache.shape[2]
-    value_dim = value_cache.shape[3]
-    rows = min(max(16, triton.next_power_of_2(group)), max(16, 8192 // triton.next_power_of_2(value_dim)), 64)
+    shape = tile_shape(query, key_cache, value_cache, rows=group)
     launch(
         paged_grouped_kernel,
-        (len(query), key_cache.shape[2] * triton.cdiv(group, rows), output.shape[2]),
+        (len(query), key_cache.shape[2] * triton.cdiv(group, shape["ROWS"]), output.shape[2]),
         output,
         partial_max,
         partial_sum,
@@ -174,9 +173,8 @@ def launch_grouped(
         *arguments(query, key_cache, value_cache, block_tables, seq_lens, scale, variant),
         SPLITS=output.shape[2],
         GROUP=group,
-        ROWS=rows,
         **constants(query, key_cache, value_cache, variant),
-        **tile_shape(query, key_cache, value_cache, prefill=False),
+        **shape,
     )
 
 

@@ -182,19 +182,18 @@ def prefill_attention(
     check(query, key_cache, value_cache, block_tables)
     (num_tokens, num_heads, _), num_kv_heads = query.shape, key_cache.shape[2]
     group, num_seqs = num_heads // num_kv_heads, len(seq_lens)
-    rows = 64
+    shape = tile_shape(query, key_cache, value_cache, rows=num_tokens * group)
     output = query.new_empty(num_tokens, num_heads, value_cache.shape[3])
     launch(
         paged_prefill_kernel,
-        (num_tokens * group // rows + num_seqs, num_kv_heads),
+        (num_tokens * group // shape["ROWS"] + num_seqs, num_kv_heads),
         output,
         *output.stride()[:2],
         query_start_loc.contiguous(),
         num_seqs,
         *arguments(query, key_cache, value_cache, block_tables, seq_lens, scale, variant),
         GROUP=group,
-        ROWS=rows,
         **constants(query, key_cache, value_cache, variant),
-        **tile_shape(query, key_cache, value_cache, prefill=True),
+        **shape,
     )
     return output
