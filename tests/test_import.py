@@ -49,8 +49,10 @@ def test_import_time() -> None:
 SPINE = [
     "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
     "kv_cache", "hardware",
-    "attention.metadata", "attention.tolerance", "attention.checks", "attention.reference", "attention.launch",
-    "attention.triton_decode", "attention.backends", "attention",
+    "attention.metadata", "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
+    "attention.launch", "attention.triton_decode",
+    "attention.triton_tile", "attention.triton_call", "attention.triton_grouped", "attention.triton_split",
+    "attention.triton_prefill", "attention.backends", "attention",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models", "models.__main__", "model_runner",
     "engine.core", "engine.sampling", "engine.beam_search", "engine",

@@ -11,31 +11,7 @@ import triton.language as tl
 from pagedattn_lab.attention.triton_tile import LOG2E
 from pagedattn_lab.attention.variant import EIGHT_BIT, Variant
 
-MAX_DIM = 1024
-"""Elements of a key or a value that a tile has room for."""
-
 _TRITON = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
-def lacks(
-    dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, value_dim: int, device: torch.device | str
-) -> str | None:
-    """Say in a few words what the kernels do not have of a call, or ``None``.
-
-    Example:
-        >>> lacks(torch.float64, torch.float64, 64, 64, "cpu")
-        'float64'
-        >>> lacks(torch.bfloat16, torch.float8_e4m3fn, 576, 512, "cpu")
-    """
-    if dtype not in _TRITON:
-        return str(dtype).removeprefix("torch.")
-    if max(head_dim, value_dim) > MAX_DIM:
-        return f"room for heads of {max(head_dim, value_dim)} elements, only for {MAX_DIM}"
-    if cache_dtype == torch.float8_e4m3fn and torch.device(device).type == "cuda" and not torch.version.hip:
-        capability = torch.cuda.get_device_capability(device)
-        if capability < (8, 9):  # Triton converts e4m3 from Ada on
-            return f"float8_e4m3fn on GPUs of compute capability {'.'.join(map(str, capability))}, only from 8.9 on"
-    return None
 
 
 def check(
@@ -44,12 +20,11 @@ def check(
     """Refuse what the kernels would misread.
 
     Raises:
-        ValueError: an inner dimension that is not contiguous, a dtype or a head_dim that :func:`lacks` names, or rows
-            of ``block_tables`` so wide that a position in the sequence may not fit int32.
+        ValueError: float64, an inner dimension that is not contiguous, or rows of ``block_tables`` so wide that a
+            position in the sequence may not fit int32.
     """
-    missing = lacks(query.dtype, key_cache.dtype, query.shape[2], value_cache.shape[3], query.device)
-    if missing:
-        raise ValueError(f'the triton kernels have no {missing}: use backend="reference"')
+    if query.dtype not in _TRITON:
+        raise ValueError(f"the triton kernels take float32, float16 and bfloat16, not {query.dtype}")
     for name, tensor in (("query", query), ("key_cache", key_cache), ("value_cache", value_cache)):
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ValueError(f"{name} has stride {tensor.stride(-1)} along head_dim: make it contiguous there")
@@ -74,7 +49,7 @@ def arguments(
         scale.stride() if scale is not None and scale.dim() == 3 else (0, 0, 0)
         for scale in (variant.k_scale, variant.v_scale)
     ]
-    block_tables = block_tables.contiguous()
+    block_tables = block_tables if block_tables.stride(1) == 1 else block_tables.contiguous()
     return [
         query,
         key_cache,
@@ -151,9 +126,9 @@ def constants(
 def tile_shape(query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, rows: int) -> dict[str, int]:
     """Choose the rows and tokens of a tile, and the warps and pipeline stages for it.
 
-    The rows are at most 64, and their elements at most 8192: as float32 accumulators these are 64 registers of 128
-    threads. The tokens are as many as fit into the 64 KiB of shared memory that the smallest of our targets has,
-    beside the tile that is loaded meanwhile.
+    The rows are at most 64, and take at most 16 KiB: more would not fit into registers. Tiles of keys and values are as
+    small as that, so that with those that are loaded meanwhile they fit into the 64 KiB of shared memory of the smallest
+    of our targets, for any head_dim up to 256.
 
     Args:
         rows: wanted: query heads that share a KV head, times query tokens.
@@ -165,7 +140,7 @@ def tile_shape(query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.
     """
     widest = max(sum(parts(key_cache.shape[3])), padded(value_cache.shape[3]))
     return {
-        "ROWS": min(max(16, triton.next_power_of_2(rows)), max(16, 8192 // padded(widest)), 64),
+        "ROWS": min(max(16, triton.next_power_of_2(rows)), max(16, 16384 // (padded(widest) * query.element_size())), 64),
         "TILE": 16 if query.dtype == torch.float32 else 32,
         "num_warps": 4 if widest <= 128 else 8,
         "num_stages": 2,

@@ -24,8 +24,8 @@ def sequence_of(tile, query_start_loc_ptr, num_seqs, GROUP: tl.constexpr, ROWS: 
     Sequence ``i`` owns the tiles from number ``start[i] * GROUP // ROWS + i`` on. These are enough for its rows, since
     the one tile more makes up for what the division drops; how many are needed exactly only the GPU knows.
     """
-    low = 0
-    high = num_seqs - 1
+    low = tl.full([], 0, dtype=tl.int32)
+    high = low + num_seqs - 1
     while low < high:
         middle = (low + high + 1) // 2
         first = tl.load(query_start_loc_ptr + middle).to(tl.int64) * GROUP // ROWS + middle
@@ -95,8 +95,9 @@ def paged_prefill_kernel(
     if first_row >= query_len * GROUP:  # the one tile more was not needed
         return
 
+    num_rows = query_len * GROUP
     row = first_row + tl.arange(0, ROWS)  # of the sequence's tokens and heads; this, and what follows: [ROWS]
-    real = row < query_len * GROUP
+    real = row < num_rows
     heads = kv_head * GROUP + row % GROUP
     tokens = start + row // GROUP
     rows = tokens * query_stride_token + heads * query_stride_head
@@ -114,11 +115,12 @@ def paged_prefill_kernel(
     begin = 0
     if window is not None:
         begin = tl.maximum(before + first_row // GROUP - window + 1, 0) // TILE * TILE
-    end = before + (tl.minimum(first_row + ROWS, query_len * GROUP) - 1) // GROUP + 1
+    query_position = before + tl.minimum(row, num_rows - 1) // GROUP  # a row that is not real sees what the last one sees
+    end = before + (tl.minimum(first_row + ROWS, num_rows) - 1) // GROUP + 1
     acc, running_max, running_sum = attend(
         query,
         query_rest,
-        before + row // GROUP,
+        query_position,
         slopes,
         begin,
         end,
