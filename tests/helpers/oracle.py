@@ -188,7 +188,8 @@ def dense_attention(
                 if alibi_slopes is not None:  # one more product and one more sum, of the size of the largest bias
                     score_error += 2 * eps * alibi_slopes[head].abs().double() * distance.abs().max()
                 relative = 2 * score_error + 2 * (len(keys) + 8 + (sinks is not None)) * eps
-                rounding = torch.finfo(dtype).eps / 2 * output[token, head].abs()  # half a unit in the last place
+                # Half a unit in the last place, which below the smallest normal number gets no smaller.
+                rounding = torch.finfo(dtype).eps / 2 * output[token, head].abs().clamp(min=torch.finfo(dtype).tiny)
                 if weights_dtype is not None:  # the same for each weight, which meets its value
                     rounding += torch.finfo(weights_dtype).eps / 2 * (weights @ values.abs())
                 bound[token, head] = relative * values.abs().max(dim=0).values + rounding
