@@ -1,4 +1,4 @@
-"""The fast Triton kernels, interpreted, against the dense float64 oracle: decode, split decode, prompts and mixtures."""
+"""The fast Triton kernels, interpreted, against the dense float64 oracle: decode, splits, prompts and mixtures."""
 
 from __future__ import annotations
 
@@ -146,9 +146,7 @@ def test_prompts_keep_a_tile_for_each_sequence() -> None:
 
 def latents(heads: int, value_dim: int, dtype: torch.dtype, query_lens: list[int]) -> Batch:
     """A batch of latent attention as DeepSeek has it: one KV head of 576 elements, whose first are the value."""
-    batch = ragged_batch(
-        [40, 3], query_lens, block_size=16, head_dim=576, heads=heads, kv_heads=1, dtype=dtype, seed=8
-    )
+    batch = ragged_batch([40, 3], query_lens, block_size=16, head_dim=576, heads=heads, kv_heads=1, dtype=dtype, seed=8)
     batch.value_cache = batch.key_cache[..., :value_dim]
     batch.dense = [(key, key[..., :value_dim]) for key, _ in batch.dense]
     return batch
@@ -264,7 +262,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for attend, starts in ((decode_attention, ()), (prefill_attention, (torch.arange(3),))):
         with pytest.raises(ValueError, match="2147483648 tokens"):
             attend(query, key_cache, value_cache, wide, seq_lens, *starts, 1.0)
-        with pytest.raises(ValueError, match="not torch.float64"):
+        with pytest.raises(ValueError, match=r"not torch\.float64"):
             attend(query.double(), key_cache.double(), value_cache.double(), tables, seq_lens, *starts, 1.0)
     for splits in (0, 65):
         with pytest.raises(ValueError, match=f"splits is {splits}"):

@@ -160,7 +160,7 @@ MUTATIONS = {  # what breaks: the module, its text before and after, and the bat
     "one element behind a head read": ("tile", "real = dims[None, :] < LIMIT", "real = dims[None, :] <= LIMIT", decode),
     "sink of another head": ("tile", "sinks_ptr + heads", "sinks_ptr + heads * 0", whole),
     "sink not in base 2": ("tile", "to(tl.float32) * LOG2E\n        new_max", "to(tl.float32)\n        new_max", whole),
-    "sink does not rescale": ("tile", "running_sum = running_sum * rescale + tl.exp2(sink", 
+    "sink does not rescale": ("tile", "running_sum = running_sum * rescale + tl.exp2(sink",
                               "running_sum = running_sum + tl.exp2(sink", whole),
     "KV head not shared by neighbours": ("grouped", "heads = kv_head * GROUP + member",
                                          "heads = member * 2 + kv_head", decode),

@@ -132,9 +132,7 @@ def _run_triton(
         from pagedattn_lab.attention.triton_split import decode_attention
     if len(query) == len(seq_lens):
         return decode_attention(query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
-    return prefill_attention(
-        query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant
-    )
+    return prefill_attention(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What every launch of the fast Triton kernels needs beforehand: refusals, arguments, and the shape of a tile (chapter 08)."""
+"""What a launch of the fast Triton kernels needs beforehand: refusals, arguments, and a tile's shape (chapter 08)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from pagedattn_lab.attention.variant import EIGHT_BIT, Variant
 _TRITON = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def check(
-    query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, block_tables: torch.Tensor
-) -> None:
+def check(query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, block_tables: torch.Tensor) -> None:
     """Refuse what the kernels would misread.
 
     Raises:
@@ -44,7 +42,7 @@ def arguments(
 ) -> list[Any]:
     """Give what the kernels take in common, in their order: tensors, numbers in base 2, strides."""
     log2e = LOG2E.value
-    slopes, sinks = (None if option is None else option.contiguous() for option in (variant.alibi_slopes, variant.sinks))
+    of_heads = (None if option is None else option.contiguous() for option in (variant.alibi_slopes, variant.sinks))
     strides = [
         scale.stride() if scale is not None and scale.dim() == 3 else (0, 0, 0)
         for scale in (variant.k_scale, variant.v_scale)
@@ -56,8 +54,7 @@ def arguments(
         value_cache,
         block_tables,
         seq_lens.contiguous(),
-        slopes,
-        sinks,
+        *of_heads,
         variant.k_scale,
         variant.v_scale,
         float(scale * log2e),
@@ -126,9 +123,9 @@ def constants(
 def tile_shape(query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, rows: int) -> dict[str, int]:
     """Choose the rows and tokens of a tile, and the warps and pipeline stages for it.
 
-    The rows are at most 64, and take at most 16 KiB: more would not fit into registers. Tiles of keys and values are as
-    small as that, so that with those that are loaded meanwhile they fit into the 64 KiB of shared memory of the smallest
-    of our targets, for any head_dim up to 256.
+    The rows are at most 64, and take at most 16 KiB: more would not fit into registers. The tokens are so few that tiles
+    of keys and values, and those that are loaded meanwhile, fit into the 64 KiB of shared memory of the smallest
+    target, for any head_dim up to 256.
 
     Args:
         rows: wanted: query heads that share a KV head, times query tokens.
@@ -140,8 +137,20 @@ def tile_shape(query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.
     """
     widest = max(sum(parts(key_cache.shape[3])), padded(value_cache.shape[3]))
     return {
-        "ROWS": min(max(16, triton.next_power_of_2(rows)), max(16, 16384 // (padded(widest) * query.element_size())), 64),
+        "ROWS": min(64, padded(rows), max(16, 16384 // (padded(widest) * query.element_size()))),
         "TILE": 16 if query.dtype == torch.float32 else 32,
         "num_warps": 4 if widest <= 128 else 8,
         "num_stages": 2,
     }
+
+
+def tiles_of_heads(query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor) -> int:
+    """Count the tiles that the query heads of one token take: one for each KV head, or more if a group is large.
+
+    Example:
+        >>> query, cache = torch.zeros(1, 128, 576), torch.zeros(2, 16, 1, 576)
+        >>> tiles_of_heads(query, cache, cache[..., :512])
+        8
+    """
+    group = query.shape[1] // key_cache.shape[2]
+    return key_cache.shape[2] * triton.cdiv(group, tile_shape(query, key_cache, value_cache, rows=group)["ROWS"])

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from pagedattn_lab.attention.launch import launch
-from pagedattn_lab.attention.triton_call import arguments, check, constants, tile_shape
+from pagedattn_lab.attention.triton_call import arguments, check, constants, tile_shape, tiles_of_heads
 from pagedattn_lab.attention.triton_tile import LOG2E, attend, finish, load_part
 from pagedattn_lab.attention.variant import PLAIN, Variant
 
@@ -162,10 +162,9 @@ def launch_grouped(
         query: ``[num_seqs, num_heads, head_dim]``; the rest as in :func:`grouped_attention`.
     """
     group = query.shape[1] // key_cache.shape[2]
-    shape = tile_shape(query, key_cache, value_cache, rows=group)
     launch(
         paged_grouped_kernel,
-        (len(query), key_cache.shape[2] * triton.cdiv(group, shape["ROWS"]), output.shape[2]),
+        (len(query), tiles_of_heads(query, key_cache, value_cache), output.shape[2]),
         output,
         partial_max,
         partial_sum,
@@ -174,7 +173,7 @@ def launch_grouped(
         SPLITS=output.shape[2],
         GROUP=group,
         **constants(query, key_cache, value_cache, variant),
-        **shape,
+        **tile_shape(query, key_cache, value_cache, rows=group),
     )
 
 

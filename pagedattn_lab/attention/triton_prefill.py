@@ -92,10 +92,10 @@ def paged_prefill_kernel(
     start = tl.load(query_start_loc_ptr + sequence).to(tl.int64)
     query_len = (tl.load(query_start_loc_ptr + sequence + 1) - start).to(tl.int32)
     first_row = ((tile - sequence - start * GROUP // ROWS) * ROWS).to(tl.int32)
-    if first_row >= query_len * GROUP:  # the one tile more was not needed
+    num_rows = query_len * GROUP
+    if first_row >= num_rows:  # the one tile more was not needed
         return
 
-    num_rows = query_len * GROUP
     row = first_row + tl.arange(0, ROWS)  # of the sequence's tokens and heads; this, and what follows: [ROWS]
     real = row < num_rows
     heads = kv_head * GROUP + row % GROUP
@@ -115,7 +115,8 @@ def paged_prefill_kernel(
     begin = 0
     if window is not None:
         begin = tl.maximum(before + first_row // GROUP - window + 1, 0) // TILE * TILE
-    query_position = before + tl.minimum(row, num_rows - 1) // GROUP  # a row that is not real sees what the last one sees
+    # A row that is not real sees what the last one sees.
+    query_position = before + tl.minimum(row, num_rows - 1) // GROUP
     end = before + (tl.minimum(first_row + ROWS, num_rows) - 1) // GROUP + 1
     acc, running_max, running_sum = attend(
         query,

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.attention.launch import launch
-from pagedattn_lab.attention.triton_call import check
+from pagedattn_lab.attention.triton_call import check, padded, tiles_of_heads
 from pagedattn_lab.attention.triton_grouped import grouped_attention, launch_grouped
 from pagedattn_lab.attention.triton_tile import finish
 from pagedattn_lab.attention.variant import PLAIN, Variant
@@ -121,7 +121,8 @@ def decode_attention(
         tokens = block_tables.shape[1] * key_cache.shape[1]
         if variant.sliding_window is not None:
             tokens = min(tokens, variant.sliding_window)
-        splits = num_splits(num_seqs * key_cache.shape[2], tokens, _multiprocessors(query.device))
+        programs = num_seqs * tiles_of_heads(query, key_cache, value_cache)
+        splits = num_splits(programs, tokens, _multiprocessors(query.device))
     if not 1 <= splits <= MAX_SPLITS:
         raise ValueError(f"splits is {splits}: a sequence is shared by 1 to {MAX_SPLITS} programs")
     if splits == 1:
@@ -130,6 +131,7 @@ def decode_attention(
     maxima, sums = query.new_empty(2, num_seqs, num_heads, splits, dtype=torch.float32)
     launch_grouped(acc, maxima, sums, query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
     output = query.new_empty(num_seqs, num_heads, value_dim)
+    partials = triton.next_power_of_2(splits) * padded(value_dim)
     launch(
         merge_splits_kernel,
         (num_seqs, num_heads),
@@ -142,7 +144,8 @@ def decode_attention(
         SPLITS=splits,
         PADDED_SPLITS=triton.next_power_of_2(splits),
         VALUE_DIM=value_dim,
-        PADDED_VALUE=triton.next_power_of_2(value_dim),
+        PADDED_VALUE=padded(value_dim),
+        num_warps=min(16, max(1, partials // 2048)),  # 64 registers for each of a warp's 32 threads
     )
     return output
 
