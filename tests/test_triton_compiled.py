@@ -41,7 +41,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
 def call(
     splits: int | None, dtype: torch.dtype, variant: Variant = PLAIN, cache_dtype: torch.dtype | None = None
 ) -> None:
-    """Decode in so many splits, or prefill, a batch of 8 sequences with 32 query heads and 8 KV heads of 128 elements."""
+    """Decode 8 sequences in so many splits, or prefill them: 32 query heads and 8 KV heads of 128 elements."""
     cache = torch.empty(2, 2, 16, 8, 128, dtype=cache_dtype or dtype)
     tables, lens = torch.ones(8, 256, dtype=torch.int32), torch.full((8,), 4096, dtype=torch.int32)
     if splits is None:

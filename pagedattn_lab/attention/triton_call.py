@@ -123,8 +123,8 @@ def constants(
 def tile_shape(query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, rows: int) -> dict[str, int]:
     """Choose the rows and tokens of a tile, and the warps and pipeline stages for it.
 
-    The rows are at most 64, and take at most 16 KiB: more would not fit into registers. The tokens are so few that tiles
-    of keys and values, and those that are loaded meanwhile, fit into the 64 KiB of shared memory of the smallest
+    The rows are at most 64, and take at most 16 KiB: more would not fit into registers. The tokens are so few that
+    tiles of keys and values, and those that are loaded meanwhile, fit into the 64 KiB of shared memory of the smallest
     target, for any head_dim up to 256.
 
     Args:
