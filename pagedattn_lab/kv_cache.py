@@ -1,4 +1,4 @@
-"""The tensors behind the page table: one pair of block arrays per layer (chapter 04).
+"""The tensors behind the page table: one pair of block arrays per layer (chapters 04 and 08).
 
 The layout ``[num_blocks, block_size, num_kv_heads, head_dim]`` is that of vLLM's FlashAttention and Triton backends.
 """
@@ -6,28 +6,44 @@ The layout ``[num_blocks, block_size, num_kv_heads, head_dim]`` is that of vLLM'
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 
 import torch
 
+from pagedattn_lab.attention.quantize import quantize, token_head_scales
+from pagedattn_lab.attention.reference import dequantized
+from pagedattn_lab.attention.variant import EIGHT_BIT
 from pagedattn_lab.kv_shape import KVShape
 
-CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CACHE_DTYPES = {
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn, "fp8_per_token_head": torch.float8_e4m3fn,
+    "int8": torch.int8, "int8_per_token_head": torch.int8,
+}  # fmt: skip
+"""The dtype of the tensors for each dtype of a :class:`KVShape` that a cache can hold."""
 
 
 class PagedKVCache:
     """Keys and values of every layer, in blocks that any sequence may own.
 
     Args:
-        shape: layers, KV heads, head dimension and dtype (float32, float16 or bfloat16).
+        shape: layers, KV heads, head dimension and dtype, one of :data:`CACHE_DTYPES`. An 8-bit cache quantises what it
+            stores. Under a dtype that ends in ``_per_token_head`` each token and head gets a scale of its own, from
+            its largest number; under float8_e4m3fn and int8 all share the two scales given here.
         num_blocks: blocks per layer, the null block included.
         block_size: tokens per block.
         device: where the tensors live.
+        k_scale, v_scale: of all keys and of all values, under float8_e4m3fn (by default 1, as in vLLM) and int8. What
+            exceeds 448 scales, or 127 for int8, is cut.
 
     Attributes:
         key_caches, value_caches: one tensor per layer, ``[num_blocks, block_size, num_kv_heads, head_dim]``.
+        k_scales, v_scales: what a layer's attention needs beside them: ``None``, or a float32 tensor of one element, or
+            ``[num_blocks, block_size, num_kv_heads]``.
 
     Raises:
-        ValueError: a dtype this cache cannot hold, or sizes below 1.
+        ValueError: a dtype this cache cannot hold, sizes below 1, a scale that is not positive, or one that is missing
+            or has no meaning.
 
     Example:
         >>> cache = PagedKVCache(KVShape(2, 3, 8, "float32"), num_blocks=4, block_size=16)
@@ -40,7 +56,16 @@ class PagedKVCache:
         True
     """
 
-    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        shape: KVShape,
+        num_blocks: int,
+        block_size: int,
+        device: torch.device | str = "cpu",
+        *,
+        k_scale: float | None = None,
+        v_scale: float | None = None,
+    ) -> None:
         if shape.dtype not in CACHE_DTYPES:
             raise ValueError(f"a paged cache of {shape.dtype} is not supported: use one of {', '.join(CACHE_DTYPES)}")
         if num_blocks < 2 or block_size < 1:
@@ -48,6 +73,8 @@ class PagedKVCache:
                 f"a cache of {num_blocks} blocks of {block_size} tokens cannot be built: it needs at least 2 blocks "
                 "(block 0 is the null block) of at least 1 token"
             )
+        self._per_token_head = shape.dtype.endswith("_per_token_head")
+        _check_scales(shape.dtype, k_scale, v_scale)
         self.shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
         size = (num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
 
@@ -57,10 +84,25 @@ class PagedKVCache:
         self.key_caches = [blocks() for _ in range(shape.num_layers)]
         self.value_caches = [blocks() for _ in range(shape.num_layers)]
 
+        def scales(of_all: float | None) -> list[torch.Tensor | None]:
+            if self._per_token_head:
+                return [torch.zeros(size[:3], device=device) for _ in range(shape.num_layers)]
+            is_8_bit = CACHE_DTYPES[shape.dtype] in EIGHT_BIT
+            common = torch.tensor([1.0 if of_all is None else of_all], device=device) if is_8_bit else None
+            return [common] * shape.num_layers
+
+        self.k_scales, self.v_scales = scales(k_scale), scales(v_scale)
+        self._writes_by_kernel = _kernel_compiles(self.key_caches[0])
+
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors together."""
-        return sum(cache.nbytes for cache in self.key_caches + self.value_caches)
+        """Bytes of all blocks together, the scales of their tokens included."""
+        return sum(tensor.nbytes for tensor in self._in_blocks())
+
+    def _in_blocks(self) -> list[torch.Tensor]:
+        """Give every tensor whose first dimension counts blocks: what belongs to a block lies in all of these."""
+        scales = self.k_scales + self.v_scales if self._per_token_head else []
+        return self.key_caches + self.value_caches + scales
 
     def write(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor | Sequence[int]
@@ -69,7 +111,7 @@ class PagedKVCache:
 
         Args:
             layer: which layer.
-            key, value: ``[num_tokens, num_kv_heads, head_dim]``; converted to the cache's dtype.
+            key, value: ``[num_tokens, num_kv_heads, head_dim]``; converted to the cache's dtype, quantised for 8 bits.
             slot_mapping: ``[num_tokens]``; −1 skips a token.
 
         Raises:
@@ -93,23 +135,46 @@ class PagedKVCache:
             key, value: ``[num_tokens, num_kv_heads, head_dim]``.
             slots: ``[num_tokens]`` int64 on the cache's device, all of them usable.
         """
-        for cache, tensor in ((self.key_caches[layer], key), (self.value_caches[layer], value)):
-            _by_slot(cache)[slots] = tensor.to(cache.dtype)
+        key_cache, value_cache = self.key_caches[layer], self.value_caches[layer]
+        k_scale, v_scale = self.k_scales[layer], self.v_scales[layer]
+        if self._writes_by_kernel:
+            from pagedattn_lab.attention.triton_cache import reshape_and_cache  # late: Triton exists for Linux only
+
+            key, value = (rows if rows.stride(-1) == 1 else rows.contiguous() for rows in (key, value))
+            reshape_and_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale)
+            return
+        for cache, scale, rows in ((key_cache, k_scale, key), (value_cache, v_scale, value)):
+            if scale is None:
+                _by_slot(cache)[slots] = rows.to(cache.dtype)
+                continue
+            if self._per_token_head:
+                of_rows = token_head_scales(rows, cache.dtype)
+                _by_slot(scale)[slots] = of_rows
+                scale = of_rows[..., None]
+            _by_slot(cache)[slots] = quantize(rows, scale, cache.dtype)
 
     def gather(self, layer: int, slot_mapping: torch.Tensor | Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Read tokens back from their slots: the inverse of :meth:`write`.
 
         Returns:
-            ``(key, value)``, each ``[num_tokens, num_kv_heads, head_dim]``, copies.
+            ``(key, value)``, each ``[num_tokens, num_kv_heads, head_dim]``, copies, in the cache's dtype; of an 8-bit
+            cache in float32, times their scales.
 
         Raises:
             ValueError: a slot outside the cache or in the null block.
         """
         slots = self._slots(slot_mapping)
-        return _by_slot(self.key_caches[layer])[slots], _by_slot(self.value_caches[layer])[slots]
+        key, value = _by_slot(self.key_caches[layer])[slots], _by_slot(self.value_caches[layer])[slots]
+        if key.dtype not in EIGHT_BIT:
+            return key, value
+        blocks, offsets = slots // self.block_size, slots % self.block_size
+        return (
+            dequantized(key, self.k_scales[layer], blocks, offsets, torch.float32),
+            dequantized(value, self.v_scales[layer], blocks, offsets, torch.float32),
+        )
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Copy whole blocks, in every layer; all sources are read before any destination is written.
+        """Copy whole blocks with their scales, in every layer; all sources are read before any destination is written.
 
         Args:
             pairs: ``(source, destination)`` block numbers.
@@ -129,8 +194,8 @@ class PagedKVCache:
         device = self.key_caches[0].device
         source = torch.tensor([source for source, _ in pairs], device=device)
         destination = torch.tensor(destinations, device=device)
-        for cache in self.key_caches + self.value_caches:
-            cache[destination] = cache[source]
+        for tensor in self._in_blocks():
+            tensor[destination] = tensor[source]
 
     def _slots(self, slot_mapping: torch.Tensor | Sequence[int], skip: int | None = None) -> torch.Tensor:
         """Check slots, all but those that equal ``skip``, and give them as an index tensor on the cache's device."""
@@ -152,9 +217,31 @@ class PagedKVCache:
 
 
 def _by_slot(cache: torch.Tensor) -> torch.Tensor:
-    """One layer's blocks as a row of slots, ``[num_slots, num_kv_heads, head_dim]``, in the same memory.
+    """One layer's blocks as a row of slots, ``[num_slots, num_kv_heads, ...]``, in the same memory.
 
     A view, never a copy: what is written to it is in the cache. ``flatten`` would copy a cache whose blocks do not lie
     one behind the other, and what is written to the copy would be lost; ``view`` refuses such a cache.
     """
     return cache.view(-1, *cache.shape[2:])
+
+
+def _check_scales(dtype: str, k_scale: float | None, v_scale: float | None) -> None:
+    """Refuse scales where there is none for a whole tensor, and integers without one: 1 would cut fractions off."""
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if scale is None and dtype == "int8":
+            raise ValueError(
+                f"a cache of int8 needs {name}: give it, or let each row have its own: int8_per_token_head"
+            )
+        if scale is not None and dtype not in ("float8_e4m3fn", "int8"):
+            raise ValueError(f"{name} = {scale} has no meaning for a cache of {dtype}: leave it out")
+        if scale is not None and not 0 < scale < float("inf"):
+            raise ValueError(f"{name} is {scale}: give a positive number")
+
+
+def _kernel_compiles(cache: torch.Tensor) -> bool:
+    """Say whether a cache is written by the kernel: on a GPU for which Triton is there and compiles it."""
+    if cache.device.type != "cuda" or find_spec("triton") is None:
+        return False
+    from pagedattn_lab.attention.triton_cache import compiles_for
+
+    return compiles_for(cache.device, cache.dtype)

@@ -18,8 +18,31 @@ DTYPE_BYTES = {
     "bfloat16": 2,
     "float8_e4m3fn": 1,
     "float8_e5m2": 1,
+    "int8": 1,
+    "fp8_per_token_head": 1,
+    "int8_per_token_head": 1,
 }
-"""Bytes per element of the dtypes a KV cache is stored in."""
+"""Bytes per element of the dtypes a KV cache is stored in.
+
+The last two are vLLM's names for float8_e4m3fn and int8 with a scale for each token and head; without that ending, one
+scale holds for a whole tensor.
+"""
+
+SCALE_BYTES = 4
+"""Bytes of a scale, a float32. Each token and head has one for its key and one for its value, if it has any."""
+
+KV_CACHE_DTYPES = {
+    "auto": None,
+    "fp8": "float8_e4m3fn",
+    "fp8_per_token_head": "fp8_per_token_head",
+    "int8": "int8_per_token_head",
+    "int8_per_token_head": "int8_per_token_head",
+}
+"""What a user may ask a cache to be kept in, and its name in a :class:`KVShape`; ``None`` is the model's dtype.
+
+The names are those of vLLM's ``--kv-cache-dtype``, ``int8`` apart: a single scale for all of a tensor's integers would
+have to be measured first, so the short name means what vLLM calls ``int8_per_token_head``.
+"""
 
 # Layer kinds, as in transformers' ``layer_types``: those that keep keys and values of their tokens, those that do not.
 _ATTENTION_LAYERS = {
@@ -78,7 +101,7 @@ class KVShape:
         num_layers: attention layers, each with a cache of its own.
         num_kv_heads: heads of keys and values; fewer than query heads under grouped-query attention.
         head_dim: elements in one head's key, and in its value.
-        dtype: a name such as ``"bfloat16"``, or a ``torch.dtype``.
+        dtype: a name such as ``"bfloat16"``, or a ``torch.dtype``; see :data:`DTYPE_BYTES`.
 
     Raises:
         ValueError: a count below 1, or an unknown dtype.
@@ -109,8 +132,19 @@ class KVShape:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of keys and values that one token occupies over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+        """Bytes of keys and values that one token occupies over all layers, scales of its own included.
+
+        Source: vLLM counts these scales in a page too, in ``page_size_bytes`` of ``vllm/v1/kv_cache_interface.py``. The
+        one scale of a whole tensor belongs to no page.
+
+        Example:
+            128 numbers and a scale, 132 bytes, for each head's key and value:
+
+            >>> KVShape(32, 8, 128, "int8_per_token_head").bytes_per_token / KVShape(32, 8, 128, "int8").bytes_per_token
+            1.03125
+        """
+        scales = SCALE_BYTES if self.dtype.endswith("_per_token_head") else 0
+        return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * DTYPE_BYTES[self.dtype] + scales)
 
     def bytes_per_block(self, block_size: int) -> int:
         """Bytes that one block of ``block_size`` tokens occupies over all layers.

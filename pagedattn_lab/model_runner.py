@@ -25,10 +25,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from pagedattn_lab.attention.backends import Call, check_name, choose
 from pagedattn_lab.attention.metadata import AttentionMetadata
-from pagedattn_lab.attention.variant import Variant
+from pagedattn_lab.attention.variant import EIGHT_BIT, Variant
 from pagedattn_lab.block_table import take_copies
 from pagedattn_lab.kv_cache import PagedKVCache
-from pagedattn_lab.kv_shape import KVShape
+from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.models.implementation import attention_of
 from pagedattn_lab.models.support import UnsupportedModelError, refuse_layer, refuse_unsupported, rotary_limit
 
@@ -62,6 +62,8 @@ class ModelRunner:
         block_size: tokens per block.
         attention: backend for decode steps, as in :func:`pagedattn_lab.attention.paged_attention`. Steps that hold a
             prompt run on one that suits prompts.
+        kv_cache_dtype: what the cache is kept in, one of :data:`pagedattn_lab.kv_shape.KV_CACHE_DTYPES`; under
+            ``"auto"`` the model's dtype. The model computes in its own whatever the cache holds.
 
     Attributes:
         cache: the tensors. A pool of as many blocks hands them out: two pools would hand out the same ones.
@@ -69,7 +71,7 @@ class ModelRunner:
     Raises:
         UnsupportedModelError: an encoder-decoder, latent attention, chunked windows, a model without ``position_ids``,
             or attention that is not causal or does not go through transformers' interface.
-        ValueError: an unknown backend, or an impossible number or size of blocks.
+        ValueError: an unknown backend or dtype of the cache, or an impossible number or size of blocks.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,11 +87,20 @@ class ModelRunner:
         torch.Size([1, 50])
     """
 
-    def __init__(self, model: PreTrainedModel, num_blocks: int, block_size: int = 16, attention: str = "auto") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        num_blocks: int,
+        block_size: int = 16,
+        attention: str = "auto",
+        kv_cache_dtype: str = "auto",
+    ) -> None:
         check_name(attention)
+        if kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise ValueError(f"kv_cache_dtype {kv_cache_dtype!r} is unknown: use one of {', '.join(KV_CACHE_DTYPES)}")
         refuse_unsupported(model)
         try:
-            shape = KVShape.from_config(model.config, model.dtype)
+            shape = KVShape.from_config(model.config, KV_CACHE_DTYPES[kv_cache_dtype] or model.dtype)
         except ValueError as error:
             raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
         self.model, self.attention = model, attention
@@ -173,10 +184,12 @@ def _attention_through_page_table(
     if sliding_window is not None and metadata.max_seq_len <= sliding_window:
         sliding_window = None  # every token sees all before it
     key_cache, value_cache = cache.key_caches[layer], cache.value_caches[layer]
-    flat_query = query[0].transpose(0, 1).to(key_cache.dtype)  # [num_tokens, num_heads, head_dim]
-    variant = Variant(softcap, sliding_window)
+    variant = Variant(softcap, sliding_window, k_scale=cache.k_scales[layer], v_scale=cache.v_scales[layer])
+    flat_query = query[0].transpose(0, 1)  # [num_tokens, num_heads, head_dim]
+    if key_cache.dtype not in EIGHT_BIT:
+        flat_query = flat_query.to(key_cache.dtype)
     call = Call.of(flat_query, key_cache, value_cache, prompts=not metadata.is_decode, variant=variant)
-    output = choose(context.backend, call).run(
+    output = choose(context.backend, call).attend(
         flat_query,
         key_cache,
         value_cache,
@@ -185,6 +198,7 @@ def _attention_through_page_table(
         metadata.query_start_loc,
         1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling),
         variant,
+        metadata.cascade,
     )
     return output[None].to(query.dtype), None
 

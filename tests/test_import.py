@@ -16,7 +16,8 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
-    "hardware", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
+    "hardware", "occupancy", "assembly", "kernels", "compile_report",
+    "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench.allocator", "bench.slots", "bench.prefix",
@@ -48,11 +49,13 @@ def test_import_time() -> None:
 
 SPINE = [
     "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
-    "kv_cache", "hardware",
-    "attention.metadata", "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
-    "attention.launch", "attention.triton_decode",
+    "hardware", "occupancy", "assembly",
+    "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
+    "attention.shared_prefix", "attention.cascade", "attention.metadata",
+    "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
     "attention.triton_tile", "attention.triton_call", "attention.triton_grouped", "attention.triton_split",
-    "attention.triton_prefill", "attention.backends", "attention",
+    "attention.triton_prefill",
+    "attention.backends", "attention", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models", "models.__main__", "model_runner",
     "engine.core", "engine.sampling", "engine.beam_search", "engine",
@@ -73,7 +76,8 @@ APPARATUS = [
     "exercises.boards", "exercises.cases", "exercises.printed", "exercises.record", "exercises.grading",
     "exercises.kernels", "exercises.touched", "exercises.catalogue", "exercises",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
-    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.exercises", "cli", "__main__",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.compile",
+    "cli.exercises", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""

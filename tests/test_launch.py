@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
 from pagedattn_lab.attention import paged_attention, triton_decode
-from pagedattn_lab.attention.launch import launch
+from pagedattn_lab.attention.launch import kept_launches, launch
 from tests.helpers import kernels
 from tests.helpers.oracle import ragged_batch, same_bits
 
@@ -171,6 +172,78 @@ def test_arithmetic_of_bfloat16() -> None:
     assert torch.equal(less.bool(), x < y)
     assert same_bits(cast, numbers.bfloat16())
     assert same_bits(wide, x.float())
+
+
+@triton.jit
+def _cast(x_ptr, out_ptr, N: tl.constexpr):
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    tl.store(out_ptr + i, tl.load(x_ptr + i).to(out_ptr.dtype.element_ty))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_casts_of_float8(dtype: torch.dtype) -> None:
+    """Catches NaN read as 480; and ties rounded away from zero, a carry lost, subnormals cut off or what is
+    past 448 wrapped round, where a GPU rounds to even and saturates.
+    """
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    wide = torch.empty(256, dtype=dtype)
+    launch(_cast, (1,), codes, wide, N=256)
+    torch.testing.assert_close(wide, codes.to(dtype), rtol=0, atol=0, equal_nan=True)
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.float16).to(dtype)
+    narrow = torch.empty(2**16, dtype=torch.float8_e4m3fn)
+    launch(_cast, (16,), numbers, narrow, N=2**12)
+    is_nan = numbers.isnan()
+    assert same_bits(narrow[~is_nan], numbers.clamp(-448, 448).to(torch.float8_e4m3fn)[~is_nan])
+    assert narrow[is_nan].isnan().all()
+
+
+@triton.jit
+def _fill(x_ptr, VALUE: tl.constexpr):
+    tl.store(x_ptr, VALUE)
+
+
+def test_options_for_the_compiler() -> None:
+    """Catches num_warps refused where nothing is compiled, and a name misspelt that the interpreter would drop."""
+    x = torch.zeros(1)
+    launch(_fill, (1,), x, VALUE=3, num_warps=8, num_stages=2)
+    assert x.item() == 3
+    with pytest.raises(
+        TypeError, match=r"_fill has no argument num_warp: it has x_ptr, VALUE, and a .* num_warps, num_"
+    ):
+        launch(_fill, (1,), x, VALUE=4, num_warp=8)
+    assert x.item() == 3
+
+
+def test_options_reach_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches options dropped on the way to the compiler: a GPU is pretended, and the call to Triton looked at."""
+    calls = []
+
+    class Kernel:
+        __name__, arg_names = "fill", ("x_ptr", "VALUE")
+
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            return lambda *args, **options: calls.append((grid, args, options))
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    x = torch.zeros(1, device="meta")
+    launch(Kernel(), (2,), x, VALUE=3, num_warps=8, num_stages=2)
+    assert calls == [((2,), (x,), {"VALUE": 3, "num_warps": 8, "num_stages": 2})]
+
+
+def test_a_kept_launch_does_not_run() -> None:
+    """Catches a launch both kept and run, kept for another thread, or kept for ever."""
+    x, others = torch.zeros(1), torch.zeros(1)
+    with pytest.raises(RuntimeError, match="on purpose"), kept_launches() as launches:
+        launch(_fill, (2, 1), x, VALUE=3, num_warps=8)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(launch, _fill, (1,), others, VALUE=4).result()
+        raise RuntimeError("on purpose")
+    assert [each.args for each in launches] == [(x,)] and others.item() == 4
+    assert (launches[0].kernel, launches[0].grid) == (_fill, (2, 1))
+    assert launches[0].constexprs == {"VALUE": 3, "num_warps": 8}
+    assert x.item() == 0
+    launch(_fill, (1,), x, VALUE=5)
+    assert x.item() == 5 and len(launches) == 1
 
 
 POINTERS = {

@@ -7,6 +7,7 @@ import math
 import torch
 
 from pagedattn_lab.attention.backends import Call, check_name, choose
+from pagedattn_lab.attention.cascade import plan_cascade
 from pagedattn_lab.attention.checks import check_shapes, check_values
 from pagedattn_lab.attention.variant import Variant, check_variant
 
@@ -78,8 +79,12 @@ def paged_attention(
     variant = Variant(softcap, sliding_window, alibi_slopes, sinks, k_scale, v_scale)
     check_variant(variant, query, key_cache)
     # Choose a backend, and run it: from here on nothing is checked but what the backend alone needs.
-    chosen = choose(
-        backend, Call.of(query, key_cache, value_cache, prompts=len(query) > len(seq_lens), variant=variant)
-    )
+    call = Call.of(query, key_cache, value_cache, prompts=len(query) > len(seq_lens), variant=variant)
+    chosen = choose(backend, call)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-    return chosen.run(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant)
+    cascade = None
+    if chosen.cascades and query.device.type == "cpu":  # finding what is shared looks at values, too
+        rows, lens, query_lens = (tensor.tolist() for tensor in (block_tables, seq_lens, query_start_loc.diff()))
+        cascade = plan_cascade(rows, lens, query_lens, key_cache.shape[1])
+    arguments = (query, key_cache, value_cache, block_tables, seq_lens, query_start_loc)
+    return chosen.attend(*arguments, scale, variant, cascade)

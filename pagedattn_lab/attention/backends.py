@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pagedattn_lab.attention.cascade import Cascade, can_cascade, cascade_attention
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
 
@@ -68,10 +69,13 @@ class Backend:
     Attributes:
         name: what callers ask for.
         run: from ``(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant)`` to the
-            output. It checks nothing that :mod:`pagedattn_lab.attention.checks` does.
+            output. It checks nothing that :mod:`pagedattn_lab.attention.checks` does. If it ``cascades``, it takes
+            ``return_lse=True`` and then gives the log-sum-exps of the scores as well, ``[num_tokens, num_heads]``.
         lacks: from a call to a few words on what this backend does not have of it, or ``None``.
         fast_on: types of device on which it is compiled, so that ``"auto"`` prefers it there.
         suits_prompts: whether many queries of one sequence share what they read.
+        cascades: whether prefixes that sequences share are read once, ahead of it. The reference, an oracle, has none
+            of that.
     """
 
     name: str
@@ -79,6 +83,25 @@ class Backend:
     lacks: Callable[[Call], str | None] = _lacks_nothing
     fast_on: frozenset[str] = frozenset()
     suits_prompts: bool = True
+    cascades: bool = False
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        block_tables: torch.Tensor,
+        seq_lens: torch.Tensor,
+        query_start_loc: torch.Tensor,
+        scale: float,
+        variant: Variant = PLAIN,
+        cascade: Cascade | None = None,
+    ) -> torch.Tensor:
+        """Run it, after a cascade over shared prefixes if there is one and this backend and variant allow it."""
+        if cascade is None or not (self.cascades and can_cascade(variant)):
+            lens = (seq_lens, query_start_loc)
+            return self.run(query, key_cache, value_cache, block_tables, *lens, scale, variant)
+        return cascade_attention(self.run, query, key_cache, value_cache, cascade, query_start_loc, scale, variant)
 
 
 def _triton_decode_lacks(call: Call) -> str | None:

@@ -14,8 +14,9 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial, wraps
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -33,6 +34,50 @@ _rewritten: WeakKeyDictionary[Callable[..., Any], types.CodeType] = WeakKeyDicti
 """The interpreter's version of each function, which takes a millisecond to make."""
 
 
+OPTIONS = ("num_warps", "num_stages")
+"""What a launch may say to the compiler beside a kernel's own arguments; the interpreter has no use for it."""
+
+
+class Launch(NamedTuple):
+    """One call of :func:`launch`, kept instead of run."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constexprs: dict[str, Any]
+
+
+_kept: ContextVar[list[Launch] | None] = ContextVar("_kept", default=None)
+"""Where this thread's launches go instead of running."""
+
+
+@contextmanager
+def kept_launches() -> Iterator[list[Launch]]:
+    """Keep this thread's launches instead of running them, so that they can be compiled for a GPU that is not here.
+
+    What a kernel would have written stays unwritten.
+
+    Yields:
+        The launches so far, in order.
+
+    Example:
+        >>> import torch, triton
+        >>> @triton.jit
+        ... def nothing(x_ptr):
+        ...     pass
+        >>> with kept_launches() as launches:
+        ...     launch(nothing, (2,), torch.zeros(1), num_warps=8)
+        >>> launches[0].grid, launches[0].constexprs
+        ((2,), {'num_warps': 8})
+    """
+    launches: list[Launch] = []
+    token = _kept.set(launches)
+    try:
+        yield launches
+    finally:
+        _kept.reset(token)
+
+
 def runs_natively() -> bool:
     """Say whether a kernel launched here is compiled for a GPU (``True``) or interpreted on the CPU (``False``)."""
     return torch.cuda.is_available()
@@ -43,15 +88,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
 
     An interpreted kernel may use what a compiled one may: ``@triton.jit`` functions of its own or another module,
     reductions and scans with its own functions, methods of tensors. Arithmetic and ``tl.dot`` on bfloat16 are computed
-    in float32 and rounded to nearest, as on a GPU. Launches of several threads run one after the other.
+    in float32 and rounded to nearest, and casts to float8e4nv round to nearest and saturate, as on a GPU. Launches of
+    several threads run one after the other.
 
     Args:
         kernel: a function decorated with ``@triton.jit``.
         grid: one to three positive integers, the number of programs along each axis.
         args: the kernel's positional arguments: tensors, integers, floats.
-        constexprs: its ``tl.constexpr`` arguments, by name.
+        constexprs: its ``tl.constexpr`` arguments, by name, and perhaps :data:`OPTIONS` of the compiler.
 
     Raises:
+        TypeError: an argument by name that is neither the kernel's nor one of :data:`OPTIONS`. The interpreter alone
+            would drop it.
         ValueError: tensors on more than one device, or none at all.
         triton.runtime.errors.InterpreterError: whatever an interpreted kernel raises, wrapped.
 
@@ -66,11 +114,21 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constexprs: Any) ->
         >>> x
         tensor([0., 2., 4., 6.])
     """
+    unknown = [name for name in constexprs if name not in kernel.arg_names and name not in OPTIONS]
+    if unknown:
+        raise TypeError(
+            f"{kernel.__name__} has no argument {', '.join(unknown)}: it has {', '.join(kernel.arg_names)}, and a "
+            f"launch may also give {', '.join(OPTIONS)}"
+        )
     devices = {arg.device for arg in args if hasattr(arg, "data_ptr")}
     if len(devices) != 1:
         found = ", ".join(sorted(map(str, devices))) or "no device"
         raise ValueError(f"a launch got tensors on {found}: move them all to one device")
     (device,) = devices
+    launches = _kept.get()
+    if launches is not None:
+        launches.append(Launch(kernel, grid, args, constexprs))
+        return
     with one_at_a_time:
         if device.type != "cpu":
             with torch.cuda.device(device):
@@ -110,6 +168,7 @@ def _interpretable() -> Iterator[Callable[[JITFunction], Callable[..., Any]]]:
         for name in ("binary_op", "ternary_op", "create_fma", "create_dot"):
             scope.set_attr(InterpreterBuilder, name, _in_float32(getattr(InterpreterBuilder, name)))
         scope.set_attr(InterpreterBuilder, "cast_impl", _cast_through_float32(InterpreterBuilder.cast_impl))
+        scope.set_attr(InterpreterBuilder, "create_fp_to_fp", _float8_by_torch(InterpreterBuilder.create_fp_to_fp))
         yield as_python
     finally:
         scope.restore()
@@ -169,5 +228,27 @@ def _cast_through_float32(cast: Callable[..., TensorHandle]) -> Callable[..., Te
         if dtype.scalar == tl.bfloat16:
             return _rounded(cast(builder, _widened(source), tl.float32))
         return cast(builder, _widened(source), dtype)
+
+    return compute
+
+
+# The interpreter converts a float8 bit by bit: it rounds ties away from zero, loses the carry of 1.11111 into the
+# exponent, cuts subnormals off, and takes the code of NaN for 480. A GPU, like torch, rounds to nearest, ties to even,
+# and gives the largest number that there is, 448, for all above (PTX: cvt.rn.satfinite.e4m3x2.f32).
+
+
+def _float8_by_torch(convert: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
+    """Let conversions to and from float8e4nv, torch's float8_e4m3fn, go through torch; any other stays as it is."""
+
+    @wraps(convert)
+    def compute(builder: InterpreterBuilder, source: TensorHandle, dtype: tl.dtype, rounding: Any) -> TensorHandle:
+        if source.dtype.scalar == tl.float8e4nv:
+            values = torch.from_numpy(np.array(source.data)).view(torch.float8_e4m3fn).float()
+            return builder.cast_impl(TensorHandle(values.numpy(), tl.float32), dtype)
+        if dtype.scalar == tl.float8e4nv:
+            values = torch.from_numpy(np.array(builder.cast_impl(source, tl.float32).data))
+            bits = values.to(torch.float8_e4m3fn).view(torch.uint8)
+            return TensorHandle(bits.numpy(), tl.float8e4nv)
+        return convert(builder, source, dtype, rounding)
 
     return compute

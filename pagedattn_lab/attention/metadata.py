@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pagedattn_lab.attention.cascade import Cascade, plan_cascade
 from pagedattn_lab.block_table import BlockTable
 
 
@@ -24,6 +25,7 @@ class AttentionMetadata:
         slot_mapping: ``[num_tokens]`` int64, where this step's keys and values go.
         positions: ``[num_tokens]`` int64, each token's place in its own sequence.
         max_seq_len: the largest of ``seq_lens``, known without asking the device.
+        cascade: prefixes that sequences share, to be read once for all of them; ``None`` if that would save little.
         tables: the page tables themselves, on one pool: whoever carries the step out takes their pending copies first.
 
     Layers trust it: every slot and every table entry in use is a block of the pool. Make it with
@@ -36,6 +38,7 @@ class AttentionMetadata:
     slot_mapping: torch.Tensor
     positions: torch.Tensor
     max_seq_len: int
+    cascade: Cascade | None
     tables: tuple[BlockTable, ...]
 
     @property
@@ -103,5 +106,6 @@ def attention_metadata(
         slot_mapping=torch.tensor(slots, dtype=torch.int64, device=device),
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
         max_seq_len=max(seq_lens),
+        cascade=plan_cascade(rows, seq_lens, query_lens, pool.block_size, device),
         tables=tuple(tables),
     )

@@ -16,16 +16,21 @@ def reference_attention(
     query_start_loc: torch.Tensor,
     scale: float,
     variant: Variant = PLAIN,
-) -> torch.Tensor:
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Gather each sequence through its page table, then attend as if it had been contiguous all along.
 
     Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked. Half-precision inputs are
     computed in float32 and rounded once, at the end; so are 8-bit caches.
+
+    With ``return_lse`` the log-sum-exp of each query's scores comes second, ``[num_tokens, num_heads]`` in float32 or
+    wider: what it takes to merge this with attention to other tokens.
     """
     block_size = key_cache.shape[1]
     output = query.new_empty(*query.shape[:2], value_cache.shape[3])
     starts, lens = query_start_loc.tolist(), seq_lens.tolist()
     compute = torch.promote_types(query.dtype, torch.float32)
+    lse = query.new_empty(query.shape[:2], dtype=compute)
     for sequence, seq_len in enumerate(lens):
         rows = slice(starts[sequence], starts[sequence + 1])
         positions = torch.arange(seq_len, device=query.device)
@@ -33,8 +38,8 @@ def reference_attention(
         # [seq_len, num_kv_heads, head_dim]
         key = dequantized(key_cache[blocks, offsets], variant.k_scale, blocks, offsets, compute)
         value = dequantized(value_cache[blocks, offsets], variant.v_scale, blocks, offsets, compute)
-        output[rows] = _attend(query[rows].to(compute), key, value, scale, variant)
-    return output
+        output[rows], lse[rows] = _attend(query[rows].to(compute), key, value, scale, variant)
+    return (output, lse) if return_lse else output
 
 
 def dequantized(
@@ -56,8 +61,12 @@ def dequantized(
 
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, variant: Variant
-) -> torch.Tensor:
-    """Attend for one sequence whose queries are its last tokens. Shapes ``[tokens, heads, head_dim]``."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend for one sequence whose queries are its last tokens. Shapes ``[tokens, heads, head_dim]``.
+
+    Returns:
+        The outputs, and the log-sum-exp of the scores, ``[query_len, num_heads]``.
+    """
     query_len, num_heads, head_dim = query.shape
     seq_len, num_kv_heads, _ = key.shape
     # Query heads in groups of those that share a KV head: [query_len, num_kv_heads, group, head_dim].
@@ -79,4 +88,5 @@ def _attend(
         sinks = variant.sinks.to(scores.dtype).reshape(num_kv_heads, -1, 1, 1)
         scores = torch.cat([scores, sinks.expand(-1, -1, query_len, 1)], dim=-1)
     weights = torch.softmax(scores, dim=-1)[..., :seq_len]
-    return torch.einsum("kgqs,skd->qkgd", weights, value).reshape(query_len, num_heads, -1)
+    output = torch.einsum("kgqs,skd->qkgd", weights, value).reshape(query_len, num_heads, -1)
+    return output, torch.logsumexp(scores, dim=-1).flatten(0, 1).T

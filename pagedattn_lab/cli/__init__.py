@@ -1,4 +1,4 @@
-"""The command line: ``pagedattn-lab {doctor, generate, waste, hits, bench, exercises}``, a module for each command.
+"""The command line: ``pagedattn-lab {doctor, generate, waste, ...}``, a module for each command.
 
 ``python -m pagedattn_lab`` is the same. Results go to standard output, messages to standard error. Exit status: 0, 1
 (it could not), 2 (wrong usage).
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pagedattn_lab import __version__
 from pagedattn_lab.cli import bench, doctor, exercises, generate, hits, waste
+from pagedattn_lab.cli import compile as compile_
 from pagedattn_lab.cli.parser import Parser
 from pagedattn_lab.cli.terminal import NAME, program, say
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "waste": waste,
     "hits": hits,
     "bench": bench,
+    "compile": compile_,
     "exercises": exercises,
 }
 """Each module adds its command to a parser with ``add``."""

@@ -13,6 +13,7 @@ from pagedattn_lab.arithmetic import GIB, cdiv
 from pagedattn_lab.cli.arguments import add_json, finite, positive, seed, temperature, text, text_of_file
 from pagedattn_lab.cli.output import count, memory, print_json
 from pagedattn_lab.cli.terminal import waiting, wrap
+from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.studies.block_savings import Sharing
 
 if TYPE_CHECKING:
@@ -62,6 +63,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--block-size", type=positive, default=16, metavar="N", help="tokens per block (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=tuple(KV_CACHE_DTYPES),
+        default="auto",
+        help="what keys and values are kept in: the model's dtype (auto, the default), or 8 bits with a scale for each "
+        "token and head (int8 is short for int8_per_token_head) or one of 1 for all (fp8)",
     )
     sharing = parser.add_argument_group("several outputs")
     sharing.add_argument(
@@ -145,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     num_blocks = _num_blocks(len(prefix), len(prompt), arguments.max_tokens, arguments.beams or arguments.n, block_size)
     _refuse_what_memory_cannot_hold(arguments, model, len(prompt), num_blocks)
-    runner = ModelRunner(model, num_blocks, block_size, arguments.attention)
+    runner = ModelRunner(model, num_blocks, block_size, arguments.attention, arguments.kv_cache_dtype)
     engine, request = EngineCore(runner), Request("prompt", prompt)
     stop_token_ids = models.stop_token_ids(model, tokenizer)
     usage = _Usage(cdiv(len(prompt), block_size), -len(prompt) % block_size)
@@ -228,9 +236,8 @@ def _refuse_what_memory_cannot_hold(
     arguments: argparse.Namespace, model: PreTrainedModel, prompt_len: int, num_blocks: int
 ) -> None:
     """Say which option asks for too much; an allocator would name bytes only, or the system end the process."""
-    from pagedattn_lab.kv_shape import KVShape
-
-    num_bytes = num_blocks * KVShape.from_config(model.config, model.dtype).bytes_per_block(arguments.block_size)
+    shape = KVShape.from_config(model.config, KV_CACHE_DTYPES[arguments.kv_cache_dtype] or model.dtype)
+    num_bytes = num_blocks * shape.bytes_per_block(arguments.block_size)
     room = _memory(model.device)
     if num_bytes <= room:
         return

@@ -133,7 +133,7 @@ def spread(tensor: torch.Tensor, dim: int, folder: Path) -> torch.Tensor:
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Say whether two tensors hold the same bits: a NaN equals itself, and 0.0 is not -0.0."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
     return first.dtype == second.dtype and torch.equal(first.view(integer), second.view(integer))
 
 

@@ -1,0 +1,190 @@
+"""Attention that reads a prefix once for all sequences that share it: cascade attention (chapter 08).
+
+Sequences that begin with the same blocks attend to them together, as one matrix product of all their queries with
+those keys, and each to its own tail apart. Softmax over two ranges of tokens, taken apart, is put together again with
+the two log-sum-exps: :func:`merge_attention`, the same step as between two tiles of chapter 07.
+
+Source: Ye et al. 2024, "Cascade Inference", flashinfer.ai; Juravsky et al. 2024, arXiv 2402.05099, section 3.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.attention.reference import dequantized
+from pagedattn_lab.attention.shared_prefix import shared_prefixes
+from pagedattn_lab.attention.variant import Variant
+
+TOKENS_AT_A_TIME = 1024
+"""Tokens of a prefix that are gathered at a time, so that a long one needs little memory."""
+
+MIN_TOKENS_SAVED = 1024
+"""A prefix that saves fewer tokens from being read costs more than it saves; ``bench cascade`` measures it."""
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """One step of a ragged batch, parted into shared prefixes and tails; it serves every layer of the step.
+
+    Attributes:
+        prefixes: for each shared prefix ``(tokens, blocks)``: which query tokens attend to it, and its blocks, both
+            int64.
+        block_tables, seq_lens: as in :func:`pagedattn_lab.attention.paged_attention`, of the tails alone.
+    """
+
+    prefixes: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    block_tables: torch.Tensor
+    seq_lens: torch.Tensor
+
+
+def plan_cascade(
+    tables: Sequence[Sequence[int]],
+    seq_lens: Sequence[int],
+    query_lens: Sequence[int],
+    block_size: int,
+    device: torch.device | str = "cpu",
+    min_tokens: int = MIN_TOKENS_SAVED,
+) -> Cascade | None:
+    """Find what the sequences of a step share, and part their page tables at the end of it.
+
+    Args:
+        tables: each sequence's row of the page table, all of one width.
+        seq_lens: tokens in the cache.
+        query_lens: how many of each sequence's last tokens are queries. All blocks that end before the first of them
+            can be shared; so a tail always holds a token.
+        block_size: tokens per block.
+        device: where the tensors go.
+        min_tokens: how many tokens a prefix must save from being read, to be worth a pass of its own.
+
+    Returns:
+        ``None`` if no prefix is worth it.
+
+    Example:
+        >>> plan = plan_cascade([[5, 6, 7], [5, 6, 8]], [9, 12], [1, 1], block_size=4, min_tokens=8)
+        >>> plan.block_tables[:, 0].tolist(), plan.seq_lens.tolist()
+        ([7, 8], [1, 4])
+    """
+    shareable = [
+        list(row[: (seq_len - query_len) // block_size])
+        for row, seq_len, query_len in zip(tables, seq_lens, query_lens, strict=True)
+    ]
+    prefixes = shared_prefixes(shareable, min_blocks=cdiv(min_tokens, block_size))
+    if not prefixes:
+        return None
+    rows, tail_lens = [list(row) for row in tables], list(seq_lens)
+    starts = [0, *itertools.accumulate(query_lens)]
+    parts = []
+    for prefix in prefixes:
+        tokens: list[int] = []
+        num_blocks = len(prefix.block_ids)
+        for row in prefix.sequences:
+            rows[row] = rows[row][num_blocks:] + [0] * num_blocks
+            tail_lens[row] -= num_blocks * block_size
+            tokens += range(starts[row], starts[row + 1])
+        parts.append((torch.tensor(tokens, device=device), torch.tensor(prefix.block_ids, device=device)))
+    tail_tables = torch.tensor(rows, dtype=torch.int32, device=device)
+    return Cascade(tuple(parts), tail_tables, torch.tensor(tail_lens, dtype=torch.int32, device=device))
+
+
+def cascade_attention(
+    attend: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    cascade: Cascade,
+    query_start_loc: torch.Tensor,
+    scale: float,
+    variant: Variant,
+) -> torch.Tensor:
+    """Attend to tails with a backend, to shared prefixes with one product for all, and merge.
+
+    Args:
+        attend: a backend's function, called with ``return_lse=True``.
+        query, key_cache, value_cache, query_start_loc, scale: as in :func:`pagedattn_lab.attention.paged_attention`.
+        cascade: the step, parted; see :func:`plan_cascade`.
+        variant: without a window and without ALiBi; see :func:`can_cascade`.
+    """
+    tails = (cascade.block_tables, cascade.seq_lens, query_start_loc, scale, variant)
+    output, lse = attend(query, key_cache, value_cache, *tails, return_lse=True)
+    for tokens, blocks in cascade.prefixes:
+        ahead = _attend_to_prefix(query[tokens], key_cache, value_cache, blocks, scale, variant)
+        merged, _ = merge_attention(*ahead, output[tokens], lse[tokens])
+        output[tokens] = merged.to(output.dtype)
+    return output
+
+
+def can_cascade(variant: Variant) -> bool:
+    """Whether each query sees all of a prefix, and in the same way as every other query does.
+
+    Example:
+        >>> can_cascade(Variant(softcap=30.0)), can_cascade(Variant(sliding_window=64))
+        (True, False)
+    """
+    return variant.sliding_window is None and variant.alibi_slopes is None
+
+
+def merge_attention(
+    one: torch.Tensor, one_lse: torch.Tensor, other: torch.Tensor, other_lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put together what the same queries found in two ranges of tokens, as if they had seen both at once.
+
+    Args:
+        one, other: ``[num_tokens, num_heads, head_dim]``, attention to each range alone.
+        one_lse, other_lse: ``[num_tokens, num_heads]``, the logarithm of each range's sum of exponentiated scores.
+
+    Returns:
+        Output and log-sum-exp over both ranges.
+
+    Source: vLLM's ``merge_attn_states``.
+
+    Example:
+        A range that weighs three times as much counts three times:
+
+        >>> one, other = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)
+        >>> merge_attention(one, torch.zeros(1, 1), other, torch.full((1, 1), 3.0).log())[0]
+        tensor([[[0.7500, 0.7500]]])
+    """
+    top = torch.maximum(one_lse, other_lse)
+    one_weight, other_weight = torch.exp(one_lse - top), torch.exp(other_lse - top)
+    total = one_weight + other_weight
+    output = (one * one_weight[..., None] + other * other_weight[..., None]) / total[..., None]
+    return output, top + torch.log(total)
+
+
+def _attend_to_prefix(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    blocks: torch.Tensor,
+    scale: float,
+    variant: Variant,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend with the queries of several sequences to blocks that each of them sees in full.
+
+    Returns:
+        ``[num_tokens, num_heads, value_dim]`` and ``[num_tokens, num_heads]``, in float32 or wider.
+    """
+    compute = torch.promote_types(query.dtype, torch.float32)
+    (num_tokens, num_heads, head_dim), (_, block_size, num_kv_heads, _) = query.shape, key_cache.shape
+    group = num_heads // num_kv_heads
+    # All queries that meet one KV head are the rows of one matrix: [num_kv_heads, num_tokens * group, head_dim].
+    rows = query.to(compute).reshape(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
+    result = None
+    for some in blocks.split(max(1, TOKENS_AT_A_TIME // block_size)):
+        slots = some.repeat_interleave(block_size), torch.arange(block_size, device=some.device).repeat(len(some))
+        # [num_kv_heads, tokens, head_dim]
+        key = dequantized(key_cache[some].flatten(0, 1), variant.k_scale, *slots, compute).transpose(0, 1)
+        value = dequantized(value_cache[some].flatten(0, 1), variant.v_scale, *slots, compute).transpose(0, 1)
+        scores = rows @ key.transpose(1, 2) * scale  # [num_kv_heads, num_tokens * group, tokens]
+        if variant.softcap is not None:
+            scores = variant.softcap * torch.tanh(scores / variant.softcap)
+        part = torch.softmax(scores, dim=-1) @ value, torch.logsumexp(scores, dim=-1)
+        result = part if result is None else merge_attention(*result, *part)
+    assert result is not None  # a shared prefix has at least one block
+    output, lse = (x.unflatten(1, (num_tokens, group)).transpose(0, 1).flatten(1, 2) for x in result)
+    return output, lse

@@ -1,0 +1,140 @@
+"""Prefixes that are read once for all sequences that share them: found from the tables, equal to plain attention."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagedattn_lab.attention import cascade
+from pagedattn_lab.attention.cascade import can_cascade, cascade_attention, merge_attention, plan_cascade
+from pagedattn_lab.attention.reference import reference_attention
+from pagedattn_lab.attention.shared_prefix import SharedPrefix, shared_prefixes
+from pagedattn_lab.attention.variant import Variant
+from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch
+
+
+def all_groupings(tables: list[list[int]]) -> int:
+    """Try every way to part the sequences into groups, and give the most blocks that any of them saves."""
+    most = 0
+
+    def part(rows: list[int], saved: int) -> None:
+        nonlocal most
+        most = max(most, saved)
+        if not rows:
+            return
+        first, rest = rows[0], rows[1:]
+        for size in range(len(rest) + 1):
+            for others in itertools.combinations(rest, size):
+                common = itertools.takewhile(
+                    lambda column: len(set(column)) == 1, zip(*(tables[i] for i in (first, *others)), strict=False)
+                )
+                part([row for row in rest if row not in others], saved + size * len(list(common)))
+
+    part(list(range(len(tables))), 0)
+    return most
+
+
+tables = st.lists(st.lists(st.integers(1, 3), max_size=4), max_size=6)
+
+
+@given(tables)
+def test_no_grouping_saves_more(tables: list[list[int]]) -> None:
+    """Catches a group that is not as long as it could be, that takes a sequence twice, or that is chosen although two
+    smaller ones save more.
+    """
+    groups = shared_prefixes(tables)
+    rows = [row for group in groups for row in group.sequences]
+    assert len(rows) == len(set(rows))
+    for group in groups:
+        assert len(group.sequences) > 1
+        assert all(tuple(tables[row][: len(group.block_ids)]) == group.block_ids for row in group.sequences)
+    assert sum(group.num_blocks_saved for group in groups) == all_groupings(tables)
+
+
+def test_small_savings_are_left() -> None:
+    """Catches a threshold that counts a group's blocks once, or its sequences all."""
+    assert shared_prefixes([[1, 2, 3]] * 3, min_blocks=6) == [SharedPrefix((0, 1, 2), (1, 2, 3))]
+    assert shared_prefixes([[1, 2, 3]] * 3, min_blocks=7) == []
+
+
+def share(batch: Batch, groups: list[list[int]], num_blocks: int) -> None:
+    """Let the sequences of each group begin with the first one's blocks, and forget what they held there before."""
+    block_size = batch.key_cache.shape[1]
+    for first, *others in groups:
+        for row in others:
+            batch.block_tables[row, :num_blocks] = batch.block_tables[first, :num_blocks]
+            for mine, shared in zip(batch.dense[row], batch.dense[first], strict=True):
+                mine[: num_blocks * block_size] = shared[: num_blocks * block_size]
+
+
+def run(batch: Batch, variant: Variant, min_tokens: int = 1) -> torch.Tensor | None:
+    """Attend with a cascade, or give ``None`` where none was found."""
+    block_size = batch.key_cache.shape[1]
+    query_lens = batch.query_start_loc.diff().tolist()
+    plan = plan_cascade(batch.block_tables.tolist(), batch.seq_lens.tolist(), query_lens, block_size, "cpu", min_tokens)
+    if plan is None:
+        return None
+    scale = 1 / math.sqrt(batch.query.shape[2])
+    arguments = (batch.query, batch.key_cache, batch.value_cache, plan, batch.query_start_loc, scale, variant)
+    return cascade_attention(reference_attention, *arguments)
+
+
+OPTIONS = [{}, {"softcap": 1.5}, {"sinks": torch.linspace(-3, 9, 6)}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "softcap", "sinks"])
+@pytest.mark.parametrize("query_lens", [[1] * 6, [5, 1, 4, 1, 3, 1]], ids=["decode", "mixed"])
+@pytest.mark.parametrize("tile", [4, 1024])
+def test_cascade_matches_oracle(
+    options: dict[str, object], query_lens: list[int], tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a tail that begins at the wrong block, queries that meet another group's prefix, a sink counted twice,
+    pieces of a prefix that are merged without their weights, and reading past a prefix.
+    """
+    monkeypatch.setattr(cascade, "TOKENS_AT_A_TIME", tile)
+    lens = [40, 17, 25, 33, 19, 21]
+    batch = ragged_batch(lens, query_lens, block_size=4, head_dim=32, value_dim=24, seed=6)
+    share(batch, [[0, 2, 3], [4, 1]], num_blocks=4)
+    # Row 1 has 17 tokens, and its query is the first after four blocks: its tail is one token.
+    output = run(batch, Variant(**options))
+    assert output is not None
+    assert_matches(output, dense_attention(batch, **options))
+
+
+def test_bfloat16_is_merged_once_more() -> None:
+    """Catches partial results that are merged in bfloat16: only the two parts and their sum may be rounded."""
+    batch = ragged_batch([40, 30, 26], [1, 1, 1], block_size=4, head_dim=32, dtype=torch.bfloat16, seed=7)
+    share(batch, [[0, 1, 2]], num_blocks=6)
+    output = run(batch, Variant())
+    assert output is not None
+    answer, bound = dense_attention(batch)
+    largest = max(float(value.double().abs().max()) for _, value in batch.dense)
+    tail = torch.finfo(torch.bfloat16).eps / 2 * largest  # the tail's result was rounded before it was merged
+    assert_matches(output, (answer, bound + tail))
+
+
+def test_a_block_with_queries_is_not_shared() -> None:
+    """Catches a prefix that reaches into what a query must not see yet: the step's own tokens lie in the tail."""
+    tables, lens = [[1, 2, 3], [1, 2, 3]], [12, 12]
+    assert plan_cascade(tables, lens, [1, 1], 4, min_tokens=1).seq_lens.tolist() == [4, 4]
+    assert plan_cascade(tables, lens, [5, 4], 4, min_tokens=1).seq_lens.tolist() == [8, 8]
+    assert plan_cascade(tables, lens, [12, 1], 4, min_tokens=1) is None
+
+
+def test_what_no_cascade_can_do() -> None:
+    """Catches a window or a slope that is lost: queries do not see a shared prefix alike then."""
+    assert not can_cascade(Variant(sliding_window=8))
+    assert not can_cascade(Variant(alibi_slopes=torch.ones(6)))
+
+
+def test_merge_takes_any_scores() -> None:
+    """Catches an exponential that overflows, and a part without any weight that yields NaN."""
+    one, other = torch.ones(1, 1, 2), torch.full((1, 1, 2), 3.0)
+    lse = torch.full((1, 1), 1e4)
+    assert merge_attention(one, lse, other, lse)[0].tolist() == [[[2.0, 2.0]]]
+    assert merge_attention(one, torch.full((1, 1), -math.inf), other, lse)[0].tolist() == [[[3.0, 3.0]]]
