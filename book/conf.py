@@ -131,6 +131,9 @@ def execution_table(path: Path) -> str:
 myst_substitutions = {"execution_times": execution_table(BOOK / "execution.json")}
 
 
+SHEETS = ("player.css", "pictures.css")  # the package's own
+
+
 def write_scripts(app: Sphinx) -> None:
     """Put into ``_static`` what is made or copied at build time: MathJax, and the player as a classic script."""
     from pagedattn_lab.viz.book import book_script
@@ -140,7 +143,8 @@ def write_scripts(app: Sphinx) -> None:
     (package,) = importlib.util.find_spec("sphinx-mathjax-offline").submodule_search_locations
     shutil.copy(Path(package) / "static" / "mathjax" / "tex-svg.js", static / "mathjax")
     (static / "player.book.js").write_text(book_script(), encoding="utf-8")
-    shutil.copy(ROOT / "pagedattn_lab" / "viz" / "player.css", static)
+    for name in SHEETS:
+        shutil.copy(ROOT / "pagedattn_lab" / "viz" / name, static)
 
 
 # Scripts, and sheets, that a single page needs, in their order.
@@ -164,5 +168,6 @@ def setup(app: Sphinx) -> None:
     """Register what every page loads."""
     app.connect("builder-inited", write_scripts)
     app.connect("html-page-context", add_own_files)
-    app.add_css_file("player.css")
+    for name in SHEETS:
+        app.add_css_file(name)
     app.add_js_file("player.book.js", defer="defer")

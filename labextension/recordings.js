@@ -9,18 +9,23 @@
 const PLAYER = "application/vnd.pagedattn-lab.player+json";
 const WIDGET = "application/vnd.jupyter.widget-view+json";
 const SVG = "image/svg+xml";
+const MARKDOWN = "text/markdown";
 const WIDGET_RANK = -10; // as jupyterlab_widgets registers it; the lowest rank wins
 const SVG_RANK = 80;
+const MARKDOWN_RANK = 60;
 const PATIENCE = 300; // ms: a widget that a kernel has is there by then
 const MOST_PATIENCE = 2000;
 
 /** The player's scripts, as anywidget loads them, and those that answer a lesson's controls without a kernel: one module. */
-const SCRIPTS = ["looks.js", "tiles.js", "tables.js", "board.js", "motion.js", "text.js", "player.js"];
+const SCRIPTS = ["looks.js", "tiles.js", "tables.js", "board.js", "motion.js", "text.js", "scrolling.js", "player.js"];
 const WITHOUT_KERNEL = ["model.js", "recorder.js", "lesson.js"];
 
+const here = (name) => new URL(name, import.meta.url);
+const addSheet = (name) =>
+  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: here(name) }));
+
 async function loadPlayer() {
-  const here = (name) => new URL(name, import.meta.url);
-  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: here("player.css") }));
+  addSheet("player.css");
   const texts = [...SCRIPTS, ...WITHOUT_KERNEL].map(async (name) => (await fetch(here(name))).text());
   const source = new Blob([...(await Promise.all(texts)), "export { playStored };"], { type: "text/javascript" });
   return import(URL.createObjectURL(source));
@@ -32,6 +37,21 @@ const playerOnce = () =>
     throw error;
   }));
 
+/** How pictures look in the dark: a sheet for the page, and a style for the SVG of an <img>, in which the page's own does not
+ * hold. An image takes for dark or light what JupyterLab makes the body's color-scheme with each theme. */
+let styleInDark = "";
+async function loadDark() {
+  addSheet("pictures.css");
+  const response = await fetch(here("pictures.css")), sheet = await response.text();
+  if (!response.ok) return;
+  const rules = sheet.slice(sheet.indexOf("{") + 1, sheet.lastIndexOf("}"));
+  styleInDark = `<style><![CDATA[@media (prefers-color-scheme: dark) { :root { ${rules} } }]]></style>`;
+}
+let dark;
+const darkOnce = () => (dark ??= loadDark());
+const OURS = /^<svg role="img" aria-label=[^>]*>/; // as Picture writes it
+const withDark = (svg) => svg.replace(OURS, (tag) => `${tag}${styleInDark}`);
+
 const CONTROLS = "This is the stored recording. Its controls appear when the cells have run.";
 
 const aside = (words) => Object.assign(document.createElement("p"), { className: "pa-recorded", textContent: words });
@@ -41,7 +61,7 @@ const numbers = (list) => list.map(Number);
 /** An SVG as an image of its size, in which none of its scripts runs. */
 function asImage(svg, words) {
   const size = ["width", "height"].map((name) => `${name}="${pixels(svg.match(`^<[^>]*? ${name}="([\\d.]+)(pt)?`))}"`);
-  const source = `data:${SVG};charset=utf-8,${encodeURIComponent(svg)}`;
+  const source = `data:${SVG};charset=utf-8,${encodeURIComponent(withDark(svg))}`;
   return `<img ${size.join(" ")} style="max-width: 100%; height: auto" src="${source}" alt="${escaped(words)}">`;
 }
 const pixels = (found) => (found ? Math.round(Number(found[1]) * (found[2] ? 4 / 3 : 1)) : "auto");
@@ -115,6 +135,7 @@ function playerRenderer(host, options) {
   }
 
   async function show({ data, metadata, trusted }) {
+    await darkOnce();
     const stored = { ...data[PLAYER], ...metadata[PLAYER] };
     const recording = trusted ? stored : harmless(stored);
     const { playStored } = await playerOnce();
@@ -149,22 +170,41 @@ function playerRenderer(host, options) {
 function pictureRenderer(factory, options) {
   const output = factory.createRenderer(options), render = output.renderModel.bind(output);
   output.renderModel = async (model) => {
-    await render(Object.create(model, { trusted: { value: true } }));
+    await darkOnce();
+    const data = { ...model.data, [SVG]: withDark(String(model.data[SVG])) };
+    await render(Object.create(model, { trusted: { value: true }, data: { value: data } }));
     output.node.querySelector("img")?.setAttribute("alt", model.data["text/plain"] ?? "");
   };
   return output;
 }
 
-/** Teach one notebook's renderers to show recordings, and figures in any notebook. */
+/** JupyterLab's renderer of Markdown, in which an answer's picture is an <img> that holds its data. */
+function markdownRenderer(factory, options) {
+  const output = factory.createRenderer(options), render = output.renderModel.bind(output);
+  output.renderModel = async (model) => {
+    await Promise.all([render(model), darkOnce()]);
+    for (const image of output.node.querySelectorAll(`img[src^="data:${SVG},"]`)) {
+      const [head, ...data] = image.getAttribute("src").split(",");
+      image.src = `${head},${encodeURIComponent(withDark(decodeURIComponent(data.join(","))))}`;
+    }
+  };
+  return output;
+}
+
+/** Teach one notebook's renderers to show recordings, and figures in any notebook and in the colours of its theme. */
 export function showRecordings(rendermime) {
   rendermime.addFactory({
     safe: true, mimeTypes: [PLAYER],
     createRenderer: (options) =>
       playerRenderer(rendermime.getFactory(WIDGET) ?? rendermime.getFactory("text/plain"), options),
   }, WIDGET_RANK - 10);
-  const svg = rendermime.getFactory(SVG);
+  const svg = rendermime.getFactory(SVG), markdown = rendermime.getFactory(MARKDOWN);
   if (svg)
     rendermime.addFactory({
       ...svg, safe: true, mimeTypes: [SVG], createRenderer: (options) => pictureRenderer(svg, options),
     }, SVG_RANK);
+  if (markdown)
+    rendermime.addFactory({
+      ...markdown, createRenderer: (options) => markdownRenderer(markdown, options),
+    }, MARKDOWN_RANK);
 }

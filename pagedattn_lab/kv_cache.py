@@ -20,7 +20,7 @@ CACHE_DTYPES = {
     "float8_e4m3fn": torch.float8_e4m3fn, "fp8_per_token_head": torch.float8_e4m3fn,
     "int8": torch.int8, "int8_per_token_head": torch.int8,
 }  # fmt: skip
-"""The dtype of the tensors for each dtype of a :class:`KVShape` that a cache can hold."""
+"""The dtype of the tensors for each dtype of a :class:`pagedattn_lab.kv_shape.KVShape` that a cache can hold."""
 
 
 class PagedKVCache:
@@ -37,9 +37,10 @@ class PagedKVCache:
             exceeds 448 scales, or 127 for int8, is cut.
 
     Attributes:
-        key_caches, value_caches: one tensor per layer, ``[num_blocks, block_size, num_kv_heads, head_dim]``.
+        key_caches, value_caches: one tensor per layer, ``[num_blocks, block_size, num_kv_heads, head_dim]``; values may
+            have a head_dim of their own. Of latents, a value cache is a view of the key cache's first elements.
         k_scales, v_scales: what a layer's attention needs beside them: ``None``, or a float32 tensor of one element, or
-            ``[num_blocks, block_size, num_kv_heads]``.
+            ``[num_blocks, block_size, num_kv_heads]``. The value in a latent has the scale of the latent.
 
     Raises:
         ValueError: a dtype this cache cannot hold, sizes below 1, a scale that is not positive, or one that is missing
@@ -76,22 +77,27 @@ class PagedKVCache:
         self._per_token_head = shape.dtype.endswith("_per_token_head")
         _check_scales(shape.dtype, k_scale, v_scale)
         self.shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
-        size = (num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
 
-        def blocks() -> torch.Tensor:
-            return torch.zeros(size, dtype=CACHE_DTYPES[shape.dtype], device=device)
+        rows = (num_blocks, block_size, shape.num_kv_heads)
 
-        self.key_caches = [blocks() for _ in range(shape.num_layers)]
-        self.value_caches = [blocks() for _ in range(shape.num_layers)]
+        def blocks(dim: int) -> torch.Tensor:
+            return torch.zeros(*rows, dim, dtype=CACHE_DTYPES[shape.dtype], device=device)
+
+        self.key_caches = [blocks(shape.head_dim) for _ in range(shape.num_layers)]
+        if shape.latent:
+            self.value_caches = [latents[..., : shape.value_dim] for latents in self.key_caches]
+        else:
+            self.value_caches = [blocks(shape.value_dim) for _ in range(shape.num_layers)]
 
         def scales(of_all: float | None) -> list[torch.Tensor | None]:
             if self._per_token_head:
-                return [torch.zeros(size[:3], device=device) for _ in range(shape.num_layers)]
+                return [torch.zeros(rows, device=device) for _ in range(shape.num_layers)]
             is_8_bit = CACHE_DTYPES[shape.dtype] in EIGHT_BIT
             common = torch.tensor([1.0 if of_all is None else of_all], device=device) if is_8_bit else None
             return [common] * shape.num_layers
 
-        self.k_scales, self.v_scales = scales(k_scale), scales(v_scale)
+        self.k_scales = scales(k_scale)
+        self.v_scales = self.k_scales if shape.latent else scales(v_scale)
         self._writes_by_kernel = _kernel_compiles(self.key_caches[0])
 
     @property
@@ -101,49 +107,56 @@ class PagedKVCache:
 
     def _in_blocks(self) -> list[torch.Tensor]:
         """Give every tensor whose first dimension counts blocks: what belongs to a block lies in all of these."""
-        scales = self.k_scales + self.v_scales if self._per_token_head else []
-        return self.key_caches + self.value_caches + scales
+        keys = self.key_caches + (self.k_scales if self._per_token_head else [])
+        values = self.value_caches + (self.v_scales if self._per_token_head else [])
+        return keys if self.shape.latent else keys + values
 
     def write(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor | Sequence[int]
+        self, layer: int, key: torch.Tensor, value: torch.Tensor | None, slot_mapping: torch.Tensor | Sequence[int]
     ) -> None:
         """Store tokens' keys and values at their slots.
 
         Args:
             layer: which layer.
             key, value: ``[num_tokens, num_kv_heads, head_dim]``; converted to the cache's dtype, quantised for 8 bits.
+                A latent holds its value already: ``None`` then.
             slot_mapping: ``[num_tokens]``; −1 skips a token.
 
         Raises:
             ValueError: shapes that do not match, or a slot outside the cache or in the null block.
         """
         slots = self._slots(slot_mapping, skip=-1)
-        expected = (len(slots), self.shape.num_kv_heads, self.shape.head_dim)
-        for name, tensor in (("key", key), ("value", value)):
-            if tuple(tensor.shape) != expected:
+        if (value is None) != self.shape.latent:
+            needed = "latents hold their values: give None" if self.shape.latent else "give one for each key"
+            raise ValueError(f"value is {None if value is None else 'a tensor'}, and {needed}")
+        for name, tensor, dim in (("key", key, self.shape.head_dim), ("value", value, self.shape.value_dim)):
+            expected = (len(slots), self.shape.num_kv_heads, dim)
+            if tensor is not None and tuple(tensor.shape) != expected:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}: {expected} is needed for these slots")
         kept = slots >= 0
         if not bool(kept.all()):
-            slots, key, value = slots[kept], key[kept], value[kept]
+            slots, key, value = slots[kept], key[kept], None if value is None else value[kept]
         self.store(layer, key, value, slots)
 
-    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor | None, slots: torch.Tensor) -> None:
         """Do what :meth:`write` does with what is right already: no check, and no wait for a device.
 
         Args:
             layer: which layer.
-            key, value: ``[num_tokens, num_kv_heads, head_dim]``.
+            key, value: ``[num_tokens, num_kv_heads, head_dim]``; no value beside a latent.
             slots: ``[num_tokens]`` int64 on the cache's device, all of them usable.
         """
         key_cache, value_cache = self.key_caches[layer], self.value_caches[layer]
         k_scale, v_scale = self.k_scales[layer], self.v_scales[layer]
-        if self._writes_by_kernel:
+        if self._writes_by_kernel and value is not None:
             from pagedattn_lab.attention.triton_cache import reshape_and_cache  # late: Triton exists for Linux only
 
             key, value = (rows if rows.stride(-1) == 1 else rows.contiguous() for rows in (key, value))
             reshape_and_cache(key, value, key_cache, value_cache, slots, k_scale, v_scale)
             return
         for cache, scale, rows in ((key_cache, k_scale, key), (value_cache, v_scale, value)):
+            if rows is None:
+                continue
             if scale is None:
                 _by_slot(cache)[slots] = rows.to(cache.dtype)
                 continue

@@ -24,12 +24,14 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from pagedattn_lab.attention.backends import Call, check_name, choose
+from pagedattn_lab.attention.latent import absorbed_query, expanded_output
 from pagedattn_lab.attention.metadata import AttentionMetadata
 from pagedattn_lab.attention.variant import EIGHT_BIT, Variant
 from pagedattn_lab.block_table import take_copies
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.models.implementation import attention_of
+from pagedattn_lab.models.latents import latent_layers, latents_kept, up_projections
 from pagedattn_lab.models.support import UnsupportedModelError, refuse_layer, refuse_unsupported, rotary_limit
 
 if TYPE_CHECKING:
@@ -68,9 +70,12 @@ class ModelRunner:
     Attributes:
         cache: the tensors. A pool of as many blocks hands them out: two pools would hand out the same ones.
 
+    Sliding windows, soft-capping, attention sinks and values of another width than keys are the model's own: it passes
+    them to its attention function. Of a model with latents, the cache holds the latents.
+
     Raises:
-        UnsupportedModelError: an encoder-decoder, latent attention, chunked windows, a model without ``position_ids``,
-            or attention that is not causal or does not go through transformers' interface.
+        UnsupportedModelError: an encoder-decoder, chunked windows, layers that do not cache alike, a model without
+            ``position_ids``, or attention that is not causal or does not go through transformers' interface.
         ValueError: an unknown backend or dtype of the cache, or an impossible number or size of blocks.
 
     Example:
@@ -104,6 +109,7 @@ class ModelRunner:
         except ValueError as error:
             raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
         self.model, self.attention = model, attention
+        self._latent_layers = latent_layers(model) if shape.latent else []
         self.cache = PagedKVCache(shape, num_blocks, block_size, model.device)
         self._rotary_limit = rotary_limit(model)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -143,7 +149,8 @@ class ModelRunner:
         context = _ForwardContext(metadata, self.cache, self.attention if metadata.is_decode else "auto")
         last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
-        with attention_of(self.model, ATTENTION_NAME), _set_forward_context(context):
+        ours = attention_of(self.model, ATTENTION_NAME)
+        with ours, latents_kept(self._latent_layers), _set_forward_context(context):
             logits = self.model(
                 input_ids=torch.tensor([list(token_ids)], device=self.model.device),  # [1, num_tokens]
                 position_ids=metadata.positions[None, :],
@@ -172,20 +179,29 @@ def _attention_through_page_table(
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Stand in for one layer's attention: shapes ``[1, heads, num_tokens, head_dim]`` in, tokens before heads out."""
+    """Stand in for one layer's attention: shapes ``[1, heads, num_tokens, head_dim]`` in, tokens before heads out.
+
+    ``s_aux`` is transformers' name for sinks.
+    """
     context = _forward_context.get()
     metadata, cache, layer = context.metadata, context.cache, module.layer_idx
     window = getattr(attention_mask, "window", None)  # what _window_in_place_of_mask put there; no other mask has it
     if window is not None:
         sliding_window, attention_mask = window, None
-    refuse_layer(module, key, value, attention_mask, sliding_window, s_aux, cache.shape, layer in context.layers_done)
-    cache.store(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), metadata.slot_mapping)
+    refuse_layer(module, key, value, attention_mask, sliding_window, cache.shape, layer in context.layers_done)
+    scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling)
+    flat_query = query[0].transpose(0, 1)  # [num_tokens, num_heads, head_dim]
+    flat_value = None if cache.shape.latent else value[0].transpose(0, 1)
+    cache.store(layer, key[0].transpose(0, 1), flat_value, metadata.slot_mapping)
     context.layers_done.add(layer)
+    if cache.shape.latent:
+        w_uk, w_uv = up_projections(module)
+        flat_query = absorbed_query(flat_query, w_uk)
     if sliding_window is not None and metadata.max_seq_len <= sliding_window:
         sliding_window = None  # every token sees all before it
     key_cache, value_cache = cache.key_caches[layer], cache.value_caches[layer]
-    variant = Variant(softcap, sliding_window, k_scale=cache.k_scales[layer], v_scale=cache.v_scales[layer])
-    flat_query = query[0].transpose(0, 1)  # [num_tokens, num_heads, head_dim]
+    scales = {"k_scale": cache.k_scales[layer], "v_scale": cache.v_scales[layer]}
+    variant = Variant(softcap, sliding_window, sinks=s_aux, **scales)
     if key_cache.dtype not in EIGHT_BIT:
         flat_query = flat_query.to(key_cache.dtype)
     call = Call.of(flat_query, key_cache, value_cache, prompts=not metadata.is_decode, variant=variant)
@@ -196,11 +212,14 @@ def _attention_through_page_table(
         metadata.block_tables,
         metadata.seq_lens,
         metadata.query_start_loc,
-        1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling),
+        scale,
         variant,
         metadata.cascade,
     )
-    return output[None].to(query.dtype), None
+    output = output.to(query.dtype)
+    if cache.shape.latent:
+        output = expanded_output(output, w_uv)
+    return output[None], None
 
 
 def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) -> torch.Tensor | None:

@@ -117,7 +117,7 @@ def test_words_are_cut_only_where_there_is_no_room() -> None:
     words = {"Ada": ["nothing", " reserved"]}
     for block_size, width, expected in (
         (8, 1000, ["nothing", "reserved"]),
-        (8, 350, ["nothi…", "reser…"]),
+        (8, 350, ["nothing", "reserv…"]),
         (4, 1000, ["nothing", "reserved"]),
         (4, 350, ["nothing", "reserved"]),
     ):

@@ -122,6 +122,41 @@ def test_choices_are_kept_whole() -> None:
     ]  # fmt: skip
 
 
+def test_options_in_pairs_of_lists_are_pairs() -> None:
+    """Catches a page that offers "['small', 1]" where the kernel's control says "small"; and numbers for texts."""
+    side = widgets.Dropdown(options=[["small", 1], [2, 5]], value=5, description="side")
+    made = stored(Lesson(lambda side: Picture("<svg></svg>", alt=f"{side}"), "Sides", side=side))
+    assert made["controls"][0]["options"] == ["small", "2"] == [text for text, _ in side._options_full]
+    assert [one["frames"][0]["sentence"] for one in unpacked(made)["shown"]] == ["1", "5"]
+
+
+def test_two_options_with_one_text_are_refused() -> None:
+    """Catches a page that shows the first of two options for both."""
+    side = widgets.SelectionSlider(options=[("a", 1), ("b", 2), ("a", 3)], description="side")
+    with pytest.raises(ValueError, match="control 'side' has two options 'a': give each a text of its own"):
+        Lesson(lambda side: Picture("<svg></svg>", alt=f"{side}"), "Sides", side=side)
+
+
+def test_more_choices_than_a_page_holds_are_refused() -> None:
+    """Catches a lesson that draws for minutes and stores megabytes, since no option of a choice is left out."""
+    size = widgets.SelectionSlider(options=range(14), description="size")
+    kind = widgets.Dropdown(options="ab", description="kind")
+    drawn = []
+
+    def draw(size: int, kind: str) -> Picture:
+        drawn.append(size)
+        return Picture("<svg></svg>", alt=f"{size} {kind}")
+
+    with pytest.raises(ValueError, match=r"the choices have 28 combinations, and a page .* at most 27 pictures: offer"):
+        Lesson(draw, "Sizes", size=size, kind=kind)
+    assert len(drawn) == 1
+    tokens = widgets.SelectionSlider(options=range(1, 4098), description="tokens")
+    with pytest.raises(ValueError, match=r"4,097 combinations, and a page .* at most 4,096 recordings"):
+        Lesson(lambda tokens: grown(tokens % 3, 4), "Tokens", tokens=tokens)
+    live_only = widgets.FloatSlider(description="x")
+    assert Lesson(lambda size, x: Picture("<svg></svg>", alt="x"), "x", size=size, x=live_only)
+
+
 def test_large_pictures_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a notebook that grows by megabytes."""
     monkeypatch.setattr(grid, "MOST_BYTES", 2000)

@@ -15,8 +15,8 @@ import pagedattn_lab
 PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
-    "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
-    "hardware", "occupancy", "assembly", "kernels", "compile_report",
+    "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
+    "kv_manager", "hardware", "occupancy", "assembly", "kernels", "compile_report",
     "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
@@ -48,16 +48,16 @@ def test_import_time() -> None:
 
 
 SPINE = [
-    "arithmetic", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree", "kv_manager",
-    "hardware", "occupancy", "assembly",
+    "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
+    "kv_manager", "hardware", "occupancy", "assembly",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
     "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
     "attention.triton_tile", "attention.triton_call", "attention.triton_grouped", "attention.triton_split",
     "attention.triton_prefill",
-    "attention.backends", "attention", "kv_cache", "kernels", "compile_report",
+    "attention.backends", "attention", "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
-    "models", "models.__main__", "model_runner",
+    "models.latents", "models", "models.__main__", "model_runner",
     "engine.core", "engine.sampling", "engine.beam_search", "engine",
 ]  # fmt: skip
 APPARATUS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedattn_lab.attention.launch import launch
-from pagedattn_lab.exercises import ch07
+from pagedattn_lab.exercises import ch07, record
 from pagedattn_lab.exercises.ch07_drawing import LOOKS, draw, rows_of
 from pagedattn_lab.exercises.ch07_faults import in_words
 from pagedattn_lab.exercises.ch07_problem import Outcome, Problem
@@ -360,6 +361,48 @@ def test_a_wild_block_is_told_with_its_effect() -> None:
     )
 
 
+LAST = "running_max = new_max"
+LEAVES_EARLY = (LAST, f"{LAST}\n        if start + TILE >= seq_len:\n            break")
+BEGINS_AS_INT = ('float("-inf"), 0.0, tl.zeros', 'float("-inf"), 0, tl.zeros')
+
+
+@each
+@pytest.mark.parametrize(
+    ("change", "said", "where"),
+    [
+        (LEAVES_EARLY, "unsupported AST node type: Break", "break"),
+        (BEGINS_AS_INT, "variable running_sum has initial type int32 but is re-assigned to fp32", "for start"),
+    ],
+)  # fmt: skip
+def test_what_triton_cannot_compile_is_refused(
+    number: str, change: tuple[str, str], said: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a kernel that runs in the interpreter alone: it passes, or counts as solved; and a wrong line."""
+    kept = []
+    monkeypatch.setattr(record, "kept", lambda *standing: kept.append(standing) or "")
+    kernel = EXERCISES[number].reference.but(change)
+    verdict = replace(EXERCISES[number], number=number).grade(kernel)
+    assert verdict.passed is False and "Triton cannot compile this kernel" in verdict.message, verdict.message
+    assert said in " ".join(dict(verdict.rows)["Triton"].split()), verdict.message
+    line = int(re.search(r"line (\d+) of", dict(verdict.rows)["at"])[1])
+    written = linecache.getlines(kernel.load().fn.__code__.co_filename)[line - 1].strip()
+    assert dict(verdict.rows)["at"].endswith(f": {written}") and written.startswith(where), verdict.message
+    ((_, right, cases),) = kept
+    assert right == cases - 1
+
+
+@each
+@pytest.mark.parametrize("fixed", ["-80.0", "0.0", "80.0"])
+def test_a_fixed_number_is_no_maximum(number: str, fixed: str) -> None:
+    """Catches cases whose scores all suit one number that is subtracted instead of the maximum."""
+    maximum = "finite_max" if number == "07.5" else "new_max"
+    changes = (f"tl.exp(running_max - {maximum})", "1.0"), (f"scores - {maximum}", f"scores - {fixed}")
+    verdict = EXERCISES[number].grade(EXERCISES[number].reference.but(*changes))
+    assert verdict.passed is False
+    if number == "07.5" and fixed == "-80.0":
+        assert "You seem to subtract one fixed number from all scores" in verdict.message, verdict.message
+
+
 def test_a_right_result_with_a_wrong_load_is_wrong() -> None:
     """Catches a grade for values alone."""
     verdict = PADDED.grade(PADDED.wrong["load keys in lanes that have no token"])
@@ -425,7 +468,7 @@ def test_a_change_that_fits_nowhere_is_an_error() -> None:
 
 
 def marks(picture: Picture) -> list[str]:
-    return re.findall(r'font-weight="bold" fill="#222">([^<]+)<', picture.svg)
+    return re.findall(r'font-weight="bold" fill="#(?:222|000)">([^<]+)<', picture.svg)
 
 
 def test_a_right_answer_is_shown_what_it_touched() -> None:

@@ -107,3 +107,46 @@ def test_what_is_written_is_in_the_cache() -> None:
         assert "view" in str(error)
     else:
         assert storage[2, 0, 1].eq(1).all() and storage[2, 1, 1].eq(2).all()
+
+
+def test_values_of_another_width() -> None:
+    """Catches values cut to the width of keys, or priced with it."""
+    cache = PagedKVCache(KVShape(2, 3, 5, "float32", value_dim=4), num_blocks=6, block_size=4)
+    key, value = torch.randn(2, 3, 5), torch.randn(2, 3, 4)
+    cache.write(1, key, value, [9, 4])
+    assert [torch.equal(*pair) for pair in zip(cache.gather(1, [9, 4]), (key, value), strict=True)] == [True, True]
+    assert cache.num_bytes == 6 * cache.shape.bytes_per_block(4) == 6 * 4 * 2 * 3 * (5 + 4) * 4
+    with pytest.raises(ValueError, match=r"value has shape \(2, 3, 5\): \(2, 3, 4\) is needed"):
+        cache.write(0, key, key, [9, 4])
+    with pytest.raises(ValueError, match="value is None, and give one for each key"):
+        cache.write(0, key, None, [9, 4])
+    assert not cache.key_caches[0].any()
+
+
+def test_latents_are_stored_once() -> None:
+    """Catches memory taken for values that latents hold already, and a value that does not begin its latent."""
+    cache = PagedKVCache(KVShape(2, 1, 5, "float32", value_dim=3, latent=True), num_blocks=6, block_size=4)
+    latent = torch.randn(2, 1, 5)
+    cache.write(1, latent, None, [9, -1])
+    cache.copy_blocks([(2, 5)])
+    for slot in (9, 21):
+        key, value = cache.gather(1, [slot])
+        assert torch.equal(key, latent[:1]) and torch.equal(value, latent[:1, :, :3])
+    assert cache.num_bytes == 6 * cache.shape.bytes_per_block(4) == 6 * 4 * 2 * 5 * 4
+    assert cache.value_caches[1].data_ptr() == cache.key_caches[1].data_ptr()
+    with pytest.raises(ValueError, match="value is a tensor, and latents hold their values"):
+        cache.write(0, latent, latent[..., :3], [9, 4])
+    assert not cache.key_caches[0].any()
+
+
+@pytest.mark.parametrize("dtype", ["fp8_per_token_head", "int8_per_token_head"])
+def test_latents_in_8_bits_have_one_scale(dtype: str) -> None:
+    """Catches a value read with another scale than the latent that it is a part of, and a scale priced twice."""
+    cache = PagedKVCache(KVShape(2, 1, 5, dtype, value_dim=3, latent=True), num_blocks=6, block_size=4)
+    latent = torch.randn(2, 1, 5)
+    cache.write(1, latent, None, [9, 4])
+    cache.copy_blocks([(2, 5)])
+    key, value = cache.gather(1, [21])
+    assert torch.equal(value, key[..., :3])
+    assert (key - latent[:1]).abs().max() <= latent.abs().max() / 16
+    assert cache.num_bytes == 6 * cache.shape.bytes_per_block(4) == 6 * 4 * 2 * (5 + 4)

@@ -67,10 +67,24 @@ def test_reading_an_object_prints_nothing(caplog: pytest.LogCaptureFixture) -> N
     assert not caplog.records
 
 
-def test_latent_attention_is_refused() -> None:
-    """Catches DeepSeek's compressed cache priced as if it held keys and values per head."""
-    with pytest.raises(ValueError, match="latent attention"):
-        KVShape.from_config(AutoConfig.for_model("deepseek_v3"))
+def test_latents_are_counted_once() -> None:
+    """Catches DeepSeek's compressed cache priced as if it held keys and values per head, or twice."""
+    shape = KVShape.from_config(AutoConfig.for_model("deepseek_v3"), "bfloat16")
+    assert shape == KVShape(61, 1, 512 + 64, "bfloat16", value_dim=512, latent=True)
+    assert shape.bytes_per_token == 576 * 61 * 2
+    assert shape.bytes_per_block(64) == 64 * 576 * 61 * 2
+    assert eval(repr(shape)) == shape
+
+
+def test_values_may_be_of_another_width() -> None:
+    """Catches values counted as wide as keys, and a width that is printed or compared though it is the usual one."""
+    config = AutoConfig.for_model("mimo_v2_flash", num_hidden_layers=2, layer_types=["full_attention"] * 2)
+    shape = KVShape.from_config(config, "float16")
+    assert shape == KVShape(2, 4, 192, "float16", value_dim=128)
+    assert shape.bytes_per_token == 2 * 4 * (192 + 128) * 2
+    assert repr(shape) == "KVShape(num_layers=2, num_kv_heads=4, head_dim=192, dtype='float16', value_dim=128)"
+    assert KVShape(2, 4, 8, "float16", value_dim=8) == KVShape(2, 4, 8, "float16") != shape
+    assert repr(KVShape(2, 4, 8, "float16", 8)) == "KVShape(num_layers=2, num_kv_heads=4, head_dim=8, dtype='float16')"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +173,13 @@ def test_a_configuration_that_its_class_refuses_is_named() -> None:
     ("config", "message"),
     [
         (MllamaTextConfig(), "cross_attention_layers"),
-        (AutoConfig.for_model("mimo_v2_flash"), "v_head_dim = 128 beside head_dim = 192"),
+        (AutoConfig.for_model("mimo_v2_flash"), "a sliding window have twice the KV heads"),
+        (AutoConfig.for_model("deepseek_v32"), "indexed_attention"),
+        ({"num_hidden_layers": 2, "num_attention_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+          "index_head_dim": 8}, "index_head_dim = 8 and caches index keys"),
+        ({"num_hidden_layers": 2, "num_attention_heads": 4, "kv_lora_rank": 16}, "has no qk_rope_head_dim"),
+        ({"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8, "v_head_dim": 6, "swa_v_head_dim": 8},
+         "swa_v_head_dim = 8 beside v_head_dim = 6"),
         (AutoConfig.for_model("inkling_text"), "swa_num_key_value_heads = 16 beside num_key_value_heads = 8"),
         (AutoConfig.for_model("gemma4_text"), "layer 5 another head_dim"),
         (AutoConfig.for_model("gemma3n_text"), "num_kv_shared_layers = 15"),
@@ -206,7 +226,9 @@ def test_layers_that_do_not_all_cache_alike_are_refused(extra: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [((0, 1, 1, "float16"), "num_layers is 0"), ((1, 1.5, 1, "float16"), "num_kv_heads is 1.5"),
-     ((1, 1, True, "float16"), "head_dim is True"), ((1, 1, 1, "int3"), "dtype 'int3'")],
+     ((1, 1, True, "float16"), "head_dim is True"), ((1, 1, 1, "int3"), "dtype 'int3'"),
+     ((1, 1, 1, "float16", 0), "value_dim is 0"), ((1, 2, 4, "float16", 2, True), "latents of 2 KV heads"),
+     ((1, 1, 4, "float16", 5, True), "4 elements wide with values of 5")],
 )  # fmt: skip
 def test_impossible_shapes_are_refused(arguments: tuple, message: str) -> None:
     """Catches a shape that would make every later figure nonsense."""

@@ -54,7 +54,8 @@ def test_jupyterlab_finds_what_the_extension_loads(tmp_path: Path) -> None:
     for script in static.glob("*.js"):
         source = script.read_text(encoding="utf-8")
         names |= set(re.findall(r'"(?:\./)?([\w.]+\.(?:js|css|json))"', source))
-    assert {"extension.js", "runs.js", "recordings.js", "player.js", "player.css", "execution.json"} <= names
+    sheets = {"extension.css", "player.css", "pictures.css"}
+    assert {"extension.js", "runs.js", "recordings.js", "player.js", "execution.json"} | sheets <= names
     assert [name for name in sorted(names) if not (static / name).is_file()] == []
 
 
@@ -69,5 +70,5 @@ def test_one_source() -> None:
     recordings = (REPO / "labextension" / "recordings.js").read_text(encoding="utf-8")
     assert f"const SCRIPTS = {json.dumps(SCRIPTS)};" in recordings
     assert f"const WITHOUT_KERNEL = {json.dumps(WITHOUT_KERNEL)};" in recordings
-    copies = [path for name in (*SCRIPTS, "player.css") for path in (REPO / "labextension").rglob(name)]
+    copies = [path for name in (*SCRIPTS, "player.css", "pictures.css") for path in (REPO / "labextension").rglob(name)]
     assert copies == []

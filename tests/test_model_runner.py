@@ -202,9 +202,9 @@ def test_unsupported_models_are_refused_by_name() -> None:
     llama4 = tiny_config("llama4_text", attention_chunk_size=8, num_local_experts=1, intermediate_size_mlp=64)
     with pytest.raises(UnsupportedModelError, match="chunk"):
         ModelRunner(AutoModelForCausalLM.from_config(llama4), 8, 4)
-    latent = tiny_config("deepseek_v3", num_key_value_heads=6, n_routed_experts=4, n_group=1, topk_group=1)
-    with pytest.raises(UnsupportedModelError, match="latent attention"):
-        ModelRunner(AutoModelForCausalLM.from_config(latent), 8, 4)
+    indexed = tiny_config("deepseek_v32", num_key_value_heads=6, n_routed_experts=4, n_group=1, topk_group=1)
+    with pytest.raises(UnsupportedModelError, match="layers of kind indexed_attention, not supported yet"):
+        ModelRunner(AutoModelForCausalLM.from_config(indexed), 8, 4)
     bloom = AutoConfig.for_model("bloom", vocab_size=99, hidden_size=48, n_layer=1, n_head=6)
     with pytest.raises(UnsupportedModelError, match="does not compute attention through transformers' interface"):
         ModelRunner(AutoModelForCausalLM.from_config(bloom), 8, 4)

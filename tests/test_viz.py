@@ -84,6 +84,18 @@ def test_a_still_can_be_drawn_anew() -> None:
     assert MIME in lesson.at(block_size=2)._repr_mimebundle_()
 
 
+def test_words_on_a_phone_keep_their_ends() -> None:
+    """Catches words of seven letters that lose one on a phone, and letters smaller where all of a word fits."""
+    pool = BlockPool(num_blocks=4, block_size=8)
+    trace = Recorder(pool)
+    trace.add("Ada", BlockTable(pool)).append_tokens(3)
+    words = {"Ada": [" library", " city", " imponderables"]}
+    svg = draw(Frame.from_dict(trace.to_dict()["frames"][-1], 8), words, width=350)
+    drawn = re.findall(r'font-size="(\d+)" class="pa-mark"[^>]*>([^<]+)<', svg)
+    assert [text for _, text in drawn][:2] == ["library", "city"] and drawn[2][1].endswith("…")
+    assert int(drawn[0][0]) == 9 < int(drawn[1][0])
+
+
 def test_broken_and_shared_counts_show() -> None:
     """Catches a shared block told apart by nothing but colour, and a wrong count that the picture hides."""
     pool, tables = two_requests()

@@ -151,7 +151,8 @@
   const keep = () => history.replaceState(null, "", `#${to_address(operations)}`);
 
   function with_words(kind) {
-    const words = part("words").value.trim().split(/\s+/).filter(Boolean), name = part("request").value;
+    const text = part("words").value.replace(/\p{Surrogate}/gu, "\uFFFD"); // half a pair, which no address can hold
+    const words = text.trim().split(/\s+/).filter(Boolean), name = part("request").value;
     if (!words.length) complain("Write some words first: each takes one slot of a block.");
     else if (words.length > MOST.words || words.some((word) => word.length > MOST.letters))
       complain(`That is too much at once: at most ${MOST.words} words of ${MOST.letters} letters.`);

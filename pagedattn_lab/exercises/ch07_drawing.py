@@ -97,10 +97,12 @@ def draw(outcome: Outcome) -> Picture:
     return Picture(svg, " ".join(said))
 
 
-def _text(text: str, x: float, y: float, size: int = 12, anchor: str = "start", bold: bool = False) -> list[str]:
+def _text(
+    text: str, x: float, y: float, size: int = 12, anchor: str = "start", bold: bool = False, ink: str = "#222"
+) -> list[str]:
     weight = ' font-weight="bold"' if bold else ""
     return [
-        f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}"{weight} fill="#222">{escape(text)}</text>'
+        f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}"{weight} fill="{ink}">{escape(text)}</text>'
     ]
 
 
@@ -108,9 +110,10 @@ def _cell(x: float, y: float, width: float, look: str, text: str, above: str = "
     """A cell with a mark; a value above the mark makes it higher."""
     height = CELL + 14 if above else CELL
     drawn = [f'<rect x="{x}" y="{y}" width="{width}" height="{height}" {LOOKS[look][2]}/>']
+    ink = "#000" if look in ("loaded", "without need") else "#222"  # on a colour it stays dark on a dark page
     if above:
-        drawn += _text(above, x + width / 2, y + 14, anchor="middle")
-    return drawn + _text(text, x + width / 2, y + height - 7, size, anchor="middle", bold=True)
+        drawn += _text(above, x + width / 2, y + 14, anchor="middle", ink=ink)
+    return drawn + _text(text, x + width / 2, y + height - 7, size, anchor="middle", bold=True, ink=ink)
 
 
 def _width(text: str) -> int:

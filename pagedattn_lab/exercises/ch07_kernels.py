@@ -45,6 +45,14 @@ def _launched(constants: Callable[[Problem], dict[str, int]], answer: Answer, ar
     return problem.run(answer, **constants(problem))
 
 
+def _given(
+    constants: Callable[[Problem], dict[str, int]], arguments: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], dict[str, int]]:
+    """What a kernel is launched with."""
+    (problem,) = arguments
+    return problem.arguments(problem.tensors), constants(problem)
+
+
 @cache
 def _ours(kernel: OwnKernel, problem: Problem, constants: tuple[tuple[str, int], ...]) -> Outcome:
     """Launch a known kernel once: each wrong answer of a reader is compared with those that are known."""
@@ -70,6 +78,8 @@ def _look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | 
             return f"NaN for {theirs}, which has no token: its sum is 0, and 0 / 0 is NaN. Zeros are asked for."
         if problem.scores == "low":
             return f"NaN for {theirs}, whose scores are all near {-LOW:.0f}: did every weight vanish?"
+        if problem.scores == "high":
+            return f"NaN for {theirs}, whose scores are all near {LOW:.0f}: did a weight grow out of float32?"
         if problem.window and problem.lens[row] > problem.window:
             return (
                 f"NaN for {theirs}: while no token has been seen the maximum is -inf, and exp(-inf - -inf) is NaN, "
@@ -143,6 +153,7 @@ def _grouped_cases() -> list[Case]:
         (Problem((2, 1), 4, 4, heads=4, kv_heads=2, scores="rising"), "Two sequences, two groups."),
         (Problem((7, 4), 1, 8, heads=2, kv_heads=2), "A block holds one token."),
         (Problem((5,), 4, 4, heads=2, kv_heads=2, scores="low"), "All scores are far below 0."),
+        (Problem((5,), 4, 4, heads=2, kv_heads=2, scores="high"), "All scores are far above 0."),
     ]
     about = "Each query head has its own query and row of out, and shares keys and values with its neighbours."
     return _cases("grouped_decode", _grouped_constants, known, make, about)
@@ -158,6 +169,7 @@ grouped_decode = _exercise(
     cases=_grouped_cases,
     reference=_grouped,
     run=partial(_launched, _grouped_constants),
+    given=partial(_given, _grouped_constants),
     hints=(
         "Copy `decode_kernel`. The head is `tl.program_id(1)`. Which lines contain an address, and which of these "
         "depend on the head?",
@@ -210,6 +222,7 @@ def _windowed_cases() -> list[Case]:
         (Problem((10, 5), 2, 4, window=2), "Two tiles go by before the first visible token."),
         (Problem((9,), 3, 4, window=4, scores="rising"), "The window spans two tiles, and the maximum rises."),
         (Problem((6, 9), 4, 4, window=3, scores="low"), "All scores are far below 0."),
+        (Problem((6, 9), 4, 4, window=3, scores="high"), "All scores are far above 0."),
         (Problem((5, 1), 1, 4, window=1), "A query sees its own token only, and its value is the result."),
     ]
     about = "A query sees the last WINDOW tokens, itself included."
@@ -226,6 +239,7 @@ windowed_decode = _exercise(
     cases=_windowed_cases,
     reference=_windowed,
     run=partial(_launched, _windowed_constants),
+    given=partial(_given, _windowed_constants),
     hints=(
         "Copy `decode_kernel`. A lane counts if its position is in the sequence and in the window; every load and the "
         "scores ask the same question.",
@@ -248,6 +262,9 @@ windowed_decode = _exercise(
         ),
         "look up entries whose blocks the window has left behind": _windowed.but(
             ("mask=visible, other=0)", "mask=positions < seq_len, other=0)")
+        ),
+        "subtract one fixed number from all scores, far below or above which weights vanish or overflow": _windowed.but(
+            ('tl.where(new_max == float("-inf"), 0.0, new_max)', "-80.0"), ("tl.exp(running_max - finite_max)", "1.0")
         ),
         "let the maximum start at 0, under which low scores vanish": _windowed.but(
             ('acc = float("-inf"), 0.0,', "acc = 0.0, 0.0,")
@@ -279,6 +296,7 @@ def _padded_cases() -> list[Case]:
         (Problem((0,), 4, 4), "Padding of the batch alone."),
         (Problem((9, 6), 4, 4, dim=6, scores="rising"), "The maximum rises in each tile."),
         (Problem((5,), 4, 4, dim=3, scores="low"), "All scores are far below 0."),
+        (Problem((5,), 4, 4, dim=3, scores="high"), "All scores are far above 0."),
     ]
     about = "A lane without a token or without an element loads nothing, weighs nothing and stores nothing."
     return _cases("padded_decode", _padded_constants, known, make, about)
@@ -294,6 +312,7 @@ padded_decode = _exercise(
     cases=_padded_cases,
     reference=_padded,
     run=partial(_launched, _padded_constants),
+    given=partial(_given, _padded_constants),
     hints=(
         "Copy `decode_kernel`. Which lanes have a token, and which of `tl.arange(0, PADDED_DIM)` an element? Every "
         "load and the store need a mask of one kind, the other, or both.",

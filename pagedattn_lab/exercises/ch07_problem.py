@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # a list of exercises must not wait for torch
     from pagedattn_lab.exercises.touched import Program, Touched
 
 LOW = 150.0
-"""Subtracted from scores that are to be low: exp(-150) is 0 in float32, whose smallest number is exp(-103)."""
+"""Subtracted from scores that are to be low, and added to those that are to be high: exp(-150) is 0 in float32, whose
+smallest number is exp(-103), and exp(150) is inf, since its largest is exp(88)."""
 GARBAGE = (0, -1, 10**6)
 """The null block, the mark of an empty entry, and a block that does not exist."""
 
@@ -39,7 +40,7 @@ class Problem:
         heads: query heads.
         kv_heads: that they share.
         window: tokens that a query sees, itself included; ``None``: all.
-        scores: "mixed", "rising" from token to token, or all "low".
+        scores: "mixed", "rising" from token to token, all "low", or all "high".
         seed: of the numbers in it.
 
     Example:
@@ -98,8 +99,9 @@ class Problem:
             if self.scores == "rising":
                 order = (tokens[0] * own).sum(-1).argsort(dim=0)
                 tokens = tokens.gather(1, order[None, ..., None].expand_as(tokens))
-            if self.scores == "low":
-                tokens[0] -= own * (LOW / self.scale / own.square().sum(-1, keepdim=True))
+            if self.scores in ("low", "high"):
+                shift = LOW if self.scores == "high" else -LOW
+                tokens[0] += own * (shift / self.scale / own.square().sum(-1, keepdim=True))
             slots = [table[position // size] * size + position % size for position in self.visible(row)]
             caches.flatten(1, 2)[:, slots] = tokens
         return {
@@ -169,6 +171,10 @@ class Problem:
         }
         return Outcome(self, out, touched)
 
+    def arguments(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+        """Give what a kernel is launched with, beside its constants."""
+        return (*tensors.values(), tensors["page tables"].stride(0), self.scale)
+
     def run(self, kernel: Any, **constants: int) -> Outcome:
         """Launch a kernel, one program per sequence and, where heads share, query head.
 
@@ -182,10 +188,9 @@ class Problem:
 
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
         grid = (len(self.lens), self.heads) if self.heads > 1 or "HEADS" in constants else (len(self.lens),)
-        arguments = (*tensors.values(), tensors["page tables"].stride(0), self.scale)
         with watched(tensors) as touched:
             try:
-                launch(kernel, grid, *arguments, **constants)
+                launch(kernel, grid, *self.arguments(tensors), **constants)
             except InterpreterError as error:
                 raise (error.__cause__ or error) from None
         return Outcome(self, tensors["out"].double(), dict(touched))

@@ -132,8 +132,14 @@ class Exercise:
             return Verdict(None, self._not_attempted())
         total = max(len(self._expected), len(attempts))
         right = sum(not attempt.wrong for attempt in attempts)
-        verdict = self._passed(attempts, printed) if right == total else self._failed(attempts, printed, right, total)
-        return self._recorded(verdict, right, total)
+        if right < total:
+            return self._recorded(self._failed(attempts, printed, right, total), right, total)
+        if refused := self.refused(answer):
+            return self._recorded(refused, right, total + 1)
+        return self._recorded(self._passed(attempts, printed), right, total)
+
+    def refused(self, answer: Answer) -> Verdict | None:
+        """Say what stands against an answer that has every case right; nothing, unless a kind of exercise asks more."""
 
     def hint(self) -> Sentence:
         """Give the next hint; after the last one, all of them."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import linecache
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -80,8 +81,92 @@ class OwnKernel:
         return namespace[self.name]
 
 
+Refusal = list[tuple[str, str]]
+"""What Triton's compiler says against a kernel: rows of a verdict."""
+
+
+def refusal(kernel: Any, values: Sequence[Any], constants: Mapping[str, int]) -> Refusal:
+    """Compile a kernel for a GPU, which need not be here, and say what Triton's compiler has against it, if anything.
+
+    The interpreter is Python, and runs what no GPU can: a ``break``, or a variable that is an integer before a loop and
+    a float after its first turn.
+
+    Args:
+        kernel: a function decorated with ``@triton.jit``.
+        values: what it is launched with: tensors, integers and floats, in their order.
+        constants: its ``tl.constexpr`` arguments, by name.
+
+    Returns:
+        Triton's message, and the line of the kernel that it is about; nothing for a kernel that compiles.
+
+    Example:
+        >>> import torch
+        >>> tensors = [torch.zeros(1)] * 4 + [torch.zeros(1, dtype=torch.int32)] * 2
+        >>> sizes = {"WINDOW": 4, "BLOCK_SIZE": 4, "DIM": 4, "TILE": 4}
+        >>> kernel = OwnKernel("pagedattn_lab.exercises.ch07_solutions", "windowed_decode")
+        >>> refusal(kernel.load(), [*tensors, 4, 0.5], sizes)
+        []
+        >>> leaves_early = kernel.but(("running_max = new_max", "break"))
+        >>> refusal(leaves_early.load(), [*tensors, 4, 0.5], sizes)[0]
+        ('Triton', 'unsupported AST node type: Break')
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import PTXASError
+
+    from pagedattn_lab.attention.launch import one_at_a_time
+
+    given = dict(zip(kernel.arg_names, values, strict=False)) | dict(constants)
+    fixed = {param.name: given[param.name] for param in kernel.params if param.is_constexpr}
+    signature = {name: "constexpr" if name in fixed else _type(given[name]) for name in kernel.arg_names}
+    try:
+        with one_at_a_time:  # a launch exchanges parts of Triton meanwhile
+            triton.compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", 80, 32))
+    except CompilationError as error:
+        causes = [cause for cause in _causes(error) if isinstance(cause, CompilationError)]
+        said = next(cause.error_message for cause in reversed(causes) if cause.error_message or cause is error)
+        own = [cause.node for cause in causes if cause.src == kernel.src and hasattr(cause.node, "lineno")]
+        return [("Triton", said or type(error).__name__), *(_line(kernel, node.lineno) for node in own[-1:])]
+    except PTXASError:  # the kernel was taken: what fails is what Triton made of it, as it may for a print
+        return []
+    return []
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came from: one in a function that a kernel calls is told of for each call."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _type(argument: Any) -> str:
+    """What Triton calls the type of an argument."""
+    import torch
+
+    if isinstance(argument, torch.Tensor):
+        return {torch.float32: "*fp32", torch.int32: "*i32"}[argument.dtype]
+    return "fp32" if isinstance(argument, float) else "i32"
+
+
+def _line(kernel: Any, number: int) -> tuple[str, str]:
+    """Name a line of a kernel, counted from its ``def``, as it is counted where it was written."""
+    text = kernel.src.splitlines()[number - 1].strip()
+    before = next(index for index, line in enumerate(kernel.raw_src) if line.lstrip().startswith("def "))
+    return "at", f"line {kernel.starting_line_number + before + number - 1} of {kernel.__name__}: {text}"
+
+
+@dataclass(eq=False, repr=False)
 class KernelExercise(Exercise):
-    """An exercise whose reference and wrong answers are :class:`OwnKernel`, and whose answers ``run`` launches."""
+    """An exercise whose reference and wrong answers are :class:`OwnKernel`, and whose answers ``run`` launches.
+
+    Args:
+        given: values and constants that a kernel is launched with in a case: one that has all cases right is compiled
+            for them, too.
+    """
+
+    given: Callable[[tuple[Any, ...]], tuple[Sequence[Any], Mapping[str, int]]] | None = None
 
     @property
     def parameters(self) -> list[str]:
@@ -99,6 +184,20 @@ class KernelExercise(Exercise):
         picture = self.draw(arguments, outcome)
         pictures = [("what your kernel touched in the first case", picture)] if picture else []
         return replace(verdict, pictures=pictures)
+
+    def refused(self, answer: Answer) -> Verdict | None:
+        """Refuse a kernel that Triton cannot compile."""
+        from triton.runtime.jit import JITFunction
+
+        kernel = answer.load() if isinstance(answer, OwnKernel) else answer
+        if not self.given or not isinstance(kernel, JITFunction):  # with TRITON_INTERPRET set nothing can be compiled
+            return None
+        with taken_down():  # Triton prints what its assembler refuses
+            rows = refusal(kernel, *self.given(next(iter(self.cases())).arguments))
+        if not rows:
+            return None
+        why = "The cases run in Triton's interpreter, which is Python. A GPU runs only what the compiler takes."
+        return Verdict(False, "✗ Not yet: all cases are right, but Triton cannot compile this kernel.", rows, [why])
 
     def solution(self) -> Sentence:
         """Show a right kernel, and why it is one."""

@@ -71,8 +71,8 @@ class Verdict:
             )
         if self.pictures:
             drawn = "".join(
-                f'<figure style="flex:1 1 300px;min-width:0;max-width:440px;margin:0"><figcaption>{escape(caption)}'
-                f"</figcaption>{picture.svg}</figure>"
+                '<figure class="pa-picture" style="flex:1 1 300px;min-width:0;max-width:440px;margin:0">'
+                f"<figcaption>{escape(caption)}</figcaption>{picture.svg}</figure>"
                 for caption, picture in self.pictures
             )
             parts.append(f'<div style="display:flex;flex-wrap:wrap;gap:16px;margin-top:8px">{drawn}</div>')

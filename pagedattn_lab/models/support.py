@@ -56,7 +56,6 @@ def refuse_layer(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     sliding_window: Any,
-    sinks: torch.Tensor | None,
     shape: KVShape,
     done: bool,
 ) -> None:
@@ -64,10 +63,9 @@ def refuse_layer(
 
     Args:
         module: the layer's attention; it knows its ``layer_idx``.
-        key, value: ``[1, num_kv_heads, num_tokens, head_dim]``.
+        key, value: ``[1, num_kv_heads, num_tokens, head_dim]``, each with a head_dim of its own.
         attention_mask: what the model built in place of a window.
         sliding_window: tokens that a token sees, if fewer than all.
-        sinks: attention sinks.
         shape: of the cache.
         done: whether the layer has attended in this step before.
 
@@ -75,17 +73,15 @@ def refuse_layer(
         UnsupportedModelError: the layer does what the cache cannot express.
     """
     layer = module.layer_idx
-    if sinks is not None:
-        raise UnsupportedModelError(f"layer {layer} uses attention sinks, which the paged backends do not have yet")
     if done:
         raise UnsupportedModelError(f"layer {layer} attends more than once in a step, over different keys or values")
     if not getattr(module, "is_causal", True):
         raise UnsupportedModelError(f"layer {layer} lets tokens see later ones, whose keys a cache does not have yet")
-    for tensor in (key, value):
-        if (tensor.shape[1], tensor.shape[3]) != (shape.num_kv_heads, shape.head_dim):
+    for what, tensor, dim in (("keys", key, shape.head_dim), ("values", value, shape.value_dim)):
+        if (tensor.shape[1], tensor.shape[3]) != (shape.num_kv_heads, dim):
             raise UnsupportedModelError(
-                f"layer {layer} has {tensor.shape[1]} KV heads of {tensor.shape[3]} elements and the cache has "
-                f"{shape.num_kv_heads} of {shape.head_dim}: layers of different shapes are not supported yet"
+                f"layer {layer} has {what} of {tensor.shape[1]} KV heads with {tensor.shape[3]} elements and the cache "
+                f"has {shape.num_kv_heads} with {dim}: layers of different shapes are not supported yet"
             )
     if attention_mask is not None:
         raise UnsupportedModelError(f"layer {layer} builds an attention mask of its own")

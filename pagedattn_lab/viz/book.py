@@ -28,6 +28,10 @@ for (const mount of document.querySelectorAll(".pa-mount")) {
   mount.querySelector("svg").remove();
   playStored(data, mount);
 }
+for (const box of document.querySelectorAll(".picture")) {
+  const [words] = box.querySelector("svg").getAttribute("aria-label").split(/[.:;] /);
+  showScrolling(box, words);
+}
 """
 
 

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from pagedattn_lab.viz import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Picture
 
 __all__ = [
-    "ALPACA", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SHAREGPT", "SKY", "VERMILION", "show", "subplots",
+    "ALPACA", "BLUE", "GREEN", "GREY", "ON_COLOUR", "ORANGE", "PURPLE", "SHAREGPT", "SKY", "VERMILION", "show",
+    "subplots",
 ]  # fmt: skip
 
 SHAREGPT, ALPACA = GREEN, PURPLE
@@ -34,6 +35,9 @@ grey                  limits, and what others have reported
 
 A board gives its requests colours of its own (:data:`pagedattn_lab.viz.looks.COLOURS`): there a colour is a name.
 """
+
+ON_COLOUR = "#111"
+"""Dark letters on a full colour. Black ones turn light where the page is dark (``pictures.css``)."""
 
 STYLE: dict[str, Any] = {
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION]),

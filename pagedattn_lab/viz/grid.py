@@ -40,9 +40,40 @@ def positions(control: Any) -> list[Position]:
         values = {*range(control.min, control.max + 1, control.step), control.max, control.value}
         return [(str(value), value) for value in sorted(values)]
     if isinstance(control, widgets.Dropdown | widgets.SelectionSlider) and control.index is not None:
-        options = control.options.items() if isinstance(control.options, Mapping) else control.options
-        return [option if isinstance(option, tuple) else (str(option), option) for option in options]
+        options = list(control.options.items() if isinstance(control.options, Mapping) else control.options)
+        # As ipywidgets reads them.
+        are_pairs = all(
+            isinstance(option, tuple | list) and len(option) == 2 for option in options
+        )  # as ipywidgets asks
+        return [(str(text), value) for text, value in (options if are_pairs else zip(options, options, strict=True))]
     return []
+
+
+def check_choices(controls: Mapping[str, Any], has_pictures: bool) -> None:
+    """Refuse choices that a page without a kernel could not offer; of a slider's positions it draws as many as fit.
+
+    Raises:
+        ValueError: two options with one text, or more combinations of options than there is room for.
+
+    Example:
+        >>> check_choices({"side": widgets.Dropdown(options=[("a", 1), ("a", 2)], description="side")}, False)
+        Traceback (most recent call last):
+        ValueError: control 'side' has two options 'a': give each a text of its own
+    """
+    number, most = 1, MOST_PICTURES if has_pictures else MOST_RECORDINGS
+    for name, control in controls.items():
+        texts = [text for text, _ in positions(control)]
+        if isinstance(control, widgets.IntSlider):
+            continue
+        if repeated := next((text for text in texts if texts.count(text) > 1), None):
+            raise ValueError(f"control {name!r} has two options {repeated!r}: give each a text of its own")
+        number *= len(texts)  # 0 with a control that no page can offer: then none is stored
+    if number > most:
+        kind = "pictures" if has_pictures else "recordings"
+        raise ValueError(
+            f"the choices have {number:,} combinations, and a page without a kernel holds at most {most:,} {kind}: "
+            "offer fewer options, or an IntSlider, which is shown at some of its positions"
+        )
 
 
 def stops(slider: widgets.IntSlider, count: int) -> list[Position]:

@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from pagedattn_lab.viz import Picture
-from pagedattn_lab.viz.grid import make_grid
+from pagedattn_lab.viz.grid import check_choices, make_grid
 from pagedattn_lab.viz.player import MIME, Player, Source, picture, recording
 
 
@@ -29,7 +29,7 @@ class Lesson(widgets.VBox):
         player: the player.
 
     Raises:
-        ValueError: a control without a description.
+        ValueError: a control without a description, two options with one text, or more options than a page can hold.
 
     Example:
         >>> def draw(size):
@@ -46,6 +46,7 @@ class Lesson(widgets.VBox):
         self._draw, self._controls = draw, controls
         self._moving = False
         self.player = Player(draw(**self.values), label, step=step)
+        check_choices(controls, has_pictures="svg" in self.player.frames[0])
         super().__init__(children=[*controls.values(), self.player])
         self.add_class("pa-lesson")
         for control in controls.values():

@@ -41,6 +41,7 @@ function render({ model, el }) {
   el.appendChild(root);
   const part = (name) => root.querySelector(`.pa-${name}`);
   const stage = part("stage"), scrub = part("scrub"), text = part("text");
+  const scrolling = showScrolling(stage);
   let timer = null, drawn = null, hovered = null, pinned = null, motion = null, reserved = null;
 
   const recording = () => model.get("recording");
@@ -88,6 +89,7 @@ function render({ model, el }) {
         if (!stage.querySelector(`${kind}[tabindex="0"]`)) stage.querySelector(kind)?.setAttribute("tabindex", "0");
       light();
     }
+    scrolling.update();
     if (inside && !stage.contains(document.activeElement)) root.focus();
   }
 
@@ -247,7 +249,7 @@ function render({ model, el }) {
     if (!isOurs(event)) return;
     event.stopPropagation(); // JupyterLab takes single keys for commands
     const name = keys[event.key];
-    if (name === undefined || event.target.matches("input, select, .pa-text")) return;
+    if (name === undefined || event.target.matches("input, select, .pa-text, .pa-stage")) return;
     if (event.key === " " && event.target.matches("button")) return;
     event.preventDefault();
     const kind = KINDS.find((selector) => event.target.matches(selector));
@@ -294,6 +296,7 @@ function render({ model, el }) {
   return () => {
     play(false);
     resized.disconnect();
+    scrolling();
     for (const name of watched) model.off(name, update);
   };
 }

@@ -29,6 +29,7 @@ SCRIPTS = (
     "board.js",
     "motion.js",
     "text.js",
+    "scrolling.js",
     "player.js",
 )  # one module, in this order
 SCRIPT = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)

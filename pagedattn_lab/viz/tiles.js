@@ -1,6 +1,7 @@
 // Physical blocks, slot by slot: whose tokens they hold, or held before. Letter by letter as in tiles.py.
 
 const GAP = 12;
+const LEAST_SIZE = 9;
 const GHOST = 'fill-opacity="0.25" pointer-events="none"';
 const tokensIn = (table, logical, size) => Math.max(0, Math.min(size, table.num_tokens - logical * size));
 
@@ -22,6 +23,12 @@ function blocksOf(frame, blockSize) {
 const spaceless = (word) => word.replace(/^ +/, "");
 const wordLength = (word) => letters(spaceless(word)).length;
 const lettersIn = (cell, size) => div(cell - 4, size - 4);
+
+/** A token's text for its cell, and the size of its letters: smaller ones where it would lose its end, else cut. */
+function fitting(word, tile) {
+  const size = wordLength(word) <= lettersIn(tile.cell, tile.size) ? tile.size : LEAST_SIZE;
+  return [shorten(spaceless(word), lettersIn(tile.cell, size)), size];
+}
 
 /** Cells if they can be read, for words wide enough for the longest where there is room. Where two blocks would not fit side
  * by side and words would lose their ends, cells of a small block stand two by two, and in a larger one letters are
@@ -112,11 +119,11 @@ function cells(block, blockSize, tile, words) {
     if (word) tokens[0] += ` “${word}”`;
     const title = `<title>${escape(`slot ${slot}: ${tokens.join("; ")}`)}${isGhost ? ", still there" : ""}</title>`;
     const middle = x + div(tile.cell, 2);
-    const text = word ? shorten(spaceless(word), lettersIn(tile.cell, tile.size)) : holders.length === 1 ? holders[0].mark : "";
+    const [text, size] = word ? fitting(word, tile) : [holders.length === 1 ? holders[0].mark : "", tile.size];
     drawn += isGhost
       ? `${box}${title}</rect>` + ghostOf(ghost, x, y, tile.cell, 18) +
-        textAt(escape(text), middle, y + 13, "middle", "pa-ink", "#222", tile.size, ' font-style="italic"')
-      : paint(holders, x, y, tile.cell, 18, title) + (text ? label(text, holders, middle, y + 13, tile.size) : "");
+        textAt(escape(text), middle, y + 13, "middle", "pa-ink", "#222", size, ' font-style="italic"')
+      : paint(holders, x, y, tile.cell, 18, title) + (text ? label(text, holders, middle, y + 13, size) : "");
   }
   return drawn;
 }

@@ -12,6 +12,7 @@ from pagedattn_lab.recorder.frame import BlockState, Contents, Frame, TableState
 from pagedattn_lab.viz.looks import Look, halo, label, paint, shorten, text_at
 
 GAP = 12
+LEAST_SIZE = 9
 GHOST = 'fill-opacity="0.25" pointer-events="none"'
 Words = Mapping[str, Sequence[str]]
 # Stand-ins for what has no shape of its own, or none that XML allows: Unicode's pictures of control characters.
@@ -75,6 +76,13 @@ def tile_for(num_blocks: int, block_size: int, longest: int, room: int) -> Tile:
 def _letters(cell: int, size: int) -> int:
     """How many letters of some size fit into a cell so wide."""
     return (cell - 4) // (size - 4)
+
+
+def _fitting(word: str, tile: Tile) -> tuple[str, int]:
+    """A token's text for its cell, and the size of its letters: smaller ones where it would lose its end, else cut."""
+    word = word.lstrip(" ")
+    size = tile.size if len(word) <= _letters(tile.cell, tile.size) else LEAST_SIZE
+    return shorten(word, _letters(tile.cell, size)), size
 
 
 def visible(word: str) -> str:
@@ -211,17 +219,17 @@ def _cells(block: BlockState, scene: Scene, ghost: Contents | None) -> str:
         looks = [holder.look for holder in holders]
         middle = x + tile.cell // 2
         mark = looks[0][1] if len(looks) == 1 else ""
-        text = shorten(word.lstrip(" "), _letters(tile.cell, tile.size)) if word else mark
+        text, size = _fitting(word, tile) if word else (mark, tile.size)
         if is_ghost:
             title = title.replace("</title>", ", still there</title>")
             parts.append(f'<rect x="{x}" y="{y}" width="{tile.cell}" height="18" {_slot_look(block)}>{title}</rect>')
             parts.append(_ghost(ghost, x, y, tile.cell, 18))
             italic = ' font-style="italic"'
-            parts.append(text_at(escape(text), middle, y + 13, "middle", "pa-ink", "#222", tile.size, italic))
+            parts.append(text_at(escape(text), middle, y + 13, "middle", "pa-ink", "#222", size, italic))
         else:
             parts.append(paint(looks, x, y, tile.cell, 18, title))
             if text:
-                parts.append(label(text, looks, middle, y + 13, tile.size))
+                parts.append(label(text, looks, middle, y + 13, size))
     return "".join(parts)
 
 

@@ -7,22 +7,25 @@ kind is what the verdict depends on, its own colour, size and weight and whateve
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 BLOCKING = ("serious", "critical")
+MILD = "blocking => axe._audit.rules.filter(({impact}) => impact && !blocking.includes(impact)).map(rule => rule.id)"
 COLOUR_RULES = ("color-contrast", "link-in-text-block")  # the rules whose verdict depends on colours
 SAMPLE = "data-tests-sample"  # marks a text that stands for its kind
 SAMPLES = 3  # of each kind on a page: axe cannot judge a text that something overlaps, and does not say so aloud
+PAGES = 4  # on which a kind is asked for; after them it is one that axe cannot judge, such as a link off the screen
 
 # A link is compared with the text around it, if there is any. What is turned, faded, moved or over something is a kind
-# of its own. Axe judges neither what is disabled nor a single character.
+# of its own. Axe judges neither what is disabled, nor a single character, nor texts of drawings.
 MARK = """([mark, most, judged]) => {
   const known = new Set(judged), samples = new Map(), painted = new Map();
   const plain = "rgba(0, 0, 0, 0)|none|1|none|normal|static|none|visible|none|auto|false";
-  const fields = "input, select, textarea";  // their text is no node
+  const fields = "input:not([type=range]), select, textarea";  // their text is no node
   const behind = element => {
     if (element === null) return "";
     if (!painted.has(element)) {
@@ -45,7 +48,7 @@ MARK = """([mark, most, judged]) => {
     return parent.textContent.trim() === link.textContent.trim() ? "alone" : text(parent);
   };
   document.querySelectorAll(`[${mark}]`).forEach(element => element.removeAttribute(mark));
-  for (const element of document.querySelectorAll("body *")) {
+  for (const element of document.querySelectorAll("body *:not(svg *)")) {
     const own = [...element.childNodes].filter(node => node.nodeType === Node.TEXT_NODE).map(node => node.data.trim());
     if (own.join("").length < 2 && !element.matches(fields)) continue;
     if (!element.checkVisibility({visibilityProperty: true})) continue;
@@ -75,12 +78,18 @@ def violations(page: Page, include: str | None = None) -> list[str]:
 
 def structure_violations(page: Page) -> list[str]:
     """Return the violations of a page that do not depend on colours; see :func:`colour_violations` for the others."""
-    without = {"rules": {rule: {"enabled": False} for rule in COLOUR_RULES}}
+    page.evaluate(Axe().axe_script)
+    mild = page.evaluate(MILD, BLOCKING)  # what these find is left out of the report below: half of the work
+    without = {"rules": {rule: {"enabled": False} for rule in (*COLOUR_RULES, *mild)}}
     return _lines(judged(page, None, without, "violations"))
 
 
-def colour_violations(page: Page, known: set[str]) -> list[str]:
-    """Return the violations of a page's texts whose kind is not among those known to be judged; then it is."""
+def colour_violations(page: Page, known: set[str], asked: Counter[str]) -> list[str]:
+    """Return the violations of a page's texts whose kind is not among those known; once it is judged, it is.
+
+    ``asked`` counts the pages on which each kind was to be judged; after ``PAGES`` of them it is known to be none that
+    axe can judge.
+    """
     kinds = page.evaluate(MARK, [SAMPLE, SAMPLES, sorted(known)])
     if not kinds:
         return []
@@ -88,6 +97,8 @@ def colour_violations(page: Page, known: set[str]) -> list[str]:
     for rule in report["passes"] + report["violations"]:
         numbers = [NUMBER.search(node["html"]) for node in rule["nodes"]]
         known.update(kinds[int(number[1])] for number in numbers if number)
+    asked.update(kinds)
+    known.update(kind for kind in kinds if asked[kind] == PAGES)
     return _lines(report)
 
 

@@ -55,14 +55,18 @@ def _tests_lesson(key):
         }
         controls[name] |= {end: getattr(control, trait) for end, trait in
                            (("first", "min"), ("step", "step"), ("last", "max")) if control.has_trait(trait)}
-    return {"controls": controls, "player": _tests_player(lesson.player.model_id)}
+    state = {"controls": controls, "player": _tests_player(lesson.player.model_id)}
+    return state | {"current": not lesson.player.error and _tests_is_current(key)}
 
 def _tests_is_current(key, drawn={}):  # the same values are drawn once
     from pagedattn_lab.viz.player import played, recording
     lesson = _tests_widgets("Lesson")[key]
     what = key, repr(lesson.values)
     if what not in drawn:
-        drawn[what] = recording(lesson._draw(**lesson.values))
+        try:
+            drawn[what] = recording(lesson._draw(**lesson.values))
+        except Exception:
+            return False  # the player is about to say so
     return lesson.player.recording == played(drawn[what])
 
 def _tests_player(key):
@@ -158,21 +162,25 @@ class Driver:
         self._kernel.run(HELD)
         notebook.page.add_style_tag(content=ALONE)
         self.lessons: list[str] = self._kernel.evaluate("list(_tests_widgets('Lesson'))")
-        shown = {model_id for cell in notebook.code_cells() for model_id in cell["widgets"]}
+        shown = notebook.shown_by()
         self.players = [key for key in self._kernel.evaluate("list(_tests_widgets('Player'))") if key in shown]
         found = "[[key, name] for key, lesson in _tests_widgets('Lesson').items() for name in lesson.values]"
         self.controls = {(key, name) for key, name in self._kernel.evaluate(found)}
 
-    def drive_controls(self) -> set[tuple[str, str]]:
+    def drive_controls(self, every_way: bool = True) -> dict[tuple[str, str], str]:
         """Move every control to both ends and between them: by mouse, by keyboard, from Python.
 
+        Args:
+            every_way: otherwise each place is reached in one of these ways: controls of a kind differ in what they are
+                wired to, and not in how they answer to a mouse or a keyboard.
+
         Returns:
-            The controls that were moved.
+            The controls that were moved, and the kind of each.
 
         Raises:
             AssertionError: page and library differ, Python raised, or the page does not show a lesson or a control.
         """
-        driven = set()
+        driven = {}
         for key in self.lessons:
             output, controls = self._notebook.output(key), self._held(key)["controls"]
             unknown = {control["kind"] for control in controls.values()} - set(MOVES)
@@ -181,20 +189,34 @@ class Driver:
             for name, control in controls.items():
                 label = output.page.get_by_text(control["description"], exact=True)
                 box = output.locator(".widget-inline-hbox").filter(has=label)
-                for move in MOVES[control["kind"]]:
-                    for where in places(control):
-                        move(box, where)
-                        self._agree(key, name, where)
-                second = control["first"] + control["step"]
-                for where, position in {"first": control["first"], "last": control["last"], "between": second}.items():
-                    if where in places(control):
-                        self._kernel.run(f"_tests_set({key!r}, {name!r}, {position!r})")
-                        self._agree(key, name, where)
-                driven.add((key, name))
+                positions = {
+                    "first": control["first"],
+                    "last": control["last"],
+                    "between": control["first"] + control["step"],
+                }
+
+                def from_python(
+                    _: Locator, where: str, key: str = key, name: str = name, positions: dict[str, int] = positions
+                ) -> None:
+                    self._kernel.run(f"_tests_set({key!r}, {name!r}, {positions[where]!r})")
+
+                mouse, keyboard = MOVES[control["kind"]]
+                moves = [(move, where) for move in (mouse, keyboard, from_python) for where in places(control)]
+                if not every_way:
+                    one_each = {"last": mouse, "first": keyboard, "between": from_python}
+                    moves = [(one_each[where], where) for where in places(control)]
+                for move, where in moves:
+                    move(box, where)
+                    self._agree(key, name, where)
+                driven[key, name] = control["kind"]
         return driven
 
-    def drive_players(self) -> int:
+    def drive_players(self, every_way: bool = True) -> int:
         """Work every part of every player, and move it from Python.
+
+        Args:
+            every_way: otherwise a button and a key lead to the ends: players differ in what they show, and not in how
+                they answer.
 
         Returns:
             How many players were worked.
@@ -218,12 +240,13 @@ class Driver:
 
             last = int(player.get_attribute("data-last"))
             if last:
-                players.step_through(player, check)
+                (players.step_through if every_way else players.step_to_the_ends)(player, check)
             players.read_as_text(player, check)
             for step in sorted({last, last // 2, 0}, reverse=True):
                 self._kernel.run(f"_tests_step({key!r}, {step})")
                 check(step)
-                players.answer(player)
+                if every_way or step == last:
+                    players.answer(player)
         return len(inside) + len(self.players)
 
     def _held(self, key: str) -> dict[str, Any]:
@@ -238,10 +261,13 @@ class Driver:
             state = self._held(key)
             controls.update(state["controls"])
             known = [{part: c[part] for part in ("description", "position", "shown")} for c in controls.values()]
-            return {"controls": known, "player": players.expected(state["player"])}
+            # JupyterLab runs callbacks in a thread beside ours: the value may be there before the picture
+            picture = "as drawn" if state["current"] or not name else "the picture is old"
+            return {"controls": known, "player": players.expected(state["player"]), "picture": picture}
 
         def shown() -> dict[str, Any]:
-            return {"controls": output.evaluate(SHOWN), "player": players.shown(output.locator(".pa-player"))}
+            player = players.shown(output.locator(".pa-player"))
+            return {"controls": output.evaluate(SHOWN), "player": player, "picture": "as drawn"}
 
         def arrived(_: dict[str, Any]) -> bool:
             if not name:
@@ -249,12 +275,7 @@ class Driver:
             low, high, now = (controls[name][part] for part in ("first", "last", "position"))
             return {"first": now == low, "last": now == high, "between": low < now < high}[where]
 
-        move = f"{name} moved to {where}" if name else "before any move"
-        self._same(held, shown, arrived, move)
-        if name:  # JupyterLab runs callbacks in a thread beside ours: the value may be there before the picture
-            current = f"_tests_is_current({key!r})"
-            until(lambda: self._kernel.evaluate(current), lambda: f"{self._notebook.name}, {move}: the picture is old")
-            self._same(held, shown, arrived, move)
+        self._same(held, shown, arrived, f"{name} moved to {where}" if name else "before any move")
 
     def _same(self, held: Read, shown: Read, arrived: Callable[[dict[str, Any]], bool], move: str) -> None:
         seen: list[dict[str, Any]] = [{}, {}]

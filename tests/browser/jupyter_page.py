@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 from jupyter_client import BlockingKernelClient
 from jupyter_server.serverapp import list_running_servers
-from playwright.sync_api import Browser, Locator
+from playwright.sync_api import Browser, Locator, Page
 from watch import PATIENCE, Watch, until
 
 from tools import bootstrap
@@ -44,9 +44,14 @@ CODE_CELLS = """() => [...jupyterapp.shell.currentWidget.content.model.cells]
       executed: cell.executionCount !== null && cell.executionState === 'idle',
       errors: outputs.filter(output => output.type === 'error').map(output => output.toJSON())
         .map(error => `${error.ename}: ${error.evalue}`),
-      widgets: outputs.map(o => o.data?.['application/vnd.jupyter.widget-view+json']?.model_id).filter(Boolean),
     };
   })"""
+# By the id of a widget, the number of the code cell that shows it. JupyterLab copies all that an output holds to tell.
+SHOWN_BY = """() => Object.fromEntries([...jupyterapp.shell.currentWidget.content.model.cells]
+  .filter(cell => cell.type === 'code')
+  .flatMap((cell, number) => Array.from({length: cell.outputs.length}, (_, index) => cell.outputs.get(index).data)
+    .map(data => data?.['application/vnd.jupyter.widget-view+json']?.model_id).filter(Boolean)
+    .map(model_id => [model_id, number])))"""
 
 
 class KernelError(AssertionError):
@@ -113,14 +118,11 @@ class Notebook:
 
     name: str
     watch: Watch
+    page: Page
     kernel_id: str
     kernel: Kernel
     run_errors: list[str] = field(default_factory=list)
-
-    @property
-    def page(self) -> Any:
-        """The browser's page."""
-        return self.watch.context.pages[0]
+    _shown_by: dict[str, int] = field(default_factory=dict)
 
     def code_cells(self) -> list[dict[str, Any]]:
         """Return JupyterLab's model of every code cell."""
@@ -147,15 +149,20 @@ class Notebook:
         self.kernel.evaluate("0")  # an error of the last cell is heard now
         self.run_errors = [error for cell in self.code_cells() for error in cell["errors"]]
 
+    def shown_by(self) -> dict[str, int]:
+        """Return by the id of each widget that is shown the number of its code cell."""
+        self._shown_by = self.page.evaluate(SHOWN_BY)
+        return self._shown_by
+
     def output(self, model_id: str) -> Locator:
         """Return the output area of the cell that shows a widget.
 
         Raises:
             AssertionError: no cell shows it.
         """
-        where = [index for index, cell in enumerate(self.code_cells()) if model_id in cell["widgets"]]
-        assert where, f"{self.name}: no cell shows widget {model_id}"
-        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(where[0]).locator(".jp-Cell-outputArea")
+        known = self._shown_by if model_id in self._shown_by else self.shown_by()
+        assert model_id in known, f"{self.name}: no cell shows widget {model_id}"
+        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(known[model_id]).locator(".jp-Cell-outputArea")
 
 
 class Lab:
@@ -165,10 +172,15 @@ class Lab:
         folder: for everything that it keeps.
         settings: defaults other than JupyterLab's and the book's.
         environment: variables for the server and its kernels, beside those of the tests.
+        startup: what every kernel runs first.
     """
 
     def __init__(
-        self, folder: Path, settings: dict[str, Any] = SETTINGS, environment: Mapping[str, str] = MappingProxyType({})
+        self,
+        folder: Path,
+        settings: dict[str, Any] = SETTINGS,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        startup: str = "",
     ) -> None:
         self.root = folder / "root"
         self.root.mkdir()
@@ -176,6 +188,9 @@ class Lab:
         overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
         overrides.parent.mkdir(parents=True)
         overrides.write_text(json.dumps(settings))
+        first = folder / "ipython" / "profile_default" / "startup" / "first.py"
+        first.parent.mkdir(parents=True)
+        first.write_text(startup)
         own = {
             "JUPYTER_CONFIG_DIR": "config",
             "JUPYTER_DATA_DIR": "data",
@@ -239,17 +254,30 @@ class Lab:
 
     def open(self, browser: Browser, path: str) -> Notebook:
         """Open a notebook, given relative to the root, in a window of its own, and wait for its kernel."""
-        watch = Watch(browser, viewport={"width": 1280, "height": 1000})
+        return self.open_in(self.window(browser), path)
+
+    def window(self, browser: Browser) -> Watch:
+        """Open an empty window; notebooks one after the other in it load JupyterLab's scripts once."""
+        return Watch(browser, viewport={"width": 1280, "height": 1000})
+
+    def open_in(self, watch: Watch, path: str) -> Notebook:
+        """Open a notebook as a page of a window, which begins without problems."""
+        watch.problems.clear()
         page = watch.new_page()
         page.goto(f"{self._server['url']}lab/tree/{path}?reset&token={self._server['token']}")
         page.wait_for_function(IS_READY)
         kernel_id = page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
-        return Notebook(Path(path).stem, watch, kernel_id, Kernel(self._runtime / f"kernel-{kernel_id}.json"))
+        return Notebook(Path(path).stem, watch, page, kernel_id, Kernel(self._runtime / f"kernel-{kernel_id}.json"))
 
     def close(self, notebook: Notebook) -> None:
         """Close a notebook's window and stop its kernel."""
-        notebook.kernel.close()
+        self.close_page(notebook)
         notebook.watch.context.close()
+
+    def close_page(self, notebook: Notebook) -> None:
+        """Close a notebook's page and stop its kernel; its window stays."""
+        notebook.kernel.close()
+        notebook.page.close()
         address = f"{self._server['url']}api/kernels/{notebook.kernel_id}"
         headers = {"Authorization": f"token {self._server['token']}"}
         urllib.request.urlopen(urllib.request.Request(address, method="DELETE", headers=headers), timeout=PATIENCE)

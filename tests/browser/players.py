@@ -110,6 +110,19 @@ def step_through(player: Locator, check: Check) -> None:
     check(0)
 
 
+def step_to_the_ends(player: Locator, check: Check) -> None:
+    """Work a button and a key of a player with more than one frame.
+
+    Raises:
+        AssertionError: from ``check``, or a part does not answer.
+    """
+    player.locator(".pa-first").click()
+    check(0)
+    player.focus()
+    player.page.keyboard.press("End")
+    check(int(player.get_attribute("data-last")))
+
+
 def read_as_text(player: Locator, check: Check) -> None:
     """Open the tables that hold the same state as text, step with them open, and close them."""
     toggle, last = player.locator(".pa-text-toggle"), int(player.get_attribute("data-last"))

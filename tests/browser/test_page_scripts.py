@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -144,7 +145,7 @@ def test_texts_that_look_alike_are_judged(page: Page) -> None:
         found = []
         for html in (3 * right, 3 * right + wrong):
             page.set_content(f"<main style='background:#fff; color:#000; font:16px sans-serif'>{html}</main>")
-            found.append(bool(colour_violations(page, set())))
+            found.append(bool(colour_violations(page, set(), Counter())))
         if found != [False, True]:
             missed[name] = found
     assert missed == {}

@@ -669,6 +669,14 @@ MALFORMED = {
 }
 
 
+def test_half_a_pair_of_surrogates_is_a_letter(sandbox: Page) -> None:
+    """Catches half an emoji, which no address can hold, and with which appending fails without a word."""
+    part(sandbox, "words").evaluate("field => { field.value = 'a \\ud83d b'; }")
+    press(sandbox, "append")
+    assert shown(sandbox)["tables"] == {"Ada": [1]}
+    assert sandbox.evaluate("() => location.hash").endswith("/append:Ada:a+%EF%BF%BD+b")
+
+
 def test_a_malformed_address_is_refused_in_words(sandbox: Page) -> None:
     """Catches an address that carries something else than operations into the page, leaves half of them done, or takes
     what the reader has built.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, WebError, WebSocket
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, WebError, WebSocket
 
 PATIENCE = 120  # seconds; for conditions that take a second on an idle machine and much longer on a shared one
 LOCAL_SCHEMES = ("about", "blob", "chrome", "data", "devtools", "file")
@@ -32,7 +32,7 @@ def until(condition: Callable[[], bool], failure: Callable[[], str], patience: f
 
 
 class Watch:
-    """A browser context that reaches this machine only, and everything that went wrong in it.
+    """A browser context, and everything that went wrong in it. That it reaches this machine only, the browser sees to.
 
     Players do not move in it, unless a test asks for that: it takes time.
 
@@ -44,7 +44,7 @@ class Watch:
         options = {"reduced_motion": "reduce", "service_workers": "block", **options}
         self.context: BrowserContext = browser.new_context(**options)
         self.context.set_default_timeout(PATIENCE * 1000)
-        self.context.route(lambda url: not is_local(url), self._refuse)
+        self.context.on("request", self._request)  # routes, which could refuse one, would also turn the cache off
         self.context.on("console", self._console)
         self.context.on("weberror", self._error)
         self.context.on("page", self._page)
@@ -61,9 +61,9 @@ class Watch:
         """Open an empty page under watch."""
         return self.context.new_page()
 
-    def _refuse(self, route: Route) -> None:
-        self.problems.append(f"request to another machine: {route.request.url}")
-        route.abort("internetdisconnected")
+    def _request(self, request: Request) -> None:
+        if not is_local(request.url):
+            self.problems.append(f"request to another machine: {request.url}")
 
     def _page(self, page: Page) -> None:
         page.on("websocket", self._socket)

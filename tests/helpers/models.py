@@ -13,6 +13,9 @@ SMALL = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_routed_experts": 4, "first_k_dense_replace": 1}
+LATENTS = {"num_key_value_heads": 6, "kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 12,
+           "qk_rope_head_dim": 8, "v_head_dim": 10}  # fmt: skip
 
 SPECIAL = {
     "llama": {},
@@ -28,6 +31,12 @@ SPECIAL = {
     "qwen2_moe": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0, "num_experts": 4,
                   "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
     "smollm3": {},
+    "gpt_oss": {"head_dim": 16, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "mimo_v2_flash": MOE | {"head_dim": 16, "v_head_dim": 10, "layer_types": ["full_attention"] * 4},
+    "deepseek_v2": LATENTS | MOE,
+    "deepseek_v3": LATENTS | MOE | {"n_group": 2, "topk_group": 1},
+    "minicpm3": LATENTS,
 }  # fmt: skip
 
 
