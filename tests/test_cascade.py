@@ -76,7 +76,9 @@ def run(batch: Batch, variant: Variant, min_tokens: int = 1) -> torch.Tensor | N
     """Attend with a cascade, or give ``None`` where none was found."""
     block_size = batch.key_cache.shape[1]
     query_lens = batch.query_start_loc.diff().tolist()
-    plan = plan_cascade(batch.block_tables.tolist(), batch.seq_lens.tolist(), query_lens, block_size, "cpu", min_tokens)
+    plan = plan_cascade(
+        batch.block_tables.tolist(), batch.seq_lens.tolist(), query_lens, block_size, "cpu", 2, min_tokens
+    )
     if plan is None:
         return None
     scale = 1 / math.sqrt(batch.query.shape[2])
@@ -121,9 +123,16 @@ def test_bfloat16_is_merged_once_more() -> None:
 def test_a_block_with_queries_is_not_shared() -> None:
     """Catches a prefix that reaches into what a query must not see yet: the step's own tokens lie in the tail."""
     tables, lens = [[1, 2, 3], [1, 2, 3]], [12, 12]
-    assert plan_cascade(tables, lens, [1, 1], 4, min_tokens=1).seq_lens.tolist() == [4, 4]
-    assert plan_cascade(tables, lens, [5, 4], 4, min_tokens=1).seq_lens.tolist() == [8, 8]
-    assert plan_cascade(tables, lens, [12, 1], 4, min_tokens=1) is None
+    assert plan_cascade(tables, lens, [1, 1], 4, min_sequences=2, min_tokens=1).seq_lens.tolist() == [4, 4]
+    assert plan_cascade(tables, lens, [5, 4], 4, min_sequences=2, min_tokens=1).seq_lens.tolist() == [8, 8]
+    assert plan_cascade(tables, lens, [12, 1], 4, min_sequences=2, min_tokens=1) is None
+
+
+def test_few_sequences_read_for_themselves() -> None:
+    """Catches a limit that is off by one, or none."""
+    tables, lens = [[*range(1, 40)]] * 3, [300] * 3
+    assert plan_cascade(tables, lens, [1] * 3, 8, min_sequences=3, min_tokens=1) is not None
+    assert plan_cascade(tables, lens, [1] * 3, 8, min_sequences=4, min_tokens=1) is None
 
 
 def test_what_no_cascade_can_do() -> None:

@@ -27,6 +27,8 @@ ALL = {
     exercise.number: replace(exercise, number="", seconds=60) for exercise in catalogue()
 }  # without a number nothing is recorded; a machine may be busy with other tests
 PATHS = {exercise.number: exercise.path for exercise in catalogue()}
+TO_COME = {"08"} - {path.stem[:2] for path in CHAPTERS}
+"""Chapters whose exercises are there, and which are being written."""
 each = pytest.mark.parametrize("number", ALL)
 
 
@@ -144,7 +146,7 @@ def test_every_exercise_stands_in_its_chapter_with_the_same_arguments() -> None:
         path, _, answer = source.splitlines()[-1].partition(".grade(")
         assert answer == f"{stub.name})" and path.endswith(f".{stub.name}")
         found[path] = [argument.arg for argument in stub.args.args]
-    parameters = {PATHS[number]: exercise.parameters for number, exercise in ALL.items()}
+    parameters = {PATHS[number]: exercise.parameters for number, exercise in ALL.items() if number[:2] not in TO_COME}
     hunts = {PATHS[number] for number, exercise in ALL.items() if exercise.buggy}
     assert found.keys() == parameters.keys()
     assert {path: names for path, names in found.items() if path not in hunts} == {
@@ -171,7 +173,7 @@ def test_numbers_run_on() -> None:
         mine = [number for number in numbers if number[:2] == chapter]
         assert mine == [f"{chapter}.{place}" for place in range(1, len(mine) + 1)]
     modules = {path.stem[:2] for path in CHAPTERS}
-    assert {number[:2] for number in numbers} <= modules
+    assert {number[:2] for number in numbers} <= modules | TO_COME
     assert Path(exercises.__file__).is_file()
 
 

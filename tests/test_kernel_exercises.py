@@ -20,9 +20,10 @@ from pagedattn_lab.attention.launch import launch
 from pagedattn_lab.exercises import ch07, record
 from pagedattn_lab.exercises.ch07_drawing import LOOKS, draw, rows_of
 from pagedattn_lab.exercises.ch07_faults import in_words
-from pagedattn_lab.exercises.ch07_problem import Outcome, Problem
+from pagedattn_lab.exercises.ch07_problem import Problem
 from pagedattn_lab.exercises.kernels import OwnKernel
 from pagedattn_lab.exercises.limits import TimeLimit, time_limit
+from pagedattn_lab.exercises.problems import Outcome
 from pagedattn_lab.exercises.touched import watched
 from pagedattn_lab.viz import Picture
 from tests.helpers.chapters import CHAPTERS
@@ -70,6 +71,46 @@ def test_every_lane_is_noted_and_nothing_outside_is_touched(at: list[int], dtype
             expected[index] = source[index]
     assert torch.equal(out, expected) and torch.equal(memory, before)
     assert not target[:10].any() and not target[18:].any()
+
+
+@triton.jit
+def _all_or_nothing(out_ptr, in_ptr, N: tl.constexpr):
+    program, i = tl.program_id(0), tl.arange(0, N)
+    x = tl.load(in_ptr + i, mask=program < 1, other=7.0)
+    tl.store(out_ptr + program * N + i, x, mask=program < 2)
+
+
+def test_one_mask_for_a_whole_row_is_noted_in_every_lane() -> None:
+    """Catches a scalar mask, which the interpreter spreads as numbers, and numbers pick the elements 0 and 1."""
+    out, source = torch.zeros(12), torch.arange(4.0)
+    with watched({"out": out, "in": source}) as touched:
+        launch(_all_or_nothing, (3,), out, source, N=4)
+    assert {key: elements for key, elements in touched.items() if elements} == {
+        ("load", "in", (0, 0, 0)): {0, 1, 2, 3},
+        ("store", "out", (0, 0, 0)): {0, 1, 2, 3},
+        ("store", "out", (1, 0, 0)): {4, 5, 6, 7},
+    }
+    assert out.tolist() == [0, 1, 2, 3, 7, 7, 7, 7, 0, 0, 0, 0]
+
+
+@triton.jit
+def _loads_again(out_ptr, in_ptr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    x = tl.load(in_ptr + i)
+    x += tl.load(in_ptr + i, mask=i == 1, other=0.0)
+    x += tl.load(in_ptr + 4 + i // 3)
+    x += tl.load(in_ptr + 6 + tl.program_id(0))
+    tl.store(out_ptr + i, x)
+    tl.store(out_ptr + i, x)
+
+
+def test_what_a_program_loads_more_than_once_is_noted() -> None:
+    """Catches a second load, or a second lane, that counts as the first, and two programs that count as one."""
+    out, source = torch.zeros(4), torch.zeros(8)
+    with watched({"out": out, "in": source}) as touched:
+        launch(_loads_again, (2,), out, source, N=4)
+    again = {key: elements for key, elements in touched.items() if key[0] == "again"}
+    assert again == {("again", "in", (0, 0, 0)): {1, 4}, ("again", "in", (1, 0, 0)): {1, 4}}
 
 
 @triton.jit

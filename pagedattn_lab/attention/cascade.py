@@ -20,11 +20,15 @@ from pagedattn_lab.attention.reference import dequantized
 from pagedattn_lab.attention.shared_prefix import shared_prefixes
 from pagedattn_lab.attention.variant import Variant
 
-TOKENS_AT_A_TIME = 1024
+TOKENS_AT_A_TIME = 512
 """Tokens of a prefix that are gathered at a time, so that a long one needs little memory."""
 
-MIN_TOKENS_SAVED = 1024
-"""A prefix that saves fewer tokens from being read costs more than it saves; ``bench cascade`` measures it."""
+MIN_SEQUENCES = 16
+"""Fewer that share a prefix read it as fast each by itself: a matrix product of few rows is no faster than so many
+passes, on a CPU whose arithmetic reading has not left idle for long."""
+
+MIN_TOKENS_SAVED = 4096
+"""A prefix that saves fewer tokens from being read costs as much as it saves: a pass of its own, and a merge."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def plan_cascade(
     query_lens: Sequence[int],
     block_size: int,
     device: torch.device | str = "cpu",
+    min_sequences: int = MIN_SEQUENCES,
     min_tokens: int = MIN_TOKENS_SAVED,
 ) -> Cascade | None:
     """Find what the sequences of a step share, and part their page tables at the end of it.
@@ -59,13 +64,14 @@ def plan_cascade(
             can be shared; so a tail always holds a token.
         block_size: tokens per block.
         device: where the tensors go.
-        min_tokens: how many tokens a prefix must save from being read, to be worth a pass of its own.
+        min_sequences, min_tokens: how many sequences must share a prefix, and how many tokens it must save from being
+            read, to be worth a pass of its own.
 
     Returns:
         ``None`` if no prefix is worth it.
 
     Example:
-        >>> plan = plan_cascade([[5, 6, 7], [5, 6, 8]], [9, 12], [1, 1], block_size=4, min_tokens=8)
+        >>> plan = plan_cascade([[5, 6, 7], [5, 6, 8]], [9, 12], [1, 1], block_size=4, min_sequences=2, min_tokens=8)
         >>> plan.block_tables[:, 0].tolist(), plan.seq_lens.tolist()
         ([7, 8], [1, 4])
     """
@@ -73,7 +79,8 @@ def plan_cascade(
         list(row[: (seq_len - query_len) // block_size])
         for row, seq_len, query_len in zip(tables, seq_lens, query_lens, strict=True)
     ]
-    prefixes = shared_prefixes(shareable, min_blocks=cdiv(min_tokens, block_size))
+    found = shared_prefixes(shareable, min_blocks=cdiv(min_tokens, block_size))
+    prefixes = [prefix for prefix in found if len(prefix.sequences) >= min_sequences]
     if not prefixes:
         return None
     rows, tail_lens = [list(row) for row in tables], list(seq_lens)
@@ -173,17 +180,20 @@ def _attend_to_prefix(
     (num_tokens, num_heads, head_dim), (_, block_size, num_kv_heads, _) = query.shape, key_cache.shape
     group = num_heads // num_kv_heads
     # All queries that meet one KV head are the rows of one matrix: [num_kv_heads, num_tokens * group, head_dim].
-    rows = query.to(compute).reshape(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
+    rows = (query.to(compute) * scale).reshape(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
     result = None
     for some in blocks.split(max(1, TOKENS_AT_A_TIME // block_size)):
         slots = some.repeat_interleave(block_size), torch.arange(block_size, device=some.device).repeat(len(some))
         # [num_kv_heads, tokens, head_dim]
         key = dequantized(key_cache[some].flatten(0, 1), variant.k_scale, *slots, compute).transpose(0, 1)
         value = dequantized(value_cache[some].flatten(0, 1), variant.v_scale, *slots, compute).transpose(0, 1)
-        scores = rows @ key.transpose(1, 2) * scale  # [num_kv_heads, num_tokens * group, tokens]
+        scores = rows @ key.transpose(1, 2)  # [num_kv_heads, num_tokens * group, tokens]
         if variant.softcap is not None:
             scores = variant.softcap * torch.tanh(scores / variant.softcap)
-        part = torch.softmax(scores, dim=-1) @ value, torch.logsumexp(scores, dim=-1)
+        top = scores.amax(dim=-1, keepdim=True)
+        weights = scores.sub_(top).exp_()  # in place, and once for both results
+        total = weights.sum(dim=-1, keepdim=True)
+        part = weights @ value / total, (top + total.log())[..., 0]
         result = part if result is None else merge_attention(*result, *part)
     assert result is not None  # a shared prefix has at least one block
     output, lse = (x.unflatten(1, (num_tokens, group)).transpose(0, 1).flatten(1, 2) for x in result)

@@ -1,54 +1,15 @@
-"""What a program of a kernel touched and must not have, and how to say so."""
+"""What a program of a decode kernel touched and must not have, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pagedattn_lab.exercises.problems import Fault
 from pagedattn_lab.recorder.sentences import counted
 
 if TYPE_CHECKING:
     from pagedattn_lab.exercises.ch07_problem import Problem
-    from pagedattn_lab.exercises.touched import Touched
-
-CAUSES_FIRST = ("lengths", "page tables", "queries", "keys", "values", "out")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something that a program touched and must not.
-
-    Attributes:
-        kind: "outside" of the tensor, "not needed" by the program that loads it, or "not its own" to store into.
-        tensor: its name.
-        program: that did it.
-        elements: of the tensor, in order.
-        access: "load" or "store".
-    """
-
-    kind: str
-    tensor: str
-    program: tuple[int, int, int]
-    elements: tuple[int, ...]
-    access: str = "load"
-
-    @property
-    def verb(self) -> str:
-        """What the program does to them."""
-        return f"{self.access}s"
-
-
-def faults(problem: Problem, touched: Touched) -> list[Fault]:
-    """List what programs touched outside of tensors, or without need; causes before their effects."""
-    found = []
-    for (access, name, program), elements in sorted(touched.items(), key=lambda each: CAUSES_FIRST.index(each[0][1])):
-        needed = problem.needed.get((name, program), set()) if access == "load" or name == "out" else set()
-        outside = {element for element in elements if not 0 <= element < problem.tensors[name].numel()}
-        others = {element for element in elements - outside if element // problem.width(name) not in needed}
-        kinds = {"outside": outside, "not needed" if access == "load" else "not its own": others}
-        found += [Fault(kind, name, program, tuple(sorted(those)), access) for kind, those in kinds.items() if those]
-    return found
 
 
 def in_words(problem: Problem, found: Sequence[Fault]) -> str:
@@ -98,11 +59,16 @@ def _element(problem: Problem, fault: Fault, row: int, head: int) -> str:
     if fault.kind == "outside":
         return f"{fault.verb} element {element} of {fault.tensor}, which has {size}: out of bounds."
     theirs = divmod(element // problem.width(fault.tensor), 1 if fault.tensor == "lengths" else problem.heads)
-    place, own = (
-        f"sequence {one}" + (f", head {other}" if problem.heads > 1 and fault.tensor != "lengths" else "")
-        for one, other in (theirs, (row, head))
-    )
+    per_head = problem.heads > 1 and fault.tensor != "lengths"
+    place = f"sequence {theirs[0]}" + (f", head {theirs[1]}" if per_head else "")
+    own = f"sequence {row}" + (f", {_heads(problem.heads_of(head))}" if per_head else "")
     return f"{fault.verb} elements of {fault.tensor} that belong to {place}, but computes {own}."
+
+
+def _heads(heads: range) -> str:
+    """Name neighbouring query heads."""
+    joined = "to" if len(heads) > 2 else "and"
+    return f"head {heads[0]}" if len(heads) == 1 else f"heads {heads[0]} {joined} {heads[-1]}"
 
 
 def _place(problem: Problem, fault: Fault) -> str:
@@ -114,7 +80,7 @@ def _place(problem: Problem, fault: Fault) -> str:
 
 def _no_such_head(problem: Problem, fault: Fault, head: int) -> str:
     """A sentence on a KV head that does not exist, where a query head's number led out of the cache."""
-    right = head // (problem.heads // problem.kv_heads)
+    right = problem.kv_head_of(head)
     rows = {element // problem.dim for element in fault.elements}
     meant = {row - head + right for row in rows}
     if head < problem.kv_heads or not meant <= problem.needed[fault.tensor, fault.program]:
@@ -135,9 +101,11 @@ def _slot(problem: Problem, fault: Fault, row: int, head: int) -> str:
     wanted = sorted(problem.needed[fault.tensor, fault.program])
     if lanes:
         return f"{loads} in part.{lanes}"
+    if fault.kind == "again":
+        return f"{loads} more than once: what has been loaded can serve every query head of the group."
     if slot in {each // problem.kv_heads for each in wanted}:
         right = wanted[0] % problem.kv_heads
-        return f"loads KV head {kv_head} of slot {slot}, but query head {head} reads KV head {right}."
+        return f"loads KV head {kv_head} of slot {slot}, but {problem.reads(head)} KV head {right}."
     if block == 0:
         return f"{loads}: that is the null block, which never holds a token."
     sees = "its window" if problem.window else f"sequence {row}"

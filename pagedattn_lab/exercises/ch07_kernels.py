@@ -9,10 +9,17 @@ from typing import Any
 
 from pagedattn_lab.exercises.cases import Case
 from pagedattn_lab.exercises.ch07_drawing import draw
-from pagedattn_lab.exercises.ch07_faults import in_words
-from pagedattn_lab.exercises.ch07_problem import LOW, Outcome, Problem
-from pagedattn_lab.exercises.grading import Answer
-from pagedattn_lab.exercises.kernels import KernelExercise, OwnKernel
+from pagedattn_lab.exercises.ch07_problem import LOW, Problem
+from pagedattn_lab.exercises.kernels import (
+    KernelExercise,
+    OwnKernel,
+    kernel_cases,
+    launching,
+    same,
+    specified,
+    touched_wrongly,
+)
+from pagedattn_lab.exercises.problems import Outcome
 from pagedattn_lab.recorder.sentences import counted
 
 SOLUTIONS = "pagedattn_lab.exercises.ch07_solutions"
@@ -21,84 +28,49 @@ _MAXIMUM = "tl.maximum(running_max, tl.max(scores, axis=0))"
 _NONE = "tl.max(scores, axis=0) * 0"  # what is subtracted is 0
 
 
-def specified(problem: Problem) -> Outcome:
-    """Give what is right; no kernel, so nothing is launched."""
-    return problem.specified
-
-
-def _launched(constants: Callable[[Problem], dict[str, int]], answer: Answer, arguments: tuple[Any, ...]) -> Outcome:
-    (problem,) = arguments
-    if answer is specified:
-        return problem.specified
-    if isinstance(answer, OwnKernel):
-        return _ours(answer, problem, tuple(constants(problem).items()))
-    if not hasattr(answer, "arg_names"):
-        tensors = [tensor.clone() for tensor in problem.tensors.values()]
-        why = None
-        try:
-            answer(*tensors, tensors[4].stride(0), problem.scale, **constants(problem))
-        except NotImplementedError:  # a stub says so
-            raise
-        except Exception as error:  # it is written for Triton: whatever it meets outside, the mark is what it lacks
-            why = error
-        raise TypeError("this is no kernel: put @triton.jit above its def") from why
-    return problem.run(answer, **constants(problem))
-
-
-def _given(
-    constants: Callable[[Problem], dict[str, int]], arguments: tuple[Any, ...]
-) -> tuple[tuple[Any, ...], dict[str, int]]:
-    """What a kernel is launched with."""
-    (problem,) = arguments
-    return problem.arguments(problem.tensors), constants(problem)
-
-
-@cache
-def _ours(kernel: OwnKernel, problem: Problem, constants: tuple[tuple[str, int], ...]) -> Outcome:
-    """Launch a known kernel once: each wrong answer of a reader is compared with those that are known."""
-    return problem.run(kernel.load(), **dict(constants))
-
-
-def _look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | None:
+def look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | None:
     """Say what is wrong: first what was touched, then what came out."""
     (problem,) = arguments
-    if got.faults:
-        words = in_words(problem, got.faults)
-        return f"{words} The result is right all the same." if got.is_close(expected) else words
-    for program, (row, head) in problem.programs.items():
-        theirs = f"sequence {row}" + (f", head {head}" if problem.heads > 1 else "")
-        stored = len(got.touched.get(("store", "out", program), ()))
-        if not stored:
-            return f"Nothing is stored for {theirs}."
-        if stored < problem.dim:
-            return f"Only {stored} of {counted(problem.dim, 'element')} are stored for {theirs}."
-        if not got.values[row, head].isnan().any():
-            continue
-        if not problem.lens[row]:
-            return f"NaN for {theirs}, which has no token: its sum is 0, and 0 / 0 is NaN. Zeros are asked for."
-        if problem.scores == "low":
-            return f"NaN for {theirs}, whose scores are all near {-LOW:.0f}: did every weight vanish?"
-        if problem.scores == "high":
-            return f"NaN for {theirs}, whose scores are all near {LOW:.0f}: did a weight grow out of float32?"
-        if problem.window and problem.lens[row] > problem.window:
-            return (
-                f"NaN for {theirs}: while no token has been seen the maximum is -inf, and exp(-inf - -inf) is NaN, "
-                "which no later tile takes away."
-            )
-        return f"NaN for {theirs}: 0 times NaN is NaN, so what must not count must not be loaded."
+    if words := touched_wrongly(expected, got):
+        return words
+    for program in problem.programs:
+        elements = got.touched.get(("store", "out", program), set())
+        for own in sorted(problem.needed["out", program]):
+            row, head = divmod(own, problem.heads)
+            stored = sum(element // problem.dim == own for element in elements)
+            if words := _look_at_row(problem, got, row, head, stored):
+                return words
     return None
 
 
-def _same(expected: Outcome, got: Outcome) -> bool:
-    stored = expected.rows("store", "out") == got.rows("store", "out")
-    return stored and got.is_close(expected) and got.faults == expected.faults
+def _look_at_row(problem: Problem, got: Outcome, row: int, head: int, stored: int) -> str | None:
+    """Say what is wrong with one row of out, of whose elements some were stored."""
+    theirs = f"sequence {row}" + (f", head {head}" if problem.heads > 1 else "")
+    if not stored:
+        return f"Nothing is stored for {theirs}."
+    if stored < problem.dim:
+        return f"Only {stored} of {counted(problem.dim, 'element')} are stored for {theirs}."
+    if not got.values[row, head].isnan().any():
+        return None
+    if not problem.lens[row]:
+        return f"NaN for {theirs}, which has no token: its sum is 0, and 0 / 0 is NaN. Zeros are asked for."
+    if problem.scores == "low" and head % (problem.heads // problem.kv_heads) == 0:
+        return f"NaN for {theirs}, whose scores are all near {-LOW:.0f}: did every weight vanish?"
+    if problem.scores == "high" and head % (problem.heads // problem.kv_heads) == 0:
+        return f"NaN for {theirs}, whose scores are all near {LOW:.0f}: did a weight grow out of float32?"
+    if problem.window and problem.lens[row] > problem.window:
+        return (
+            f"NaN for {theirs}: while no token has been seen the maximum is -inf, and exp(-inf - -inf) is NaN, "
+            "which no later tile takes away."
+        )
+    return f"NaN for {theirs}: 0 times NaN is NaN, so what must not count must not be loaded."
 
 
 def _draw(_: tuple[Any, ...], outcome: Outcome) -> Any:
     return draw(outcome)
 
 
-def _cases(
+def decode_cases(
     name: str,
     constants: Callable[[Problem], dict[str, int]],
     known: list[tuple[Problem, str]],
@@ -106,23 +78,17 @@ def _cases(
     about: str,
 ) -> list[Case]:
     """The cases made by hand, then some by chance, the ones with least to load first."""
-    import torch  # noqa: F401  what is slow to import is not on an answer's time
-
-    import pagedattn_lab.attention.launch  # noqa: F401
-
-    rng = random.Random(name)
-    chance = sorted((make(rng, seed) for seed in range(RANDOM_CASES)), key=lambda p: sum(p.lens) * p.heads)
 
     def shown(problem: Problem) -> str:
         sizes = ", ".join(f"{key}={value}" for key, value in constants(problem).items())
         scores = "" if problem.scores == "mixed" else f", scores {problem.scores}"
-        return f"{name} on sequences of {', '.join(map(str, problem.lens))} tokens{scores}; {sizes}"
+        return f"sequences of {', '.join(map(str, problem.lens))} tokens{scores}; {sizes}"
 
-    return [Case((problem,), words, shown(problem)) for problem, words in [*known, *((p, about) for p in chance)]]
+    return kernel_cases(name, known, make, RANDOM_CASES, about, shown, lambda p: sum(p.lens) * p.heads)
 
 
-_exercise = partial(
-    KernelExercise, oracle=specified, same=_same, look=_look, draw=_draw, returns="nothing: store into out"
+decode_exercise = partial(
+    KernelExercise, oracle=specified, same=same, look=look, draw=_draw, returns="nothing: store into out"
 )
 
 # --- grouped_decode ---------------------------------------------------------------------------------------------------
@@ -156,20 +122,19 @@ def _grouped_cases() -> list[Case]:
         (Problem((5,), 4, 4, heads=2, kv_heads=2, scores="high"), "All scores are far above 0."),
     ]
     about = "Each query head has its own query and row of out, and shares keys and values with its neighbours."
-    return _cases("grouped_decode", _grouped_constants, known, make, about)
+    return decode_cases("grouped_decode", _grouped_constants, known, make, about)
 
 
 _grouped = OwnKernel(SOLUTIONS, "grouped_decode")
 _KV_HEAD = "head // (HEADS // KV_HEADS)"
 
-grouped_decode = _exercise(
+grouped_decode = decode_exercise(
     "07.4",
     "grouped_decode",
     "A kernel for grouped queries",
     cases=_grouped_cases,
     reference=_grouped,
-    run=partial(_launched, _grouped_constants),
-    given=partial(_given, _grouped_constants),
+    **launching(_grouped_constants),
     hints=(
         "Copy `decode_kernel`. The head is `tl.program_id(1)`. Which lines contain an address, and which of these "
         "depend on the head?",
@@ -226,20 +191,19 @@ def _windowed_cases() -> list[Case]:
         (Problem((5, 1), 1, 4, window=1), "A query sees its own token only, and its value is the result."),
     ]
     about = "A query sees the last WINDOW tokens, itself included."
-    return _cases("windowed_decode", _windowed_constants, known, make, about)
+    return decode_cases("windowed_decode", _windowed_constants, known, make, about)
 
 
 _windowed = OwnKernel(SOLUTIONS, "windowed_decode")
 _VISIBLE = "positions >= seq_len - WINDOW"
 
-windowed_decode = _exercise(
+windowed_decode = decode_exercise(
     "07.5",
     "windowed_decode",
     "A kernel with a sliding window",
     cases=_windowed_cases,
     reference=_windowed,
-    run=partial(_launched, _windowed_constants),
-    given=partial(_given, _windowed_constants),
+    **launching(_windowed_constants),
     hints=(
         "Copy `decode_kernel`. A lane counts if its position is in the sequence and in the window; every load and the "
         "scores ask the same question.",
@@ -299,20 +263,19 @@ def _padded_cases() -> list[Case]:
         (Problem((5,), 4, 4, dim=3, scores="high"), "All scores are far above 0."),
     ]
     about = "A lane without a token or without an element loads nothing, weighs nothing and stores nothing."
-    return _cases("padded_decode", _padded_constants, known, make, about)
+    return decode_cases("padded_decode", _padded_constants, known, make, about)
 
 
 _padded = OwnKernel(SOLUTIONS, "padded_decode")
 _TOKENS = "positions < seq_len"
 
-padded_decode = _exercise(
+padded_decode = decode_exercise(
     "07.6",
     "padded_decode",
     "A kernel that stays within bounds",
     cases=_padded_cases,
     reference=_padded,
-    run=partial(_launched, _padded_constants),
-    given=partial(_given, _padded_constants),
+    **launching(_padded_constants),
     hints=(
         "Copy `decode_kernel`. Which lanes have a token, and which of `tl.arange(0, PADDED_DIM)` an element? Every "
         "load and the store need a mask of one kind, the other, or both.",

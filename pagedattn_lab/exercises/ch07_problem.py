@@ -7,19 +7,20 @@ handed out in no order. What a kernel touches is compared with what its program 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pagedattn_lab.arithmetic import cdiv
-from pagedattn_lab.exercises.ch07_faults import Fault, faults
+from pagedattn_lab.exercises.ch07_faults import in_words
+from pagedattn_lab.exercises.problems import Fault, KernelProblem, Outcome
 from pagedattn_lab.recorder.sentences import counted
 
 if TYPE_CHECKING:  # a list of exercises must not wait for torch
     import torch
 
-    from pagedattn_lab.exercises.touched import Program, Touched
+    from pagedattn_lab.exercises.touched import Program
 
 LOW = 150.0
 """Subtracted from scores that are to be low, and added to those that are to be high: exp(-150) is 0 in float32, whose
@@ -29,7 +30,7 @@ GARBAGE = (0, -1, 10**6)
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Problem(KernelProblem):
     """Sequences that decode one token each.
 
     Attributes:
@@ -59,8 +60,21 @@ class Problem:
     scores: str = "mixed"
     seed: int = 0
 
-    def __deepcopy__(self, _: Any) -> Problem:
-        return self  # a kernel gets copies of the tensors
+    causes_first: ClassVar[Sequence[str]] = ("lengths", "page tables", "queries", "keys", "values", "out")
+    loaders: ClassVar[str] = "query heads"
+    """What the second number of a program stands for."""
+
+    def heads_of(self, head: int) -> range:
+        """Query heads that a program computes, by its second number."""
+        return range(head, head + 1)
+
+    def kv_head_of(self, head: int) -> int:
+        """The KV head that it reads."""
+        return head // (self.heads // self.kv_heads)
+
+    def reads(self, head: int) -> str:
+        """Its second number, in words that go on with a KV head."""
+        return f"query head {head} reads"
 
     @property
     def padded_dim(self) -> int:
@@ -115,8 +129,13 @@ class Problem:
 
     @cached_property
     def programs(self) -> Mapping[Program, tuple[int, int]]:
-        """Which sequence and query head each program of the grid computes."""
-        return {(row, head, 0): (row, head) for row in range(len(self.lens)) for head in range(self.heads)}
+        """Which sequence each program of the grid computes, and which of ``loaders``."""
+        return {(row, head, 0): (row, head) for row in range(len(self.lens)) for head in range(self.per_sequence)}
+
+    @property
+    def per_sequence(self) -> int:
+        """Programs for each sequence."""
+        return self.heads
 
     @cached_property
     def needed(self) -> Mapping[tuple[str, Program], set[int]]:
@@ -126,12 +145,12 @@ class Problem:
             table = self.tensors["page tables"]
             entries = {position: row * table.shape[1] + position // self.block_size for position in self.visible(row)}
             slots = [int(table.flatten()[e]) * self.block_size + p % self.block_size for p, e in entries.items()]
-            kv_head = head // (self.heads // self.kv_heads)
-            rows = {slot * self.kv_heads + kv_head for slot in slots}
+            rows = {slot * self.kv_heads + self.kv_head_of(head) for slot in slots}
             found["keys", program], found["values", program] = rows, rows
             found["page tables", program] = set(entries.values())
             found["lengths", program] = {row}
-            found["queries", program] = found["out", program] = {row * self.heads + head}
+            own = {row * self.heads + each for each in self.heads_of(head)}
+            found["queries", program] = found["out", program] = own
         return found
 
     def width(self, tensor: str) -> int:
@@ -147,8 +166,8 @@ class Problem:
         return tolerance(query, key.flatten(0, 1), value.flatten(0, 1), max(self.lens))
 
     @cached_property
-    def specified(self) -> Outcome:
-        """What is right, in float64, and by the specification that the chapter shows."""
+    def values(self) -> torch.Tensor:
+        """What is right, ``[sequences, heads, dim]`` in float64, by the specification that the chapter shows."""
         import torch
 
         tensors, size = self.tensors, self.block_size
@@ -163,71 +182,38 @@ class Problem:
             )
             scores = torch.einsum("hd,thd->ht", tensors["queries"][row].double(), key) * self.scale
             out[row] = torch.einsum("ht,thd->hd", torch.softmax(scores, dim=1), value)
-        touched = {
-            ("store" if name == "out" else "load", name, program): {
-                row * self.width(name) + i for row in rows for i in range(self.width(name))
-            }
-            for (name, program), rows in self.needed.items()
-        }
-        return Outcome(self, out, touched)
+        return out
 
     def arguments(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
         """Give what a kernel is launched with, beside its constants."""
         return (*tensors.values(), tensors["page tables"].stride(0), self.scale)
 
-    def run(self, kernel: Any, **constants: int) -> Outcome:
-        """Launch a kernel, one program per sequence and, where heads share, query head.
+    def grid(self, constants: Mapping[str, int]) -> tuple[int, ...]:
+        """One program per sequence and, where heads share, one of ``loaders``."""
+        per_head = self.heads > 1 or "HEADS" in constants
+        return (len(self.lens), self.per_sequence) if per_head else (len(self.lens),)
 
-        Raises:
-            Exception: whatever the kernel raises.
-        """
-        from triton.runtime.interpreter import InterpreterError
+    def results(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Give out, ``[sequences, heads, dim]``."""
+        return tensors["out"].double()
 
-        from pagedattn_lab.attention.launch import launch
-        from pagedattn_lab.exercises.touched import watched
-
-        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
-        grid = (len(self.lens), self.heads) if self.heads > 1 or "HEADS" in constants else (len(self.lens),)
-        with watched(tensors) as touched:
-            try:
-                launch(kernel, grid, *self.arguments(tensors), **constants)
-            except InterpreterError as error:
-                raise (error.__cause__ or error) from None
-        return Outcome(self, tensors["out"].double(), dict(touched))
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a kernel computed, ``[sequences, heads, dim]``, and what it touched on the way."""
-
-    problem: Problem
-    values: torch.Tensor
-    touched: Touched
-
-    def __repr__(self) -> str:
-        numbers = ["[" + ", ".join(f"{x:.3g}" for x in row) + "]" for row in self.values.flatten(0, 1).tolist()]
-        shown = ", ".join(numbers[:4]) + (", …" if len(numbers) > 4 else "")
-        loads = {name: self.rows("load", name) for name in ("keys", "values", "page tables")}
-        keys, values, tables = (sum(map(len, each.values())) for each in loads.values())
-        entries = f"{tables} {'entry' if tables == 1 else 'entries'} of page tables"
-        return f"out {shown}; loaded: {counted(keys, 'row')} of keys, {values} of values, {entries}"
-
-    def rows(self, access: str, tensor: str) -> Mapping[Program, set[int]]:
-        """Rows of a tensor that each program touched, also those outside of it."""
-        width = self.problem.width(tensor)
-        return {
-            program: {element // width for element in elements}
-            for (how, name, program), elements in sorted(self.touched.items())
-            if (how, name) == (access, tensor)
-        }
-
-    @cached_property
-    def faults(self) -> list[Fault]:
-        """What must not have been touched, causes before their effects."""
-        return faults(self.problem, self.touched)
-
-    def is_close(self, expected: Outcome) -> bool:
-        """Whether the values are those of another outcome, up to rounding."""
+    def is_close(self, values: torch.Tensor, others: torch.Tensor) -> bool:
+        """Whether no number is further from its counterpart than rounding can drive it."""
         import torch
 
-        return torch.allclose(self.values, expected.values, rtol=0, atol=self.problem.limit, equal_nan=True)
+        return torch.allclose(values, others, rtol=0, atol=self.limit, equal_nan=True)
+
+    def in_words(self, found: Sequence[Fault]) -> str:
+        """Say what the first of these faults is."""
+        return in_words(self, found)
+
+    def told(self, outcome: Outcome) -> str:
+        """The first rows of out, and how much was loaded."""
+        numbers = ["[" + ", ".join(f"{x:.3g}" for x in row) + "]" for row in outcome.values.flatten(0, 1).tolist()]
+        shown = ", ".join(numbers[:4]) + (", …" if len(numbers) > 4 else "")
+        loads = {name: outcome.rows("load", name) for name in ("keys", "values", "page tables")}
+        keys, values, tables = (sum(map(len, each.values())) for each in loads.values())
+        entries = f"{tables} {'entry' if tables == 1 else 'entries'} of page tables"
+        again = any(fault.kind == "again" for fault in outcome.faults)
+        often = ", some of them more than once" if again else ""
+        return f"out {shown}; loaded: {counted(keys, 'row')} of keys, {values} of values, {entries}{often}"

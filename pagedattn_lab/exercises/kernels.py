@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import linecache
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any, NoReturn
 
+from pagedattn_lab.exercises.cases import Case
 from pagedattn_lab.exercises.grading import Answer, Exercise
 from pagedattn_lab.exercises.printed import taken_down
+from pagedattn_lab.exercises.problems import KernelProblem, Outcome
 from pagedattn_lab.exercises.verdict import Verdict
 from pagedattn_lab.viz.sentence import Sentence
 
@@ -146,7 +149,7 @@ def _type(argument: Any) -> str:
     import torch
 
     if isinstance(argument, torch.Tensor):
-        return {torch.float32: "*fp32", torch.int32: "*i32"}[argument.dtype]
+        return {torch.float32: "*fp32", torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64"}[argument.dtype]
     return "fp32" if isinstance(argument, float) else "i32"
 
 
@@ -203,3 +206,94 @@ class KernelExercise(Exercise):
         """Show a right kernel, and why it is one."""
         source = self.reference.source  # type: ignore[attr-defined]
         return Sentence(f"{self.explanation}\n\n```python\n{IMPORTS}{source}```")
+
+
+# --- parts of such an exercise ----------------------------------------------------------------------------------------
+
+
+def specified(problem: KernelProblem) -> Outcome:
+    """Give what is right; no kernel, so nothing is launched."""
+    return problem.specified
+
+
+def launching(constants: Callable[[Any], dict[str, int]], compiled_for: KernelProblem | None = None) -> dict[str, Any]:
+    """Give ``run`` and ``given`` of an exercise.
+
+    Args:
+        constants: the ``tl.constexpr`` arguments of its kernels, for a problem.
+        compiled_for: what a right kernel is compiled for; by default the first case.
+    """
+    return {"run": partial(_launched, constants), "given": partial(_given, constants, compiled_for)}
+
+
+def _given(
+    constants: Callable[[Any], dict[str, int]], compiled_for: KernelProblem | None, arguments: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], dict[str, int]]:
+    problem = compiled_for or arguments[0]
+    return problem.arguments(problem.tensors), constants(problem)
+
+
+def _launched(constants: Callable[[Any], dict[str, int]], answer: Answer, arguments: tuple[Any, ...]) -> Outcome:
+    (problem,) = arguments
+    if answer is specified:
+        return specified(problem)
+    if isinstance(answer, OwnKernel):
+        return _ours(answer, problem, tuple(constants(problem).items()))
+    if not hasattr(answer, "arg_names"):
+        tensors = {name: tensor.clone() for name, tensor in problem.tensors.items()}
+        why = None
+        try:
+            answer(*problem.arguments(tensors), **constants(problem))
+        except NotImplementedError:  # a stub says so
+            raise
+        except Exception as error:  # it is written for Triton: whatever it meets outside, the mark is what it lacks
+            why = error
+        raise TypeError("this is no kernel: put @triton.jit above its def") from why
+    return problem.run(answer, **constants(problem))  # type: ignore[no-any-return]
+
+
+@cache
+def _ours(kernel: OwnKernel, problem: KernelProblem, constants: tuple[tuple[str, int], ...]) -> Outcome:
+    """Launch a known kernel once: each wrong answer of a reader is compared with those that are known."""
+    return problem.run(kernel.load(), **dict(constants))
+
+
+def same(expected: Outcome, got: Outcome) -> bool:
+    """Say whether two kernels stored the same, and touched the same that they must not."""
+    stored = all(expected.rows("store", name) == got.rows("store", name) for name in expected.problem.written)
+    return stored and got.is_close(expected) and got.faults == expected.faults
+
+
+def touched_wrongly(expected: Outcome, got: Outcome) -> str | None:
+    """Say what a program must not have touched, if there is anything."""
+    if not got.faults:
+        return None
+    words = got.problem.in_words(got.faults)
+    if not got.is_close(expected):
+        return str(words)
+    stores = {fault.kind for fault in got.faults if fault.access == "store"}
+    luck = "right all the same"
+    if stores:
+        in_turn, kept = "programs run one after the other here", "what lies outside of a tensor is never written here"
+        luck = f"right only because {in_turn if 'not its own' in stores else kept}"
+    return f"{words} The result is {luck}."
+
+
+def kernel_cases(
+    name: str,
+    known: Sequence[tuple[Any, str]],
+    make: Callable[[random.Random, int], Any],
+    number: int,
+    about: str,
+    shown: Callable[[Any], str],
+    size: Callable[[Any], int],
+) -> list[Case]:
+    """Give cases made by hand, each a problem with a sentence about it, then some by chance, the smallest first."""
+    import torch  # noqa: F401  what is slow to import is not on an answer's time
+
+    import pagedattn_lab.attention.launch  # noqa: F401
+
+    rng = random.Random(name)
+    chance = sorted((make(rng, seed) for seed in range(number)), key=size)
+    problems = [*known, *((problem, about) for problem in chance)]
+    return [Case((problem,), words, f"{name} on {shown(problem)}") for problem, words in problems]

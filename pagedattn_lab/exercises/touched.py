@@ -30,7 +30,7 @@ APART = 2**44
 Program = tuple[int, int, int]
 Touched = Mapping[tuple[str, str, Program], set[int]]
 """Elements of tensors by ("load" or "store", name of the tensor, program). Those outside of it are negative or too
-large; element 0 is its first."""
+large; element 0 is its first. "again" has those that a program loads more than once, be it in two lanes of one load."""
 
 
 @contextmanager
@@ -118,11 +118,13 @@ class _Memory:
         """Stand in for the module that reads and writes memory."""
 
         def load(addresses: np.ndarray, mask: np.ndarray, other: np.ndarray, dtype: np.dtype) -> np.ndarray:
+            mask = mask.astype(bool)  # of a scalar mask the interpreter makes a row of int8
             own, inside = self._translated("load", addresses, mask, np.dtype(dtype).itemsize)
             garbage = np.array(np.nan if np.issubdtype(dtype, np.floating) else -1).astype(dtype)
             return inner.load(own, mask & inside, np.where(mask & ~inside, garbage, other), dtype)
 
         def store(addresses: np.ndarray, value: np.ndarray, mask: np.ndarray) -> None:
+            mask = mask.astype(bool)
             own, inside = self._translated("store", addresses, mask, value.dtype.itemsize)
             inner.store(own, value, mask & inside)
 
@@ -141,6 +143,14 @@ class _Memory:
         inside = (place == known) & (offset >= 0) & (offset + width <= self._sizes[known])
         program = tuple(int(index) for index in interpreter.interpreter_builder.grid_idx)
         for index in np.unique(known[mask]):
-            elements = offset[mask & (known == index)] // width
-            self._touched[access, self._names[index], program].update(elements.tolist())
+            self._note(access, self._names[index], program, offset[mask & (known == index)] // width)
         return (self._starts[known] + offset).astype(np.uint64), inside
+
+    def _note(self, access: str, name: str, program: Program, elements: np.ndarray) -> None:
+        before = self._touched[access, name, program]
+        if access == "load":
+            each, lanes = np.unique(elements, return_counts=True)
+            again = before.intersection(each.tolist()).union(each[lanes > 1].tolist())
+            if again:
+                self._touched["again", name, program] |= again
+        before.update(elements.tolist())

@@ -86,3 +86,70 @@ def padded_decode(
         acc = acc * tl.exp(largest - larger) + tl.exp(score - larger) * value
         largest = larger
     tl.store(out_ptr + sequence * HEAD_DIM + dims, acc / tl.maximum(total, 1e-30), mask=real)
+
+
+@triton.jit
+def one_read_decode(
+    out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """Tokens in lines and heads in columns, by ``tl.dot``; what has no token weighs nothing, whatever its score."""
+    sequence, kv_head, dims, head = tl.program_id(0), tl.program_id(1), tl.arange(0, DIM), tl.arange(0, ROWS)
+    in_group = head * KV_HEADS < HEADS
+    own = (sequence * KV_HEADS + kv_head) * (HEADS // KV_HEADS) * DIM + head[:, None] * DIM + dims[None, :]
+    query = tl.load(query_ptr + own, mask=in_group[:, None], other=0.0)
+    largest = tl.full([1, ROWS], -1e30, dtype=tl.float32)
+    total, acc = tl.zeros([1, ROWS], dtype=tl.float32), tl.zeros([ROWS, DIM], dtype=tl.float32)
+    table = tables_ptr + sequence * table_stride
+    for start in range(0, tl.load(lens_ptr + sequence), TILE):
+        positions = start + tl.arange(0, TILE)[:, None]
+        seen = positions < tl.load(lens_ptr + sequence)
+        block = tl.load(table + positions // BLOCK_SIZE, mask=seen, other=0)
+        row = (block * BLOCK_SIZE + positions % BLOCK_SIZE) * KV_HEADS + kv_head
+        key = tl.load(key_ptr + row * DIM + dims[None, :], mask=seen, other=0.0)
+        value = tl.load(value_ptr + row * DIM + dims[None, :], mask=seen, other=0.0)
+        scores = tl.where(seen, tl.dot(key, tl.trans(query), input_precision="ieee") * scale, -1e30)
+        larger = tl.maximum(largest, tl.max(scores, axis=0, keep_dims=True))
+        weights = tl.where(seen, tl.exp(scores - larger), 0.0)
+        shrink = tl.exp(largest - larger)
+        total = total * shrink + tl.sum(weights, axis=0, keep_dims=True)
+        acc = acc * tl.trans(shrink) + tl.dot(tl.trans(weights), value, input_precision="ieee")
+        largest = larger
+    tl.store(out_ptr + own, acc / tl.trans(total), mask=in_group[:, None])
+
+
+@triton.jit
+def merge_splits(
+    out_ptr, maxima_ptr, sums_ptr, accs_ptr,
+    HEADS: tl.constexpr, SPLITS: tl.constexpr, LANES: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """One split after another, from the last to the first, as the online softmax goes; empty ones are passed over."""
+    sequence, head, dims = tl.program_id(0), tl.program_id(1), tl.arange(0, DIM)
+    first = sequence * HEADS * SPLITS + head * SPLITS
+    largest, total, acc = -1e30, 0.0, tl.zeros([DIM], dtype=tl.float32)
+    for back in range(1, SPLITS + 1):
+        split = first + SPLITS - back
+        added = tl.load(sums_ptr + split)
+        if added > 0:
+            maximum = tl.load(maxima_ptr + split)
+            larger = tl.maximum(largest, maximum)
+            total = total * tl.exp(largest - larger) + added * tl.exp(maximum - larger)
+            acc = acc * tl.exp(largest - larger) + tl.load(accs_ptr + split * DIM + dims) * tl.exp(maximum - larger)
+            largest = larger
+    tl.store(out_ptr + sequence * HEADS * DIM + head * DIM + dims, acc / tl.maximum(total, 1e-30))
+
+
+@triton.jit
+def quantised_write(cache_ptr, scales_ptr, key_ptr, slots_ptr, KV_HEADS: tl.constexpr, DIM: tl.constexpr):
+    """Leave padding at once, multiply by the inverse, round away from 0, and scale a row of zeros by 1."""
+    token, head, dims = tl.program_id(0), tl.program_id(1), tl.arange(0, DIM)
+    slot = tl.load(slots_ptr + token)
+    if slot != -1:
+        key = tl.load(key_ptr + token * KV_HEADS * DIM + head * DIM + dims)
+        largest = tl.maximum(tl.max(key, axis=0), -tl.min(key, axis=0))
+        largest = tl.where(largest == 0, 127.0, largest)
+        ratio = key * (127 / largest)
+        nearest = tl.where(ratio < 0, ratio - 0.5, ratio + 0.5).to(tl.int32)
+        tl.store(cache_ptr + slot * KV_HEADS * DIM + head * DIM + dims, nearest.to(tl.int8))
+        tl.store(scales_ptr + slot * KV_HEADS + head, largest / 127)
