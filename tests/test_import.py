@@ -53,6 +53,8 @@ SPINE = [
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
     "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
+    "attention.triton_tile", "attention.triton_call", "attention.triton_grouped", "attention.triton_split",
+    "attention.triton_prefill",
     "attention.backends", "attention", "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models", "models.__main__", "model_runner",

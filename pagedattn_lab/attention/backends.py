@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ import torch
 from pagedattn_lab.attention.cascade import Cascade, can_cascade, cascade_attention
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
+
+MAX_DIM = 1024
+"""Elements of a key or a value that a tile of the Triton kernels has room for."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,39 @@ class Backend:
         return cascade_attention(self.run, query, key_cache, value_cache, cascade, query_start_loc, scale, variant)
 
 
-def _triton_lacks(call: Call) -> str | None:
+def _triton_decode_lacks(call: Call) -> str | None:
     options = call.variant.asked_for()
     if options:
         return f"{options[0]} ({getattr(call.variant, options[0])})"
     if call.head_dim != call.value_dim:
         return f"values of {call.value_dim} elements beside keys of {call.head_dim}"
+    return None
+
+
+def _run_triton_decode(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    scale: float,
+    variant: Variant,
+) -> torch.Tensor:
+    with _triton_needed():
+        from pagedattn_lab.attention.triton_decode import triton_attention
+    return triton_attention(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale)
+
+
+def _triton_lacks(call: Call) -> str | None:
+    if call.dtype == torch.float64:
+        return "float64"
+    if max(call.head_dim, call.value_dim) > MAX_DIM:
+        return f"heads of more than {MAX_DIM} elements ({max(call.head_dim, call.value_dim)})"
+    if call.device == "cuda" and call.cache_dtype == torch.float8_e4m3fn and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability()
+        if (major, minor) < (8, 9):  # Triton converts e4m3 from Ada on
+            return f"float8_e4m3fn on GPUs before compute capability 8.9 (this one has {major}.{minor})"
     return None
 
 
@@ -119,22 +150,32 @@ def _run_triton(
     scale: float,
     variant: Variant,
 ) -> torch.Tensor:
-    # Imported late: Triton exists for Linux only, and the other backends must work without it.
+    with _triton_needed():
+        from pagedattn_lab.attention.triton_prefill import prefill_attention
+        from pagedattn_lab.attention.triton_split import decode_attention
+    if len(query) == len(seq_lens):
+        return decode_attention(query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
+    return prefill_attention(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant)
+
+
+@contextmanager
+def _triton_needed() -> Iterator[None]:
+    """Say what to do where Triton is missing. It exists for Linux only, so whoever needs it imports it late."""
     try:
-        from pagedattn_lab.attention.triton_decode import triton_attention
+        yield
     except ModuleNotFoundError as error:
         raise ImportError(
-            'the "triton" backend needs the package triton, which is published for Linux only: '
+            'the "triton" backends need the package triton, which is published for Linux only: '
             'use backend="reference" here, or run the book on Linux (WSL and Colab count)'
         ) from error
-    return triton_attention(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale)
 
 
 BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("reference", reference_attention),
-        Backend("triton", _run_triton, _triton_lacks, fast_on=frozenset({"cuda"}), suits_prompts=False),
+        Backend("triton_decode", _run_triton_decode, _triton_decode_lacks, suits_prompts=False),
+        Backend("triton", _run_triton, _triton_lacks, fast_on=frozenset({"cuda"})),
     )
 }
 """Every backend by its name; the last that fits wins under ``"auto"``, and the first fits always."""
@@ -160,9 +201,9 @@ def choose(name: str, call: Call) -> Backend:
     Example:
         >>> choose("auto", Call("cpu")).name, choose("auto", Call("cuda")).name
         ('reference', 'triton')
-        >>> choose("auto", Call("cuda", prompts=True)).name
-        'reference'
-        >>> choose("auto", Call("cuda", variant=Variant(softcap=30.0))).name
+        >>> choose("auto", Call("cuda", prompts=True, variant=Variant(softcap=30.0))).name
+        'triton'
+        >>> choose("auto", Call("cuda", torch.float64)).name
         'reference'
     """
     check_name(name)
