@@ -90,6 +90,23 @@ def _decode(batch: Batch) -> None:
     triton_attention(**vars(batch))
 
 
+def _grouped(batch: Batch, splits: int = 1) -> None:
+    from pagedattn_lab.attention.triton_split import decode_attention
+
+    tensors = (batch.query, batch.key_cache, batch.value_cache, batch.block_tables, batch.seq_lens)
+    decode_attention(*tensors, batch.scale, splits=splits)
+
+
+def _split(batch: Batch) -> None:
+    _grouped(batch, splits=16)
+
+
+def _prefill(batch: Batch) -> None:
+    from pagedattn_lab.attention.triton_prefill import prefill_attention
+
+    prefill_attention(**vars(batch))
+
+
 def _cache(batch: Batch) -> None:
     from pagedattn_lab.attention.triton_cache import reshape_and_cache
 
@@ -101,6 +118,10 @@ def _cache(batch: Batch) -> None:
 
 KERNELS = {
     "decode": Kernel("paged_decode_kernel", _decode),
+    "grouped": Kernel("paged_grouped_kernel", _grouped),
+    "split": Kernel("paged_grouped_kernel", _split),
+    "merge": Kernel("merge_splits_kernel", _split),
+    "prefill": Kernel("paged_prefill_kernel", _prefill),
     "cache": Kernel("reshape_and_cache_kernel", _cache),
 }
 """Every kernel by the name that a reader gives it."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from pagedattn_lab.attention.backends import Call, check_name, choose, suits_prompts
+from pagedattn_lab.attention.backends import Call, check_name, choose
 from pagedattn_lab.attention.latent import absorbed_query, expanded_output
 from pagedattn_lab.attention.metadata import AttentionMetadata
 from pagedattn_lab.attention.variant import EIGHT_BIT, PLAIN, Variant
@@ -156,7 +156,9 @@ class ModelRunner:
                 f"{type(self.model).__name__} depend on the longest sequence of a batch: keep to shorter ones"
             )
         self.cache.copy_blocks(take_copies(metadata.tables))
-        backend = self.attention if metadata.is_decode or suits_prompts(self.attention) else "auto"
+        # Without a GPU a Triton kernel is interpreted, and a prompt would take minutes: only decode goes to it by name.
+        by_name = metadata.is_decode or self.attention in ("reference", "cpu")
+        backend = self.attention if by_name else "auto"
         context = _ForwardContext(metadata, self.cache, backend)
         last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}

@@ -10,11 +10,17 @@ import torch
 
 from pagedattn_lab.attention import paged_attention
 from pagedattn_lab.attention.triton_decode import triton_attention
-from tests.helpers.oracle import assert_matches, dense_attention, ragged_batch, same_bits, spread
+from tests.helpers.oracle import assert_matches, dense_attention, quantized, ragged_batch, same_bits, spread
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 BLOCK_SIZES = (1, 8, 16, 32, 64, 128)
+BACKENDS = ("reference", "triton_decode", "triton")
+
+
+def rounds_weights_to(backend: str, dtype: torch.dtype) -> torch.dtype | None:
+    """The dtype of the weights that meet the values: short ones go to tensor cores as short as the values are."""
+    return dtype if backend == "triton" and dtype != torch.float32 else None
 
 
 def lengths(block_size: int) -> list[int]:
@@ -31,15 +37,14 @@ def test_decode_matches_oracle(head_dim: int, block_size: int, dtype: torch.dtyp
     batch = ragged_batch(
         seq_lens, [1] * len(seq_lens), block_size=block_size, head_dim=head_dim, heads=4, kv_heads=2, dtype=dtype
     )
-    expected = dense_attention(batch)
     positional, _ = batch.arguments()
-    for backend in ("reference", "triton"):
+    for backend in BACKENDS:
         output = paged_attention(*positional, backend=backend)
         assert output.dtype == dtype
-        assert_matches(output, expected)
+        assert_matches(output, dense_attention(batch, weights_dtype=rounds_weights_to(backend, dtype)))
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 1), (6, 2), (3, 3), (8, 2)])
 def test_ragged_prefill_is_causal(backend: str, heads: int, kv_heads: int) -> None:
     """Catches a query that sees a token after itself, and prompts, chunks and decodes mixed up in one batch."""
@@ -54,7 +59,7 @@ def test_scale_is_used() -> None:
     """Catches a backend that ignores the caller's scale."""
     batch = ragged_batch([12, 5], [1, 1], block_size=4, head_dim=32, seed=2)
     positional, _ = batch.arguments()
-    for backend in ("reference", "triton"):
+    for backend in BACKENDS:
         assert_matches(paged_attention(*positional, scale=0.03, backend=backend), dense_attention(batch, scale=0.03))
 
 
@@ -63,17 +68,15 @@ def test_softcap_and_window(softcap: float | None, window: int | None) -> None:
     """Catches a cap applied after the mask, and a window one token too wide or too narrow."""
     batch = ragged_batch([9, 23, 3], [9, 4, 1], block_size=4, head_dim=32, seed=3)
     positional, keywords = batch.arguments()
-    output = paged_attention(*positional, **keywords, softcap=softcap, sliding_window=window, backend="reference")
-    assert_matches(output, dense_attention(batch, softcap=softcap, sliding_window=window))
+    options = {"softcap": softcap, "sliding_window": window}
+    for backend in ("reference", "triton", "auto"):
+        output = paged_attention(*positional, **keywords, **options, backend=backend)
+        assert_matches(output, dense_attention(batch, **options))
     with pytest.raises(NotImplementedError, match='use backend="reference"'):
-        paged_attention(*positional, **keywords, softcap=softcap, sliding_window=window, backend="triton")
-    assert_matches(
-        paged_attention(*positional, **keywords, softcap=softcap, sliding_window=window),
-        dense_attention(batch, softcap=softcap, sliding_window=window),
-    )
+        paged_attention(*positional, **keywords, **options, backend="triton_decode")
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_where_blocks_lie_does_not_matter(backend: str) -> None:
     """Catches any dependence on physical placement: moving every block must not change one bit."""
     batch = ragged_batch([30, 17, 64], [1, 1, 1], block_size=8, head_dim=64, seed=4, garbage=0)
@@ -85,7 +88,7 @@ def test_where_blocks_lie_does_not_matter(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_inputs_are_not_written(backend: str, dtype: torch.dtype) -> None:
     """Catches a store outside the output row: a slot without a token must stay NaN, to the bit."""
     batch = ragged_batch([30, 17], [1, 1], block_size=8, head_dim=80, seed=5, dtype=dtype)
@@ -114,11 +117,12 @@ def test_offsets_past_32_bits(name: str, dim: int, tmp_path: Path) -> None:
     batch = ragged_batch(
         [11, 4, 6], [2, 1, 1], block_size=4, head_dim=16, heads=6, kv_heads=3, dtype=torch.float16, seed=6
     )
-    expected = dense_attention(batch)
+    expected = {backend: dense_attention(batch, weights_dtype=rounds_weights_to(backend, torch.float16))
+                for backend in BACKENDS}  # fmt: skip
     setattr(batch, name, spread(getattr(batch, name), dim, tmp_path))
     positional, keywords = batch.arguments()
-    for backend in ("reference", "triton"):
-        assert_matches(paged_attention(*positional, **keywords, backend=backend), expected)
+    for backend in BACKENDS:
+        assert_matches(paged_attention(*positional, **keywords, backend=backend), expected[backend])
 
 
 def slopes(heads: int) -> torch.Tensor:
@@ -136,10 +140,11 @@ def test_options_of_a_layer(options: dict[str, object], value_dim: int) -> None:
     """
     batch = ragged_batch([9, 23, 3], [9, 4, 1], block_size=4, head_dim=32, value_dim=value_dim, seed=3)
     positional, keywords = batch.arguments()
-    output = paged_attention(*positional, **keywords, **options)
-    assert_matches(output, dense_attention(batch, **options))
+    for backend in ("reference", "triton"):
+        output = paged_attention(*positional, **keywords, **options, backend=backend)
+        assert_matches(output, dense_attention(batch, **options))
     with pytest.raises(NotImplementedError, match='use backend="reference"'):
-        paged_attention(*positional, **keywords, **options, backend="triton")
+        paged_attention(*positional, **keywords, **options, backend="triton_decode")
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
@@ -149,27 +154,11 @@ def test_8_bit_caches(dtype: torch.dtype, per_token: bool) -> None:
     holds no token.
     """
     batch = ragged_batch([9, 23, 3], [9, 4, 1], block_size=4, head_dim=32, seed=4)
-    quantized, scales = [], []
-    for which, cache in enumerate((batch.key_cache, batch.value_cache)):
-        largest = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}[dtype]
-        top = cache.nan_to_num().abs().amax(dim=-1) if per_token else cache.nan_to_num().abs().max().reshape(1)
-        scale = top / largest * (1 + which)  # [num_blocks, block_size, num_kv_heads] or [1]
-        small = cache.nan_to_num() / scale.clamp(min=1e-9).reshape(*scale.shape, *[1] * (4 - scale.dim()))
-        small = small.round() if dtype == torch.int8 else small
-        quantized.append(small.clamp(-largest, largest).to(dtype))
-        scales.append(torch.where(cache[..., 0].isnan(), math.nan, scale) if per_token else scale)
-    caches = [
-        small.float() * scale.reshape(*scale.shape, *[1] * (4 - scale.dim()))
-        for small, scale in zip(quantized, scales, strict=True)
-    ]
-    for row, seq_len in enumerate(batch.seq_lens.tolist()):
-        position = torch.arange(seq_len)
-        where = batch.block_tables[row, position // 4].long(), position % 4
-        batch.dense[row] = caches[0][where], caches[1][where]
+    scales = quantized(batch, dtype, (per_token, per_token))
     positional, keywords = batch.arguments()
-    arguments = (positional[0], *quantized, *positional[3:])
-    output = paged_attention(*arguments, **keywords, k_scale=scales[0], v_scale=scales[1])
-    assert_matches(output, dense_attention(batch))
+    for backend in ("reference", "triton"):
+        output = paged_attention(*positional, **keywords, **scales, backend=backend)
+        assert_matches(output, dense_attention(batch))
 
 
 def test_values_inside_latents() -> None:
@@ -180,9 +169,10 @@ def test_values_inside_latents() -> None:
     batch.value_cache = batch.key_cache[..., :32]
     batch.dense = [(key, key[..., :32]) for key, _ in batch.dense]
     positional, keywords = batch.arguments()
-    output = paged_attention(*positional, **keywords, scale=0.2)
-    assert output.shape == (14, 5, 32)
-    assert_matches(output, dense_attention(batch, scale=0.2))
+    for backend in ("reference", "triton"):
+        output = paged_attention(*positional, **keywords, scale=0.2, backend=backend)
+        assert output.shape == (14, 5, 32)
+        assert_matches(output, dense_attention(batch, scale=0.2))
 
 
 def _arguments() -> dict[str, object]:
@@ -252,13 +242,16 @@ def test_triton_refuses_float64_and_strided_rows() -> None:
     arguments = _arguments()
     doubles = {name: arguments[name].double() for name in ("query", "key_cache", "value_cache")}
     with pytest.raises(ValueError, match="float64"):
+        paged_attention(**(arguments | doubles), backend="triton_decode")
+    with pytest.raises(NotImplementedError, match="float64"):
         paged_attention(**(arguments | doubles), backend="triton")
     strided = torch.zeros(2, 6, 16)[..., ::2]
-    with pytest.raises(ValueError, match="query has stride 2"):
-        paged_attention(**(arguments | {"query": strided}), backend="triton")
+    for backend in ("triton_decode", "triton"):
+        with pytest.raises(ValueError, match="query has stride 2"):
+            paged_attention(**(arguments | {"query": strided}), backend=backend)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16], ids=str)
 @pytest.mark.parametrize("name", ["seq_lens", "block_tables", "query_start_loc"])
 def test_short_integers_are_refused(name: str, dtype: torch.dtype, backend: str) -> None:

@@ -257,7 +257,7 @@ def launched_source(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head_di
     monkeypatch.setattr(triton_decode, "launch", lambda *args, **constexprs: launches.append((args, constexprs)))
     batch = ragged_batch([20, 3], [2, 1], block_size=16, head_dim=head_dim, heads=8, kv_heads=2, dtype=dtype)
     positional, keywords = batch.arguments()
-    paged_attention(*positional, **keywords, backend="triton")
+    paged_attention(*positional, **keywords, backend="triton_decode")
     [((kernel, _, *arguments), constexprs)] = launches
     signature = {
         name: POINTERS[argument.dtype] if torch.is_tensor(argument) else "fp32" if type(argument) is float else "i32"

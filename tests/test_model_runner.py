@@ -60,9 +60,9 @@ def test_triton_backend_decodes_a_model() -> None:
     assert generate_greedily(EngineCore(runner), requests_of(PROMPTS[:2]), max_tokens=4) == expected
 
 
-def test_triton_refuses_what_its_kernel_lacks_and_leaks_nothing() -> None:
+def test_a_backend_refuses_what_it_lacks_and_leaks_nothing() -> None:
     """Catches soft-capping dropped in silence, and blocks kept after an error in the middle of a generation."""
-    runner = ModelRunner(tiny("gemma2"), num_blocks=40, block_size=4, attention="triton")
+    runner = ModelRunner(tiny("gemma2"), num_blocks=40, block_size=4, attention="triton_decode")
     engine = EngineCore(runner)
     with pytest.raises(NotImplementedError, match="softcap"):
         generate_greedily(engine, requests_of(PROMPTS), max_tokens=4)
@@ -73,7 +73,7 @@ def test_triton_refuses_what_its_kernel_lacks_and_leaks_nothing() -> None:
 def test_window_that_cannot_matter_is_no_obstacle() -> None:
     """Catches a model refused by the kernel for a window longer than any of its sequences."""
     model = tiny("mistral", sliding_window=32, num_hidden_layers=1)
-    runner = ModelRunner(model, num_blocks=40, block_size=4, attention="triton")
+    runner = ModelRunner(model, num_blocks=40, block_size=4, attention="triton_decode")
     assert generate_greedily(EngineCore(runner), requests_of(PROMPTS[1:2]), 3) == [generate(model, PROMPTS[1], 3)]
 
 

@@ -44,8 +44,8 @@ def paged_attention(
         query_start_loc: ``[num_seqs + 1]`` int32, where each sequence's queries start; ``None``: one query each.
         scale: factor on the scores; by default ``1 / sqrt(head_dim)``.
         backend: ``"reference"`` (plain torch), ``"cpu"`` (compiled by numba for this machine), ``"triton"`` (compiled
-            on a GPU, interpreted elsewhere), or ``"auto"``: Triton on a GPU for calls of one query a sequence that it
-            can express, numba on a CPU where it is installed, else the reference.
+            on a GPU, interpreted elsewhere), ``"triton_decode"`` (chapter 07's kernel, which is there to be read), or
+            ``"auto"``: Triton on a GPU, numba on a CPU where it is installed, else the reference.
         softcap, sliding_window, alibi_slopes, sinks, k_scale, v_scale: what a layer does besides; see
             :class:`pagedattn_lab.attention.variant.Variant`. Not every backend has all of them.
 
@@ -55,7 +55,7 @@ def paged_attention(
     Raises:
         ValueError: shapes, dtypes, devices or lengths that do not fit together, a table entry that is no usable
             block, or an unknown backend. Values are checked on the CPU only: on a GPU, looking would stall it.
-        ImportError: ``backend="triton"`` where Triton is not installed, or ``"cpu"`` where numba is not.
+        ImportError: a Triton backend where Triton is not installed, or ``"cpu"`` where numba is not.
         NotImplementedError: the backend asked for lacks something that the call asks for.
 
     Source: Kwon et al. 2023, equation 4.

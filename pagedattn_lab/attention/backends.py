@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 from pagedattn_lab.attention.cascade import Cascade, can_cascade, cascade_attention
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
+
+MAX_DIM = 1024
+"""Elements of a key or a value that a tile of the Triton kernels has room for."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,39 @@ class Backend:
         return cascade_attention(self.run, query, key_cache, value_cache, cascade, query_start_loc, scale, variant)
 
 
-def _triton_lacks(call: Call) -> str | None:
+def _triton_decode_lacks(call: Call) -> str | None:
     options = call.variant.asked_for()
     if options:
         return f"{options[0]} ({getattr(call.variant, options[0])})"
     if call.head_dim != call.value_dim:
         return f"values of {call.value_dim} elements beside keys of {call.head_dim}"
+    return None
+
+
+def _run_triton_decode(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    scale: float,
+    variant: Variant,
+) -> torch.Tensor:
+    with _triton_needed():
+        from pagedattn_lab.attention.triton_decode import triton_attention
+    return triton_attention(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale)
+
+
+def _triton_lacks(call: Call) -> str | None:
+    if call.dtype == torch.float64:
+        return "float64"
+    if max(call.head_dim, call.value_dim) > MAX_DIM:
+        return f"heads of more than {MAX_DIM} elements ({max(call.head_dim, call.value_dim)})"
+    if call.device == "cuda" and call.cache_dtype == torch.float8_e4m3fn and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability()
+        if (major, minor) < (8, 9):  # Triton converts e4m3 from Ada on
+            return f"float8_e4m3fn on GPUs before compute capability 8.9 (this one has {major}.{minor})"
     return None
 
 
@@ -124,15 +155,24 @@ def _run_triton(
     scale: float,
     variant: Variant,
 ) -> torch.Tensor:
-    # Imported late: Triton exists for Linux only, and the other backends must work without it.
+    with _triton_needed():
+        from pagedattn_lab.attention.triton_prefill import prefill_attention
+        from pagedattn_lab.attention.triton_split import decode_attention
+    if len(query) == len(seq_lens):
+        return decode_attention(query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
+    return prefill_attention(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant)
+
+
+@contextmanager
+def _triton_needed() -> Iterator[None]:
+    """Say what to do where Triton is missing. It exists for Linux only, so whoever needs it imports it late."""
     try:
-        from pagedattn_lab.attention.triton_decode import triton_attention
+        yield
     except ModuleNotFoundError as error:
         raise ImportError(
-            'the "triton" backend needs the package triton, which is published for Linux only: '
+            'the "triton" backends need the package triton, which is published for Linux only: '
             'use backend="reference" here, or run the book on Linux (WSL and Colab count)'
         ) from error
-    return triton_attention(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale)
 
 
 def _cpu_lacks(call: Call) -> str | None:
@@ -165,8 +205,9 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("reference", reference_attention),
+        Backend("triton_decode", _run_triton_decode, _triton_decode_lacks, suits_prompts=False, package="triton"),
         Backend("cpu", _run_cpu, _cpu_lacks, fast_on=frozenset({"cpu"}), package="numba", cascades=True),
-        Backend("triton", _run_triton, _triton_lacks, frozenset({"cuda"}), suits_prompts=False, package="triton"),
+        Backend("triton", _run_triton, _triton_lacks, fast_on=frozenset({"cuda"}), package="triton"),
     )
 }
 """Every backend by its name; the last that fits wins under ``"auto"``, and the first fits always."""
@@ -192,9 +233,9 @@ def choose(name: str, call: Call) -> Backend:
     Example:
         >>> choose("auto", Call("cuda")).name, choose("cpu", Call("cpu")).name
         ('triton', 'cpu')
-        >>> choose("auto", Call("cuda", prompts=True)).name
-        'reference'
-        >>> choose("auto", Call("cuda", variant=Variant(softcap=30.0))).name
+        >>> choose("auto", Call("cuda", prompts=True, variant=Variant(softcap=30.0))).name
+        'triton'
+        >>> choose("auto", Call("cuda", torch.float64)).name
         'reference'
     """
     check_name(name)
@@ -215,16 +256,6 @@ def choose(name: str, call: Call) -> Backend:
     if missing:
         raise NotImplementedError(f'the {name} backend has no {missing} yet: use backend="reference"')
     return backend
-
-
-def suits_prompts(name: str) -> bool:
-    """Say whether a backend asked for by name may be given prompts too.
-
-    Example:
-        >>> suits_prompts("reference"), suits_prompts("triton")
-        (True, False)
-    """
-    return name == "auto" or BACKENDS[name].suits_prompts
 
 
 def check_name(name: str) -> None:

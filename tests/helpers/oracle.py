@@ -84,8 +84,38 @@ def ragged_batch(
     )
 
 
+def quantized(batch: Batch, dtype: torch.dtype, per_token: tuple[bool, bool]) -> dict[str, torch.Tensor]:
+    """Put a batch's caches into 8 bits, and what they now stand for into ``batch.dense``.
+
+    ``per_token`` says for keys and for values whether each token and head has a scale of its own. Scales of slots that
+    hold no token are NaN, and those of the values are not those of the keys.
+
+    Returns:
+        ``k_scale`` and ``v_scale``.
+    """
+    largest = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}[dtype]
+    scales, stands_for = [], []
+    for which, name in enumerate(("key_cache", "value_cache")):
+        cache = getattr(batch, name).float()
+        filled = cache.nan_to_num()
+        top = filled.abs().amax(dim=-1) if per_token[which] else filled.abs().max().reshape(1)
+        scale = top / largest * (1 + which)  # [num_blocks, block_size, num_kv_heads] or [1]
+        broadcast = scale.reshape(*scale.shape, *[1] * (4 - scale.dim()))
+        small = filled / broadcast.clamp(min=1e-9)
+        small = (small.round() if dtype == torch.int8 else small).clamp(-largest, largest).to(dtype)
+        setattr(batch, name, small)
+        stands_for.append(small.float() * broadcast)
+        scales.append(torch.where(cache[..., 0].isnan(), math.nan, scale) if per_token[which] else scale)
+    block_size = batch.key_cache.shape[1]
+    for row, seq_len in enumerate(batch.seq_lens.tolist()):
+        position = torch.arange(seq_len)
+        where = batch.block_tables[row, position // block_size].long(), position % block_size
+        batch.dense[row] = stands_for[0][where], stands_for[1][where]
+    return dict(zip(("k_scale", "v_scale"), scales, strict=True))
+
+
 def spread(tensor: torch.Tensor, dim: int, folder: Path) -> torch.Tensor:
-    """Copy a float16 tensor so that neighbours along ``dim`` lie 2**30 elements apart.
+    """Copy a tensor so that neighbours along ``dim`` lie 2**30 elements apart.
 
     From the third neighbour on an offset needs more than 32 bits. The storage is a file with holes, and only the pages
     of the copy itself exist. It reaches 2**31 elements to either side of the first element, so that an offset cut to
@@ -95,7 +125,7 @@ def spread(tensor: torch.Tensor, dim: int, folder: Path) -> torch.Tensor:
     reach, gap = 2**31, 2**30
     size = reach + max(reach, len(rows) * gap) + tensor.numel()
     file = folder / f"{size}.bin"
-    storage = torch.from_file(str(file), shared=True, size=size, dtype=torch.float16)
+    storage = torch.from_file(str(file), shared=True, size=size, dtype=tensor.dtype)
     file.unlink()  # the mapping lives on; the name is not needed
     copy = storage.as_strided(rows.shape, (gap, *rows[0].contiguous().stride()), reach)
     return copy.copy_(rows).movedim(0, dim)
@@ -114,8 +144,12 @@ def dense_attention(
     sliding_window: int | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    weights_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend in float64, query by query and head by head, over contiguous keys and values.
+
+    ``weights_dtype`` is given for a kernel that rounds each weight to it before the product with the values; its sum of
+    weights is that of the weights before.
 
     Returns:
         The outputs, and for each element a bound on what float32 arithmetic and one final rounding may differ by.
@@ -144,14 +178,20 @@ def dense_attention(
                 extra = torch.tensor([-math.inf if sinks is None else sinks[head].item()], dtype=torch.float64)
                 top = max(scores.max(), extra)
                 weights = torch.exp(scores - top)
-                output[token, head] = (weights / (weights.sum() + torch.exp(extra - top))) @ values
+                weights = weights / (weights.sum() + torch.exp(extra - top))
+                output[token, head] = weights @ values
                 # A sum of n products is off by at most n eps times the sum of their sizes; exp turns an absolute
                 # error of a score into a relative error of its weight, which counts in the numerator and the sum.
                 score_error = (head_dim + 4) * eps * (keys.abs() @ query.abs()).max() * scale
+                if softcap is not None:  # tanh is at most 1, and 1 - 2 / (exp(2 x) + 1) is off by a few eps of that
+                    score_error += 4 * eps * softcap
                 if alibi_slopes is not None:  # one more product and one more sum, of the size of the largest bias
                     score_error += 2 * eps * alibi_slopes[head].abs().double() * distance.abs().max()
                 relative = 2 * score_error + 2 * (len(keys) + 8 + (sinks is not None)) * eps
-                rounding = torch.finfo(dtype).eps / 2 * output[token, head].abs()  # half a unit in the last place
+                # Half a unit in the last place, which below the smallest normal number gets no smaller.
+                rounding = torch.finfo(dtype).eps / 2 * output[token, head].abs().clamp(min=torch.finfo(dtype).tiny)
+                if weights_dtype is not None:  # the same for each weight, which meets its value
+                    rounding += torch.finfo(weights_dtype).eps / 2 * (weights @ values.abs())
                 bound[token, head] = relative * values.abs().max(dim=0).values + rounding
     return output, bound
 
