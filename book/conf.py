@@ -72,7 +72,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(abc|anywidget|argparse|collections|contextlib|enum|io|ipywidgets|matplotlib|os|pathlib|random|t|torch|traitlets|transformers|triton)\..*",
+        r"(abc|anywidget|argparse|collections|concurrent|contextlib|enum|io|ipywidgets|matplotlib|np|numba|numpy|os|pathlib|random|t|torch|traitlets|transformers|triton)\..*",
     ),
 ]
 
