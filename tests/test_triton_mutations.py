@@ -147,7 +147,7 @@ MUTATIONS = {  # what breaks: the module, its text before and after, and the bat
     "strides of the keys for the values": ("tile", "slot, kv_head, value_strides", "slot, kv_head, key_strides",
                                            decode),
     "rest of the head left out": ("tile", "rest.to(query.dtype)", "(rest * 0).to(query.dtype)", decode),
-    "maximum not kept": ("tile", "running_max = new_max\n", "running_max = new_max * 0 + running_max\n", prefill),
+    "maximum not kept": ("tile", "running_max = new_max\n\n", "running_max = new_max * 0 + running_max\n\n", prefill),
     "accumulator not rescaled": ("tile", "acc * rescale[:, None], input", "acc, input", prefill),
     "sum not rescaled": ("tile", "running_sum = running_sum * rescale + tl.sum(w",
                          "running_sum = running_sum + tl.sum(w", prefill),

@@ -22,6 +22,7 @@ from pagedattn_lab.attention.variant import PLAIN, Variant
 @triton.jit
 def paged_grouped_kernel(
     out_ptr,
+    lse_ptr,
     max_ptr,
     sum_ptr,
     out_stride_token,
@@ -129,10 +130,12 @@ def paged_grouped_kernel(
         WEIGHTS,
     )
 
+    num_heads = tl.num_programs(1) // TILES * GROUP
     if SPLITS == 1:
-        acc = finish(acc, running_max, running_sum, sinks_ptr, heads, real)
+        acc, lse = finish(acc, running_max, running_sum, sinks_ptr, heads, real)
+        if lse_ptr is not None:
+            tl.store(lse_ptr + sequence * num_heads + heads, lse, mask=real)
     else:  # a partial softmax: one maximum and one sum for each head and split
-        num_heads = tl.num_programs(1) // TILES * GROUP
         partial = (sequence * num_heads + heads) * SPLITS + split
         tl.store(max_ptr + partial, running_max, mask=real)
         tl.store(sum_ptr + partial, running_sum, mask=real)
@@ -144,6 +147,7 @@ def paged_grouped_kernel(
 
 def launch_grouped(
     output: torch.Tensor,
+    lse: torch.Tensor | None,
     partial_max: torch.Tensor | None,
     partial_sum: torch.Tensor | None,
     query: torch.Tensor,
@@ -158,6 +162,8 @@ def launch_grouped(
 
     Args:
         output: ``[num_seqs, num_heads, splits, value_dim]``; of more than one split, float32 and contiguous.
+        lse: ``[num_seqs, num_heads]`` float32, contiguous, for the log-sum-exps of whole sequences; ``None`` if nobody
+            asks for them, and with splits.
         partial_max, partial_sum: ``[num_seqs, num_heads, splits]`` float32, contiguous; ``None`` for one split.
         query: ``[num_seqs, num_heads, head_dim]``; the rest as in :func:`grouped_attention`.
     """
@@ -166,6 +172,7 @@ def launch_grouped(
         paged_grouped_kernel,
         (len(query), tiles_of_heads(query, key_cache, value_cache), output.shape[2]),
         output,
+        lse,
         partial_max,
         partial_sum,
         *output.stride()[:3],
@@ -185,10 +192,12 @@ def grouped_attention(
     seq_lens: torch.Tensor,
     scale: float,
     variant: Variant = PLAIN,
+    lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Decode a batch, one query token a sequence and one program for each of its KV heads.
 
-    Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked.
+    Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked, and ``lse``: float32,
+    ``[num_seqs, num_heads]``, which the log-sum-exps of the scores are written to.
 
     Raises:
         ValueError: what :func:`pagedattn_lab.attention.triton_call.check` refuses.
@@ -201,5 +210,5 @@ def grouped_attention(
     """
     check(query, key_cache, value_cache, block_tables)
     output = query.new_empty(len(query), query.shape[1], 1, value_cache.shape[3])
-    launch_grouped(output, None, None, query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
+    launch_grouped(output, lse, None, None, query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
     return output[:, :, 0]

@@ -39,6 +39,7 @@ def sequence_of(tile, query_start_loc_ptr, num_seqs, GROUP: tl.constexpr, ROWS: 
 @triton.jit
 def paged_prefill_kernel(
     out_ptr,
+    lse_ptr,
     out_stride_token,
     out_stride_head,
     query_start_loc_ptr,
@@ -70,6 +71,7 @@ def paged_prefill_kernel(
     v_scale_stride_slot,
     v_scale_stride_head,
     table_stride,
+    CAUSAL: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -118,6 +120,9 @@ def paged_prefill_kernel(
     # A row that is not real sees what the last one sees.
     query_position = before + tl.minimum(row, num_rows - 1) // GROUP
     end = before + (tl.minimum(first_row + ROWS, num_rows) - 1) // GROUP + 1
+    if not CAUSAL:  # the queries come from behind these tokens, and see them all
+        query_position = query_position * 0 + (seq_len - 1)
+        end = seq_len
     acc, running_max, running_sum = attend(
         query,
         query_rest,
@@ -152,7 +157,9 @@ def paged_prefill_kernel(
         V_PER_TOKEN,
         WEIGHTS,
     )
-    acc = finish(acc, running_max, running_sum, sinks_ptr, heads, real)
+    acc, lse = finish(acc, running_max, running_sum, sinks_ptr, heads, real)
+    if lse_ptr is not None:
+        tl.store(lse_ptr + tokens * (tl.num_programs(1) * GROUP) + heads, lse, mask=real)
     out_rows = tokens * out_stride_token + heads * out_stride_head
     dims = tl.arange(0, PADDED_VALUE)
     mask = real[:, None] & (dims < VALUE_DIM)[None, :]
@@ -168,10 +175,14 @@ def prefill_attention(
     query_start_loc: torch.Tensor,
     scale: float,
     variant: Variant = PLAIN,
+    lse: torch.Tensor | None = None,
+    causal: bool = True,
 ) -> torch.Tensor:
     """Attend for a ragged batch in which sequences have any number of query tokens, their last ones.
 
-    Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked.
+    Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked, and ``lse`` as in
+    :func:`pagedattn_lab.attention.triton_grouped.grouped_attention`. If not ``causal``, queries are no tokens of their
+    sequence, but come after it and see all of it: so a prefix that several sequences share is read.
 
     Raises:
         ValueError: what :func:`pagedattn_lab.attention.triton_call.check` refuses.
@@ -191,10 +202,12 @@ def prefill_attention(
         paged_prefill_kernel,
         (num_tokens * group // shape["ROWS"] + num_seqs, num_kv_heads),
         output,
+        lse,
         *output.stride()[:2],
         query_start_loc.contiguous(),
         num_seqs,
         *arguments(query, key_cache, value_cache, block_tables, seq_lens, scale, variant),
+        CAUSAL=causal,
         GROUP=group,
         **constants(query, key_cache, value_cache, variant),
         **shape,

@@ -57,6 +57,7 @@ def num_splits(programs: int, max_tokens: int, multiprocessors: int) -> int:
 @triton.jit
 def merge_splits_kernel(
     out_ptr,
+    lse_ptr,
     out_stride_token,
     out_stride_head,
     acc_ptr,
@@ -85,7 +86,10 @@ def merge_splits_kernel(
     acc = tl.sum(acc * rescale[:, None], axis=0)  # [PADDED_VALUE]
     # One row is a tile of one row. The sink takes part here, and not in each split.
     row = tl.arange(0, 1)
-    acc = finish(acc[None, :], largest + row, tl.sum(sums * rescale, axis=0) + row, sinks_ptr, head + row, row == 0)
+    total = tl.sum(sums * rescale, axis=0)
+    acc, lse = finish(acc[None, :], largest + row, total + row, sinks_ptr, head + row, row == 0)
+    if lse_ptr is not None:
+        tl.store(lse_ptr + sequence * tl.num_programs(1) + head + row, lse)
     out_row = out_ptr + sequence * out_stride_token + head.to(tl.int64) * out_stride_head
     tl.store(out_row + dims[None, :], acc.to(out_ptr.dtype.element_ty), mask=(dims < VALUE_DIM)[None, :])
 
@@ -99,11 +103,13 @@ def decode_attention(
     scale: float,
     variant: Variant = PLAIN,
     splits: int | None = None,
+    lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Decode a batch, one query token a sequence, with as many programs a sequence as suit the GPU.
 
-    Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked, and ``splits``, which is
-    chosen by :func:`num_splits` if ``None``. The interpreter runs one program after the other, so it gets one split.
+    Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked, and ``splits``, chosen by
+    :func:`num_splits` if ``None``; ``lse`` is that of :func:`pagedattn_lab.attention.triton_grouped.grouped_attention`.
+    The interpreter runs one program after the other, so it gets one split.
 
     Raises:
         ValueError: what :func:`pagedattn_lab.attention.triton_call.check` refuses, or splits that are not from 1 to
@@ -126,16 +132,17 @@ def decode_attention(
     if not 1 <= splits <= MAX_SPLITS:
         raise ValueError(f"splits is {splits}: a sequence is shared by 1 to {MAX_SPLITS} programs")
     if splits == 1:
-        return grouped_attention(query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
+        return grouped_attention(query, key_cache, value_cache, block_tables, seq_lens, scale, variant, lse)
     acc = query.new_empty(num_seqs, num_heads, splits, value_dim, dtype=torch.float32)
     maxima, sums = query.new_empty(2, num_seqs, num_heads, splits, dtype=torch.float32)
-    launch_grouped(acc, maxima, sums, query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
+    launch_grouped(acc, None, maxima, sums, query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
     output = query.new_empty(num_seqs, num_heads, value_dim)
     partials = triton.next_power_of_2(splits) * padded(value_dim)
     launch(
         merge_splits_kernel,
         (num_seqs, num_heads),
         output,
+        lse,
         *output.stride()[:2],
         acc,
         maxima,

@@ -164,7 +164,7 @@ def attend(
 def finish(acc, running_max, running_sum, sinks_ptr, heads, real):
     """Divide a softmax that has seen all of its tokens, ``[ROWS, PADDED_VALUE]``; its sink takes part here, once.
 
-    ``heads`` are the query head of each row, ``[ROWS]``, where ``real``.
+    ``heads`` are the query head of each row, ``[ROWS]``, where ``real``. Second comes the log-sum-exp of each row.
     """
     if sinks_ptr is not None:
         sink = tl.load(sinks_ptr + heads, mask=real, other=0.0).to(tl.float32) * LOG2E
@@ -172,4 +172,5 @@ def finish(acc, running_max, running_sum, sinks_ptr, heads, real):
         rescale = tl.exp2(running_max - new_max)
         acc *= rescale[:, None]
         running_sum = running_sum * rescale + tl.exp2(sink - new_max)
-    return acc / running_sum[:, None]
+        running_max = new_max
+    return acc / running_sum[:, None], (running_max + tl.log2(running_sum)) / LOG2E
