@@ -206,8 +206,8 @@ def measure_case(case: Case, dtype: torch.dtype, num_threads: int, repetitions: 
     """Measure one case on the CPU; all ways must agree before any is timed.
 
     Returns:
-        Medians under ``read_gb_s``; ``kernel_gb_s`` and ``kernel_ms`` of the backend ``cpu``; ``sdpa_ms``, of SDPA in its
-        best layout, which ``sdpa_layout`` names; ``sdpa_layouts_ms``, of each; ``gather_sdpa_ms``. And
+        Medians under ``read_gb_s``; ``kernel_gb_s`` and ``kernel_ms`` of the backend ``cpu``; ``sdpa_ms``, of SDPA in
+        its best layout, which ``sdpa_layout`` names; ``sdpa_layouts_ms``, of each; ``gather_sdpa_ms``. And
         ``kernel_of_read``, the median over repetitions of the kernel's speed over that of reading.
     """
     made, before = tensors(case, dtype), torch.get_num_threads()
