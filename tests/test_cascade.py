@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagedattn_lab.attention import cascade
-from pagedattn_lab.attention.cascade import can_cascade, cascade_attention, merge_attention, plan_cascade
+from pagedattn_lab.attention.backends import BACKENDS
+from pagedattn_lab.attention.cascade import (
+    can_cascade,
+    cascade_attention,
+    merge_attention,
+    plan_cascade,
+    prefix_product,
+)
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.shared_prefix import SharedPrefix, shared_prefixes
 from pagedattn_lab.attention.variant import Variant
@@ -72,7 +79,7 @@ def share(batch: Batch, groups: list[list[int]], num_blocks: int) -> None:
                 mine[: num_blocks * block_size] = shared[: num_blocks * block_size]
 
 
-def run(batch: Batch, variant: Variant, min_tokens: int = 1) -> torch.Tensor | None:
+def run(batch: Batch, variant: Variant, backend: str = "reference", min_tokens: int = 1) -> torch.Tensor | None:
     """Attend with a cascade, or give ``None`` where none was found."""
     block_size = batch.key_cache.shape[1]
     query_lens = batch.query_start_loc.diff().tolist()
@@ -83,7 +90,9 @@ def run(batch: Batch, variant: Variant, min_tokens: int = 1) -> torch.Tensor | N
         return None
     scale = 1 / math.sqrt(batch.query.shape[2])
     arguments = (batch.query, batch.key_cache, batch.value_cache, plan, batch.query_start_loc, scale, variant)
-    return cascade_attention(reference_attention, *arguments)
+    if backend == "reference":  # an oracle, which by itself does not cascade
+        return cascade_attention(reference_attention, prefix_product, *arguments)
+    return cascade_attention(BACKENDS[backend].run, BACKENDS[backend].prefix, *arguments)
 
 
 OPTIONS = [{}, {"softcap": 1.5}, {"sinks": torch.linspace(-3, 9, 6)}]
@@ -91,9 +100,9 @@ OPTIONS = [{}, {"softcap": 1.5}, {"sinks": torch.linspace(-3, 9, 6)}]
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "softcap", "sinks"])
 @pytest.mark.parametrize("query_lens", [[1] * 6, [5, 1, 4, 1, 3, 1]], ids=["decode", "mixed"])
-@pytest.mark.parametrize("tile", [4, 1024])
+@pytest.mark.parametrize(("backend", "tile"), [("reference", 4), ("reference", 1024), ("cpu", 1024), ("triton", 1024)])
 def test_cascade_matches_oracle(
-    options: dict[str, object], query_lens: list[int], tile: int, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, object], query_lens: list[int], backend: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a tail that begins at the wrong block, queries that meet another group's prefix, a sink counted twice,
     pieces of a prefix that are merged without their weights, and reading past a prefix.
@@ -103,7 +112,7 @@ def test_cascade_matches_oracle(
     batch = ragged_batch(lens, query_lens, block_size=4, head_dim=32, value_dim=24, seed=6)
     share(batch, [[0, 2, 3], [4, 1]], num_blocks=4)
     # Row 1 has 17 tokens, and its query is the first after four blocks: its tail is one token.
-    output = run(batch, Variant(**options))
+    output = run(batch, Variant(**options), backend)
     assert output is not None
     assert_matches(output, dense_attention(batch, **options))
 

@@ -83,7 +83,7 @@ def paged_attention(
     chosen = choose(backend, call)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     cascade = None
-    if chosen.cascades and query.device.type == "cpu":  # finding what is shared looks at values, too
+    if chosen.prefix is not None and query.device.type == "cpu":  # finding what is shared looks at values, too
         rows, lens, query_lens = (tensor.tolist() for tensor in (block_tables, seq_lens, query_start_loc.diff()))
         cascade = plan_cascade(rows, lens, query_lens, key_cache.shape[1])
     arguments = (query, key_cache, value_cache, block_tables, seq_lens, query_start_loc)

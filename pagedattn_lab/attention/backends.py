@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pagedattn_lab.attention.cascade import Cascade, can_cascade, cascade_attention
+from pagedattn_lab.attention.cascade import Cascade, Prefix, can_cascade, cascade_attention, prefix_product
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
 
@@ -72,14 +72,14 @@ class Backend:
     Attributes:
         name: what callers ask for.
         run: from ``(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant)`` to the
-            output. It checks nothing that :mod:`pagedattn_lab.attention.checks` does. If it ``cascades``, it takes
-            ``return_lse=True`` and then gives the log-sum-exps of the scores as well, ``[num_tokens, num_heads]``.
+            output. It checks nothing that :mod:`pagedattn_lab.attention.checks` does. If there is a ``prefix``, it
+            takes ``return_lse=True`` and then gives the log-sum-exps of the scores too, ``[num_tokens, num_heads]``.
         lacks: from a call to a few words on what this backend does not have of it, or ``None``.
         fast_on: types of device on which it is compiled, so that ``"auto"`` prefers it there.
         suits_prompts: whether many queries of one sequence share what they read.
         package: what it needs besides torch; ``"auto"`` passes it over where that is not installed.
-        cascades: whether prefixes that sequences share are read once, ahead of it. The reference, an oracle, has none
-            of that.
+        prefix: how it attends to blocks that several sequences begin with, once for all of them; ``None`` for the
+            reference, an oracle, which has none of that.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Backend:
     fast_on: frozenset[str] = frozenset()
     suits_prompts: bool = True
     package: str | None = None
-    cascades: bool = False
+    prefix: Prefix | None = None
 
     def attend(
         self,
@@ -103,10 +103,11 @@ class Backend:
         cascade: Cascade | None = None,
     ) -> torch.Tensor:
         """Run it, after a cascade over shared prefixes if there is one and this backend and variant allow it."""
-        if cascade is None or not (self.cascades and can_cascade(variant)):
+        if cascade is None or self.prefix is None or not can_cascade(variant):
             lens = (seq_lens, query_start_loc)
             return self.run(query, key_cache, value_cache, block_tables, *lens, scale, variant)
-        return cascade_attention(self.run, query, key_cache, value_cache, cascade, query_start_loc, scale, variant)
+        tensors = (query, key_cache, value_cache)
+        return cascade_attention(self.run, self.prefix, *tensors, cascade, query_start_loc, scale, variant)
 
 
 def _triton_decode_lacks(call: Call) -> str | None:
@@ -154,13 +155,24 @@ def _run_triton(
     query_start_loc: torch.Tensor,
     scale: float,
     variant: Variant,
-) -> torch.Tensor:
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     with _triton_needed():
         from pagedattn_lab.attention.triton_prefill import prefill_attention
         from pagedattn_lab.attention.triton_split import decode_attention
+    lse = query.new_empty(query.shape[:2], dtype=torch.float32) if return_lse else None
+    tensors = (query, key_cache, value_cache, block_tables, seq_lens)
     if len(query) == len(seq_lens):
-        return decode_attention(query, key_cache, value_cache, block_tables, seq_lens, scale, variant)
-    return prefill_attention(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc, scale, variant)
+        output = decode_attention(*tensors, scale, variant, lse=lse)
+    else:
+        output = prefill_attention(*tensors, query_start_loc, scale, variant, lse)
+    return output if lse is None else (output, lse)
+
+
+def _triton_prefix(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    with _triton_needed():
+        from pagedattn_lab.attention.triton_prefill import prefix_attention
+    return prefix_attention(*arguments)
 
 
 @contextmanager
@@ -206,8 +218,10 @@ BACKENDS = {
     for backend in (
         Backend("reference", reference_attention),
         Backend("triton_decode", _run_triton_decode, _triton_decode_lacks, suits_prompts=False, package="triton"),
-        Backend("cpu", _run_cpu, _cpu_lacks, fast_on=frozenset({"cpu"}), package="numba", cascades=True),
-        Backend("triton", _run_triton, _triton_lacks, fast_on=frozenset({"cuda"}), package="triton"),
+        Backend("cpu", _run_cpu, _cpu_lacks, fast_on=frozenset({"cpu"}), package="numba", prefix=prefix_product),
+        Backend(
+            "triton", _run_triton, _triton_lacks, fast_on=frozenset({"cuda"}), package="triton", prefix=_triton_prefix
+        ),
     )
 }
 """Every backend by its name; the last that fits wins under ``"auto"``, and the first fits always."""

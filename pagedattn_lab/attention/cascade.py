@@ -98,8 +98,16 @@ def plan_cascade(
     return Cascade(tuple(parts), tail_tables, torch.tensor(tail_lens, dtype=torch.int32, device=device))
 
 
+Prefix = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, Variant], tuple[torch.Tensor, torch.Tensor]
+]
+"""From ``(query, key_cache, value_cache, blocks, scale, variant)`` to output and log-sum-exps; see
+:func:`prefix_product`, which is one."""
+
+
 def cascade_attention(
     attend: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    prefix: Prefix,
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
@@ -112,6 +120,8 @@ def cascade_attention(
 
     Args:
         attend: a backend's function, called with ``return_lse=True``.
+        prefix: how the queries of several sequences attend to blocks that each of them sees in full. A sink is left to
+            the tails.
         query, key_cache, value_cache, query_start_loc, scale: as in :func:`pagedattn_lab.attention.paged_attention`.
         cascade: the step, parted; see :func:`plan_cascade`.
         variant: without a window and without ALiBi; see :func:`can_cascade`.
@@ -119,7 +129,7 @@ def cascade_attention(
     tails = (cascade.block_tables, cascade.seq_lens, query_start_loc, scale, variant)
     output, lse = attend(query, key_cache, value_cache, *tails, return_lse=True)
     for tokens, blocks in cascade.prefixes:
-        ahead = _attend_to_prefix(query[tokens], key_cache, value_cache, blocks, scale, variant)
+        ahead = prefix(query[tokens], key_cache, value_cache, blocks, scale, variant)
         merged, _ = merge_attention(*ahead, output[tokens], lse[tokens])
         output[tokens] = merged.to(output.dtype)
     return output
@@ -163,7 +173,7 @@ def merge_attention(
     return output, top + torch.log(total)
 
 
-def _attend_to_prefix(
+def prefix_product(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
@@ -171,7 +181,12 @@ def _attend_to_prefix(
     scale: float,
     variant: Variant,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend with the queries of several sequences to blocks that each of them sees in full.
+    """Attend with the queries of several sequences to blocks that each of them sees in full, as matrix products.
+
+    Args:
+        query: ``[num_tokens, num_heads, head_dim]``, of all the sequences.
+        key_cache, value_cache, scale, variant: as in :func:`pagedattn_lab.attention.paged_attention`; no sink counts.
+        blocks: ``[num_blocks]`` int64, all of them full.
 
     Returns:
         ``[num_tokens, num_heads, value_dim]`` and ``[num_tokens, num_heads]``, in float32 or wider.

@@ -7,6 +7,8 @@ future or behind its window, are not visited.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -213,3 +215,25 @@ def prefill_attention(
         **shape,
     )
     return output
+
+
+def prefix_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    blocks: torch.Tensor,
+    scale: float,
+    variant: Variant = PLAIN,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend with the queries of several sequences to blocks that each of them sees in full, in one launch.
+
+    Arguments and results are those of :func:`pagedattn_lab.attention.cascade.prefix_product`. The blocks are taken for
+    one sequence, and all queries come from behind it: so a tile of rows holds queries of many sequences.
+    """
+    num_tokens, device = len(query), query.device
+    lse = query.new_empty(query.shape[:2], dtype=torch.float32)
+    seq_lens = torch.full((1,), len(blocks) * key_cache.shape[1], dtype=torch.int32, device=device)
+    starts = torch.arange(2, dtype=torch.int32, device=device) * num_tokens
+    without_sinks = replace(variant, sinks=None)
+    tensors = (query, key_cache, value_cache, blocks[None], seq_lens, starts)
+    return prefill_attention(*tensors, scale, without_sinks, lse, causal=False), lse
