@@ -111,6 +111,10 @@ class ModelRunner:
         self.model, self.attention = model, attention
         self._latent_layers = latent_layers(model) if shape.latent else []
         self.cache = PagedKVCache(shape, num_blocks, block_size, model.device)
+        key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
+        sizes = (key_cache.dtype, key_cache.shape[3], value_cache.shape[3])
+        scales = Variant(k_scale=self.cache.k_scales[0], v_scale=self.cache.v_scales[0])
+        choose(attention, Call(model.device.type, model.dtype, *sizes, variant=scales))  # refuses before a step begins
         self._rotary_limit = rotary_limit(model)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -118,7 +122,8 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Have numba compile the CPU kernel, where that will attend, by attending once; the result is thrown away."""
         key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
-        query = key_cache[0, :1]  # as many heads as there are KV heads: the code is the same for any number
+        # As many query heads as there are KV heads: the code is the same for any number.
+        query = key_cache.new_zeros(1, *key_cache.shape[2:], dtype=self.model.dtype)
         backend = choose(self.attention, Call.of(query, key_cache, value_cache, prompts=False))
         if backend.name == "cpu":
             one = torch.ones(1, dtype=torch.int32)

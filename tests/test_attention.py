@@ -229,6 +229,14 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
         paged_attention(**(_arguments() | change))
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_is_none_is_refused(scale: float) -> None:
+    """Catches a scale of the whole cache that turns every number into 0, NaN or its opposite without a word."""
+    caches = {"key_cache": torch.zeros(6, 4, 2, 8).char(), "value_cache": torch.zeros(6, 4, 2, 8).char()}
+    with pytest.raises(ValueError, match=r"v_scale is .*: give a finite number above 0"):
+        paged_attention(**(_arguments() | caches), k_scale=torch.ones(1), v_scale=torch.tensor([scale]))
+
+
 def test_triton_refuses_tables_past_int32() -> None:
     """Catches a position that wraps: 2**27 blocks of 16 hold one token more than int32 counts."""
     arguments = _arguments() | {"key_cache": torch.zeros(3, 16, 2, 8), "value_cache": torch.zeros(3, 16, 2, 8)}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pagedattn_lab.attention import cascade
 from pagedattn_lab.attention.backends import BACKENDS
 from pagedattn_lab.attention.cascade import (
+    MAX_QUERIES,
     can_cascade,
     cascade_attention,
     merge_attention,
@@ -25,48 +26,57 @@ from pagedattn_lab.attention.variant import Variant
 from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch
 
 
-def all_groupings(tables: list[list[int]]) -> int:
-    """Try every way to part the sequences into groups, and give the most blocks that any of them saves."""
+def most_saved(tables: list[list[int]], rows: list[int], min_sequences: int) -> int:
+    """Try every group of enough sequences, and give the most blocks that any of them saves."""
     most = 0
-
-    def part(rows: list[int], saved: int) -> None:
-        nonlocal most
-        most = max(most, saved)
-        if not rows:
-            return
-        first, rest = rows[0], rows[1:]
-        for size in range(len(rest) + 1):
-            for others in itertools.combinations(rest, size):
-                common = itertools.takewhile(
-                    lambda column: len(set(column)) == 1, zip(*(tables[i] for i in (first, *others)), strict=False)
-                )
-                part([row for row in rest if row not in others], saved + size * len(list(common)))
-
-    part(list(range(len(tables))), 0)
+    for size in range(min_sequences, len(rows) + 1):
+        for group in itertools.combinations(rows, size):
+            columns = zip(*(tables[row] for row in group), strict=False)
+            common = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+            most = max(most, (size - 1) * len(list(common)))
     return most
 
 
-tables = st.lists(st.lists(st.integers(1, 3), max_size=4), max_size=6)
-
-
-@given(tables)
-def test_no_grouping_saves_more(tables: list[list[int]]) -> None:
-    """Catches a group that is not as long as it could be, that takes a sequence twice, or that is chosen although two
-    smaller ones save more.
+@given(st.lists(st.lists(st.integers(1, 3), max_size=4), max_size=7), st.integers(2, 4))
+def test_no_group_saves_more(tables: list[list[int]], min_sequences: int) -> None:
+    """Catches a group that is not as long or as large as it could be, too small, or has a sequence twice: some group is
+    the best of all, and each is the best of those among its sequences and the ones in no group.
     """
-    groups = shared_prefixes(tables)
+    groups = shared_prefixes(tables, min_sequences)
     rows = [row for group in groups for row in group.sequences]
     assert len(rows) == len(set(rows))
     for group in groups:
-        assert len(group.sequences) > 1
+        assert len(group.sequences) >= min_sequences and list(group.sequences) == sorted(group.sequences)
         assert all(tuple(tables[row][: len(group.block_ids)]) == group.block_ids for row in group.sequences)
-    assert sum(group.num_blocks_saved for group in groups) == all_groupings(tables)
+    best = most_saved(tables, [*range(len(tables))], min_sequences)
+    assert max((group.num_blocks_saved for group in groups), default=0) == best
+
+
+def test_every_run_is_looked_through() -> None:
+    """Catches a search that stops at the first group: what lies before and behind it may hold others."""
+    tables = [[2, 2, 2], [1, 5], [3, 7], [2, 2, 2], [1, 5], [3, 7], [9]]
+    assert {group.sequences for group in shared_prefixes(tables)} == {(0, 3), (1, 4), (2, 5)}
 
 
 def test_small_savings_are_left() -> None:
     """Catches a threshold that counts a group's blocks once, or its sequences all."""
     assert shared_prefixes([[1, 2, 3]] * 3, min_blocks=6) == [SharedPrefix((0, 1, 2), (1, 2, 3))]
     assert shared_prefixes([[1, 2, 3]] * 3, min_blocks=7) == []
+
+
+def test_a_limit_does_not_hide_a_larger_group() -> None:
+    """Catches a search that finds two groups of too few, where all together share less and are enough."""
+    base = list(range(1, 101))
+    tables = [base + list(range(1000 + half * 10, 1010 + half * 10)) + [5000 + i] for half in (0, 1) for i in range(15)]
+    [group] = shared_prefixes(tables, min_sequences=16)
+    assert len(group.sequences) == 30 and group.block_ids == tuple(base)
+
+
+def test_chains_are_searched_quickly() -> None:
+    """Catches a search that recurses per block, or looks at every pair: chains of 1,500 took minutes, and the stack."""
+    chain = [[*range(1, i + 1), 10**6 + i] for i in range(1, 1500)]
+    [best, *_] = sorted(shared_prefixes(chain, min_sequences=16), key=lambda group: -group.num_blocks_saved)
+    assert best.num_blocks_saved == max((1499 - i) * i for i in range(1, 1500))
 
 
 def share(batch: Batch, groups: list[list[int]], num_blocks: int) -> None:
@@ -99,7 +109,7 @@ OPTIONS = [{}, {"softcap": 1.5}, {"sinks": torch.linspace(-3, 9, 6)}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "softcap", "sinks"])
-@pytest.mark.parametrize("query_lens", [[1] * 6, [5, 1, 4, 1, 3, 1]], ids=["decode", "mixed"])
+@pytest.mark.parametrize("query_lens", [[1] * 6, [4, 1, 3, 1, 3, 9]], ids=["decode", "mixed"])
 @pytest.mark.parametrize(("backend", "tile"), [("reference", 4), ("reference", 1024), ("cpu", 1024), ("triton", 1024)])
 def test_cascade_matches_oracle(
     options: dict[str, object], query_lens: list[int], backend: str, tile: int, monkeypatch: pytest.MonkeyPatch
@@ -133,8 +143,23 @@ def test_a_block_with_queries_is_not_shared() -> None:
     """Catches a prefix that reaches into what a query must not see yet: the step's own tokens lie in the tail."""
     tables, lens = [[1, 2, 3], [1, 2, 3]], [12, 12]
     assert plan_cascade(tables, lens, [1, 1], 4, min_sequences=2, min_tokens=1).seq_lens.tolist() == [4, 4]
-    assert plan_cascade(tables, lens, [5, 4], 4, min_sequences=2, min_tokens=1).seq_lens.tolist() == [8, 8]
-    assert plan_cascade(tables, lens, [12, 1], 4, min_sequences=2, min_tokens=1) is None
+    assert plan_cascade(tables, [11, 12], [4, 4], 4, min_sequences=2, min_tokens=1).seq_lens.tolist() == [7, 8]
+    assert plan_cascade(tables, [4, 12], [4, 1], 4, min_sequences=2, min_tokens=1) is None
+
+
+def test_a_prompt_takes_no_part() -> None:
+    """Catches a prompt in a group: it reads the prefix once for all its queries as it is."""
+    tables, lens = [[*range(1, 11)]] * 4, [40] * 4
+    plan = plan_cascade(tables, lens, [1, MAX_QUERIES, MAX_QUERIES + 1, 1], 4, min_sequences=2, min_tokens=1)
+    [(tokens, _)] = plan.prefixes
+    assert tokens.tolist() == [0, 1, 2, 3, 4, 10]
+
+
+def test_what_stands_behind_a_sequence_does_not_matter() -> None:
+    """Catches an entry past a sequence's last block that is looked at, or does not fit int32."""
+    tables = [[1, 2, 3, 2**40], [1, 2, 4, -7]]
+    plan = plan_cascade(tables, [9, 10], [1, 1], 4, min_sequences=2, min_tokens=1)
+    assert plan.block_tables.tolist() == [[3, 0, 0, 0], [4, 0, 0, 0]]
 
 
 def test_few_sequences_read_for_themselves() -> None:

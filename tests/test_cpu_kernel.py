@@ -310,3 +310,13 @@ def test_warming_up_attends_once_and_changes_nothing(monkeypatch: pytest.MonkeyP
     ModelRunner(tiny("llama"), 4, 4, attention="reference").warm_up()
     ModelRunner(tiny("llama"), 4, 4, kv_cache_dtype="int8").warm_up()
     assert len(calls) == 1
+
+
+def test_tensors_with_gradients() -> None:
+    """Catches memory shared with numpy, which torch refuses while gradients are recorded: sinks are parameters."""
+    batch = ragged_batch([30, 9], [6, 1], block_size=4, head_dim=32)
+    positional, keywords = batch.arguments()
+    sinks = torch.nn.Parameter(torch.linspace(-1, 1, 6))
+    output = paged_attention(*positional, **keywords, sinks=sinks, backend="cpu")
+    assert not output.requires_grad
+    assert_matches(output, dense_attention(batch, sinks=sinks.detach()))

@@ -279,3 +279,9 @@ def test_generate_in_8_bits(capsys: pytest.CaptureFixture[str]) -> None:
     assert narrow["bytes"] * 4 * 64 == wide["bytes"] * (64 + 4)  # 64 numbers of 4 bytes; of 1 byte, and a scale
     with pytest.raises(ValueError, match="kv_cache_dtype 'int4' is unknown: use one of auto, fp8"):
         ModelRunner(tiny("llama"), 8, 4, kv_cache_dtype="int4")
+
+
+def test_a_backend_that_cannot_read_the_cache_is_refused_first() -> None:
+    """Catches a refusal in the middle of a step, when keys have been written, or one that names the query."""
+    with pytest.raises(NotImplementedError, match=r"the cpu backend has no caches of torch.float8_e4m3fn"):
+        ModelRunner(tiny("llama"), num_blocks=4, attention="cpu", kv_cache_dtype="fp8")

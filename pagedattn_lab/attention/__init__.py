@@ -74,10 +74,10 @@ def paged_attention(
     if query_start_loc is None:
         query_start_loc = torch.arange(len(seq_lens) + 1, dtype=torch.int32, device=seq_lens.device)
     check_shapes(query, key_cache, value_cache, block_tables, seq_lens, query_start_loc)
-    if query.device.type == "cpu":
-        check_values(query, key_cache, block_tables, seq_lens, query_start_loc)
     variant = Variant(softcap, sliding_window, alibi_slopes, sinks, k_scale, v_scale)
     check_variant(variant, query, key_cache)
+    if query.device.type == "cpu":
+        check_values(query, key_cache, block_tables, seq_lens, query_start_loc, variant)
     # Choose a backend, and run it: from here on nothing is checked but what the backend alone needs.
     call = Call.of(query, key_cache, value_cache, prompts=len(query) > len(seq_lens), variant=variant)
     chosen = choose(backend, call)

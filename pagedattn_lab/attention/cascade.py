@@ -27,6 +27,10 @@ MIN_SEQUENCES = 16
 """Fewer that share a prefix read it as fast each by itself: a matrix product of few rows is no faster than so many
 passes, on a CPU whose arithmetic reading has not left idle for long."""
 
+MAX_QUERIES = 4
+"""A sequence with more query tokens reads its prefix once for all of them anyway, and takes no part. Up to so many, the
+CPU kernel reads keys faster, once for each query, than it could gather them."""
+
 MIN_TOKENS_SAVED = 4096
 """A prefix that saves fewer tokens from being read costs as much as it saves: a pass of its own, and a merge."""
 
@@ -61,7 +65,7 @@ def plan_cascade(
         tables: each sequence's row of the page table, all of one width.
         seq_lens: tokens in the cache.
         query_lens: how many of each sequence's last tokens are queries. All blocks that end before the first of them
-            can be shared; so a tail always holds a token.
+            can be shared, so a tail always holds a token; nothing is where there are more than :data:`MAX_QUERIES`.
         block_size: tokens per block.
         device: where the tensors go.
         min_sequences, min_tokens: how many sequences must share a prefix, and how many tokens it must save from being
@@ -76,14 +80,16 @@ def plan_cascade(
         ([7, 8], [1, 4])
     """
     shareable = [
-        list(row[: (seq_len - query_len) // block_size])
+        list(row[: (seq_len - query_len) // block_size]) if query_len <= MAX_QUERIES else []
         for row, seq_len, query_len in zip(tables, seq_lens, query_lens, strict=True)
     ]
-    found = shared_prefixes(shareable, min_blocks=cdiv(min_tokens, block_size))
-    prefixes = [prefix for prefix in found if len(prefix.sequences) >= min_sequences]
+    prefixes = shared_prefixes(shareable, min_sequences, cdiv(min_tokens, block_size))
     if not prefixes:
         return None
-    rows, tail_lens = [list(row) for row in tables], list(seq_lens)
+    width = max(len(row) for row in tables)
+    # What stands behind a sequence's last block is not looked at; it may be anything.
+    used = [list(row[: cdiv(seq_len, block_size)]) for row, seq_len in zip(tables, seq_lens, strict=True)]
+    rows, tail_lens = [row + [0] * (width - len(row)) for row in used], list(seq_lens)
     starts = [0, *itertools.accumulate(query_lens)]
     parts = []
     for prefix in prefixes:

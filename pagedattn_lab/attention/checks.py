@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from pagedattn_lab.attention.variant import EIGHT_BIT
+from pagedattn_lab.attention.variant import EIGHT_BIT, PLAIN, Variant
 
 
 def check_shapes(
@@ -69,14 +69,20 @@ def check_values(
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
     query_start_loc: torch.Tensor,
+    variant: Variant = PLAIN,
 ) -> None:
-    """Refuse lengths and table entries that would make a backend read memory it must not.
+    """Refuse lengths and table entries that would make a backend read memory it must not, and scales of a whole cache
+    that are none.
 
     Looking at values makes a GPU wait for the answer, so this is for tensors on the CPU.
 
     Raises:
         ValueError: the first value that is wrong, where it stands and what it may be.
     """
+    for name in ("k_scale", "v_scale"):
+        scale = getattr(variant, name)
+        if scale is not None and scale.numel() == 1 and not 0 < float(scale) < float("inf"):
+            raise ValueError(f"{name} is {float(scale)}: give a finite number above 0")
     num_blocks, block_size = key_cache.shape[:2]
     query_lens = query_start_loc.diff()
     if query_start_loc[0] != 0 or query_start_loc[-1] != len(query) or bool((query_lens < 1).any()):

@@ -14,12 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from pagedattn_lab.attention.cascade import MAX_QUERIES
 from pagedattn_lab.attention.cpu_kernel import LOG2_E, TILE, Cache, as_array, merge, run_part
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
-
-MOST_QUERIES = 4
-"""Query tokens of one sequence up to which reading its keys once for each is faster than gathering them."""
 
 BYTES_PER_PART = 2**19
 """Bytes of keys that are worth one more thread: to wake it takes some 100 microseconds."""
@@ -133,6 +131,7 @@ def _attend_gathered(
     return output[0].transpose(0, 1)
 
 
+@torch.no_grad()
 def cpu_attention(
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -149,19 +148,21 @@ def cpu_attention(
     Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked, in float32 or bfloat16. All
     is computed in float32 and rounded once, at the end. At most ``torch.get_num_threads()`` threads take part.
 
-    With ``return_lse`` the log-sum-exp of each query's scores comes second, ``[num_tokens, num_heads]`` float32.
+    With ``return_lse`` the log-sum-exp of each query's scores comes second, ``[num_tokens, num_heads]`` float32. It may
+    be NaN where a sequence has more than ``MAX_QUERIES`` queries: SDPA keeps it to itself, and no cascade asks for it.
     """
     output = query.new_empty(*query.shape[:2], value_cache.shape[3])
-    lse = query.new_empty(query.shape[:2], dtype=torch.float32)
+    lse = query.new_full(query.shape[:2], math.nan, dtype=torch.float32)
     starts, lens = query_start_loc.numpy().astype(np.int64), seq_lens.numpy().astype(np.int64)
     query_lens = np.diff(starts)
-    by_kernel = query_lens <= MOST_QUERIES
+    by_kernel = query_lens <= MAX_QUERIES
     if key_cache.stride(3) != 1 or value_cache.stride(3) != 1:  # the kernel reads a head's numbers as neighbours
         by_kernel[:] = False
     for sequence in np.flatnonzero(~by_kernel):
         tokens = slice(starts[sequence], starts[sequence + 1])
         one = (query[tokens], key_cache, value_cache, block_tables[sequence : sequence + 1])
-        if return_lse or variant.softcap is not None or variant.sinks is not None:  # SDPA has none of these
+        wants_lse = return_lse and query_lens[sequence] <= MAX_QUERIES
+        if wants_lse or variant.softcap is not None or variant.sinks is not None:  # SDPA has none of these
             length, start = torch.from_numpy(lens[sequence : sequence + 1]), torch.tensor([0, query_lens[sequence]])
             output[tokens], lse[tokens] = reference_attention(*one, length, start, scale, variant, return_lse=True)
         else:

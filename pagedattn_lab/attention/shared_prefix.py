@@ -8,9 +8,9 @@ Source: Juravsky et al. 2024, "Hydragen", arXiv 2402.05099, and vLLM's ``vllm/v1
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class SharedPrefix:
     """Sequences of one step whose page tables begin alike.
 
     Attributes:
-        sequences: their rows in the batch, at least two.
+        sequences: their rows in the batch, in ascending order.
         block_ids: the blocks that all their tables begin with, at least one.
     """
 
@@ -31,14 +31,16 @@ class SharedPrefix:
         return (len(self.sequences) - 1) * len(self.block_ids)
 
 
-def shared_prefixes(tables: Sequence[Sequence[int]], min_blocks: int = 1) -> list[SharedPrefix]:
-    """Group sequences by the blocks that they begin with, so that as few blocks as possible are read twice.
+def shared_prefixes(tables: Sequence[Sequence[int]], min_sequences: int = 2, min_blocks: int = 1) -> list[SharedPrefix]:
+    """Group sequences by the blocks that they begin with: first the group that saves most, then among the rest.
 
-    Each sequence goes into one group at most, with a longer prefix for a few or a shorter one for many, whichever
-    saves more in all.
+    Sorted, tables that begin alike are neighbours, and a group is a run of neighbours. It shares as many blocks as the
+    least that two neighbours in it share. So what it saves is an area, and the best group the largest rectangle under
+    these numbers.
 
     Args:
         tables: for each sequence the blocks that may be shared: those that end before its first query token.
+        min_sequences: smallest group, at least 2.
         min_blocks: smallest saving, in blocks, that makes a group.
 
     Example:
@@ -48,46 +50,46 @@ def shared_prefixes(tables: Sequence[Sequence[int]], min_blocks: int = 1) -> lis
         ...     print(prefix.sequences, prefix.block_ids, prefix.num_blocks_saved)
         (0, 1, 3) (5, 6) 4
     """
-    seen: dict[tuple[tuple[int, ...], int], Parted] = {}
-
-    def best(rows: tuple[int, ...], price: int) -> Parted:
-        """Part sequences that begin alike, where one left over saves ``price`` blocks in a group of shorter prefix."""
-        if (rows, price) not in seen:
-            # Between the first and the last of sorted lists lie all others: what those two share, all share.
-            one, other = min(tables[row] for row in rows), max(tables[row] for row in rows)
-            depth = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
-            groups, alone = branches(rows, depth, price=depth)
-            if len(alone) > 1:
-                groups, alone = [*groups, SharedPrefix(tuple(sorted(alone)), tuple(one[:depth]))], []
-            ways = [(groups, alone), branches(rows, depth, price)]
-            seen[rows, price] = max(ways, key=lambda way: saved(way[0]) + price * len(way[1]))
-        return seen[rows, price]
-
-    def branches(rows: Sequence[int], depth: int, price: int) -> Parted:
-        """Part sequences by their block at ``depth``, each branch as is best for it."""
-        by_block: dict[int | None, list[int]] = defaultdict(list)
-        for row in rows:
-            by_block[tables[row][depth] if len(tables[row]) > depth else None].append(row)
-        groups: list[SharedPrefix] = []
-        alone = by_block.pop(None, [])
-        for branch in by_block.values():
-            more, left = best(tuple(branch), price) if len(branch) > 1 else ([], branch)
-            groups, alone = groups + more, alone + left
-        return groups, alone
-
-    groups, _ = branches(range(len(tables)), 0, price=0)
-    return [prefix for prefix in groups if prefix.num_blocks_saved >= min_blocks]
+    order = sorted(range(len(tables)), key=tables.__getitem__)
+    in_common = [_num_in_common(tables[one], tables[next_one]) for one, next_one in pairwise(order)]
+    groups, waiting = [], [(0, len(order))]  # runs of sorted sequences that may hold a group
+    while waiting:
+        begin, end = waiting.pop()
+        saved, first, last = _largest(in_common, begin, end, min_sequences)
+        if saved < max(1, min_blocks):
+            continue
+        depth = min(in_common[first : last - 1])
+        groups.append(SharedPrefix(tuple(sorted(order[first:last])), tuple(tables[order[first]][:depth])))
+        waiting += [(last, end), (begin, first)]
+    return groups
 
 
-Parted = tuple[list[SharedPrefix], list[int]]
-"""Groups, and the sequences that are in none."""
+def _num_in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Count the blocks that two tables begin with in common, by halving: comparing slices is fast."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
-def saved(groups: Sequence[SharedPrefix]) -> int:
-    """Blocks that groups save together.
+def _largest(in_common: Sequence[int], begin: int, end: int, min_sequences: int) -> tuple[int, int, int]:
+    """Find the run of sorted sequences from ``begin`` to ``end`` that saves most.
 
-    Example:
-        >>> saved([SharedPrefix((0, 1, 2), (7, 8)), SharedPrefix((3, 4), (9,))])
-        5
+    Returns:
+        What it saves, its first sequence, and the one after its last.
     """
-    return sum(group.num_blocks_saved for group in groups)
+    best = (0, begin, begin)
+    rising: list[tuple[int, int]] = []  # (first sequence, blocks in common) of runs that still go on
+    for place in range(begin, end):
+        depth = in_common[place] if place < end - 1 else 0  # with the next sequence
+        first = place
+        while rising and rising[-1][1] >= depth:  # here a run of more blocks in common ends, with this sequence
+            first, shared = rising.pop()
+            if place + 1 - first >= min_sequences:
+                best = max(best, ((place - first) * shared, first, place + 1))
+        rising.append((first, depth))
+    return best

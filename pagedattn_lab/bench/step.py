@@ -55,7 +55,7 @@ def parts_of_step(runner: ModelRunner, token_ids: Sequence[int], metadata: Atten
 @contextmanager
 def _timed_attention(spent: dict[str, float]) -> Iterator[None]:
     """Add to ``spent`` how long backends take, for a while."""
-    from pagedattn_lab.attention.backends import BACKENDS
+    from pagedattn_lab.attention.backends import BACKENDS, Backend
 
     def timed(run: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(run)
@@ -67,9 +67,11 @@ def _timed_attention(spent: dict[str, float]) -> Iterator[None]:
 
         return wrapper
 
-    with patch.dict(
-        BACKENDS, {name: dataclasses.replace(each, run=timed(each.run)) for name, each in BACKENDS.items()}
-    ):
+    def both_timed(backend: Backend) -> Backend:
+        prefix = None if backend.prefix is None else timed(backend.prefix)
+        return dataclasses.replace(backend, run=timed(backend.run), prefix=prefix)
+
+    with patch.dict(BACKENDS, {name: both_timed(backend) for name, backend in BACKENDS.items()}):
         yield
 
 
