@@ -346,11 +346,14 @@ def test_a_wait_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sys.stderr.getvalue() == ""
 
 
+LOADING, COMPILING = "loading SmolLM2-135M-Instruct", "compiling attention for this CPU"
+
+
 @pytest.mark.parametrize(
     ("arguments", "waits"),
     [
-        (["generate", "Hi", "--max-tokens", "2"], ["loading SmolLM2-135M-Instruct", "computing the prompt"]),
-        (["generate", "Hi", "--max-tokens", "2", "--json"], ["loading SmolLM2-135M-Instruct", "generating"]),
+        (["generate", "Hi", "--max-tokens", "2"], [LOADING, COMPILING, "computing the prompt"]),
+        (["generate", "Hi", "--max-tokens", "2", "--json"], [LOADING, COMPILING, "generating"]),
         (["waste", "--requests", "300"], ["serving 300 requests with four allocators"]),
         (["hits", "chat", "--requests", "30"], ["serving the trace"]),
         (["doctor"], ["examining this machine"]),

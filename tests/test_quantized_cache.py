@@ -214,7 +214,7 @@ def with_rounded_keys(model: PreTrainedModel, num_blocks: int, block_size: int, 
     """A runner whose float32 cache is given, and holds, what an 8-bit cache stands for: attention over dequantised keys
     and values, without any 8-bit tensor.
     """
-    runner = ModelRunner(model, num_blocks, block_size)
+    runner = ModelRunner(model, num_blocks, block_size, attention="reference")  # which is what attends in 8 bits
     dtype = KV_CACHE_DTYPES[kv_cache_dtype]
     of_all = 1.0 if kv_cache_dtype == "fp8" else None
     shape = KVShape.from_config(model.config, "float32")

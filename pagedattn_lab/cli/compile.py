@@ -34,7 +34,13 @@ def add(commands: Any) -> None:
             ("compile --loop", "the instructions of its inner loop, and what each is for"),
         ],
     )
-    parser.add_argument("--kernel", choices=tuple(KERNELS), default="decode", help="which (default: %(default)s)")
+    parser.add_argument(
+        "--kernel",
+        choices=tuple(KERNELS),
+        default="decode",
+        metavar="KERNEL",
+        help=f"one of {', '.join(KERNELS)} (default: %(default)s)",
+    )
     parser.add_argument(
         "--target",
         choices=TARGETS,

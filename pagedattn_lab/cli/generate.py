@@ -59,7 +59,8 @@ def add(commands: Any) -> None:
         "--attention",
         choices=("auto", "reference", "cpu", "triton"),
         default="auto",
-        help="what computes attention (default: %(default)s, by device)",
+        metavar="BACKEND",
+        help="what computes attention: reference, cpu, triton, or auto, by device (default: %(default)s)",
     )
     parser.add_argument(
         "--block-size", type=positive, default=16, metavar="N", help="tokens per block (default: %(default)s)"
@@ -68,8 +69,9 @@ def add(commands: Any) -> None:
         "--kv-cache-dtype",
         choices=tuple(KV_CACHE_DTYPES),
         default="auto",
-        help="what keys and values are kept in: the model's dtype (auto, the default), or 8 bits with a scale for each "
-        "token and head (int8 is short for int8_per_token_head) or one of 1 for all (fp8)",
+        metavar="DTYPE",
+        help="what keys and values are kept in: the model's dtype (auto, the default), or 8 bits, with a scale for "
+        "each token and head (fp8_per_token_head, int8_per_token_head or int8 for short) or one of 1 for all (fp8)",
     )
     sharing = parser.add_argument_group("several outputs")
     sharing.add_argument(

@@ -73,7 +73,8 @@ class Watch:
             self.problems.append(f"socket to another machine: {socket.url}")
 
     def _console(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
+        # A browser asks each server for this by itself, once, for whichever page comes first.
+        if message.type == "error" and urlsplit(message.location["url"]).path != "/favicon.ico":
             self.problems.append(f"console: {message.text} ({message.location['url']})")
 
     def _error(self, error: WebError) -> None:
