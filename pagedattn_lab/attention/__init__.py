@@ -7,7 +7,7 @@ import math
 import torch
 
 from pagedattn_lab.attention.backends import Call, check_name, choose
-from pagedattn_lab.attention.cascade import plan_cascade
+from pagedattn_lab.attention.cascade import can_cascade, plan_cascade
 from pagedattn_lab.attention.checks import check_shapes, check_values
 from pagedattn_lab.attention.variant import Variant, check_variant
 
@@ -83,7 +83,8 @@ def paged_attention(
     chosen = choose(backend, call)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     cascade = None
-    if chosen.prefix is not None and query.device.type == "cpu":  # finding what is shared looks at values, too
+    # Finding what sequences share looks at values, too.
+    if query.device.type == "cpu" and chosen.prefix is not None and can_cascade(variant):
         rows, lens, query_lens = (tensor.tolist() for tensor in (block_tables, seq_lens, query_start_loc.diff()))
         cascade = plan_cascade(rows, lens, query_lens, key_cache.shape[1])
     arguments = (query, key_cache, value_cache, block_tables, seq_lens, query_start_loc)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pagedattn_lab.attention.cascade import Cascade, Prefix, can_cascade, cascade_attention, prefix_product
+from pagedattn_lab.attention.quantize import triton_has_float8
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
 
@@ -127,7 +128,7 @@ def _run_triton_decode(
     seq_lens: torch.Tensor,
     query_start_loc: torch.Tensor,
     scale: float,
-    variant: Variant,
+    variant: Variant = PLAIN,
 ) -> torch.Tensor:
     with _triton_needed():
         from pagedattn_lab.attention.triton_decode import triton_attention
@@ -139,10 +140,9 @@ def _triton_lacks(call: Call) -> str | None:
         return "float64"
     if max(call.head_dim, call.value_dim) > MAX_DIM:
         return f"heads of more than {MAX_DIM} elements ({max(call.head_dim, call.value_dim)})"
-    if call.device == "cuda" and call.cache_dtype == torch.float8_e4m3fn and torch.version.hip is None:
+    if call.device == "cuda" and call.cache_dtype == torch.float8_e4m3fn and not triton_has_float8():
         major, minor = torch.cuda.get_device_capability()
-        if (major, minor) < (8, 9):  # Triton converts e4m3 from Ada on
-            return f"float8_e4m3fn on GPUs before compute capability 8.9 (this one has {major}.{minor})"
+        return f"float8_e4m3fn on GPUs before compute capability 8.9 (this one has {major}.{minor})"
     return None
 
 
@@ -154,7 +154,7 @@ def _run_triton(
     seq_lens: torch.Tensor,
     query_start_loc: torch.Tensor,
     scale: float,
-    variant: Variant,
+    variant: Variant = PLAIN,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     with _triton_needed():

@@ -79,6 +79,8 @@ def plan_cascade(
         >>> plan.block_tables[:, 0].tolist(), plan.seq_lens.tolist()
         ([7, 8], [1, 4])
     """
+    if len(tables) < min_sequences:
+        return None
     shareable = [
         list(row[: (seq_len - query_len) // block_size]) if query_len <= MAX_QUERIES else []
         for row, seq_len, query_len in zip(tables, seq_lens, query_lens, strict=True)

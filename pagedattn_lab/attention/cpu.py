@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.attention.cascade import MAX_QUERIES
 from pagedattn_lab.attention.cpu_kernel import LOG2_E, TILE, Cache, as_array, merge, run_part
 from pagedattn_lab.attention.reference import reference_attention
@@ -107,7 +108,7 @@ def _attend_gathered(
     window, block_size = variant.sliding_window, key_cache.shape[1]
     begin = 0 if window is None else max(0, seq_len - len(query) + 1 - window)  # what no query sees is not read
     skipped = begin // block_size
-    blocks = block_table[0, skipped : -(-seq_len // block_size)].long()
+    blocks = block_table[0, skipped : cdiv(seq_len, block_size)].long()
     seen = slice(begin - skipped * block_size, seq_len - skipped * block_size)
     key, value = (cache[blocks].flatten(0, 1)[seen].float().transpose(0, 1) for cache in (key_cache, value_cache))
     mask = None

@@ -59,3 +59,13 @@ def quantize(rows: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tor
     # Clamped first: a cast wraps what is past int8's range, and older torch made NaN of what is past float8's.
     small = (rows.float() / scale).clamp(-largest, largest)
     return (small.round() if dtype == torch.int8 else small).to(dtype)
+
+
+def triton_has_float8(device: torch.device | None = None) -> bool:
+    """Say whether Triton converts float8_e4m3fn on a GPU, by default the current one.
+
+    On NVIDIA it does from compute capability 8.9 on. On AMD it does everywhere, if only by many instructions: gfx942
+    converts to float8_e4m3fnuz by one, a format of another bias whose largest number is 240, and vLLM keeps its cache
+    in that there.
+    """
+    return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 9)

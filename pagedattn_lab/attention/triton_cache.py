@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from pagedattn_lab.attention.launch import launch
-from pagedattn_lab.attention.quantize import LARGEST, SMALLEST_SCALE
+from pagedattn_lab.attention.quantize import LARGEST, SMALLEST_SCALE, triton_has_float8
 from pagedattn_lab.attention.variant import Variant, check_variant
 
 TILE_ELEMENTS = 2048
@@ -219,13 +219,8 @@ def reshape_and_cache(
 
 
 def compiles_for(device: torch.device, dtype: torch.dtype) -> bool:
-    """Say whether the kernel can write a cache of ``dtype`` on a GPU.
-
-    Triton has float8_e4m3fn on NVIDIA from compute capability 8.9 on. On AMD it has it everywhere, if only by many
-    instructions: gfx942 converts to float8_e4m3fnuz by one, a format of another bias whose largest number is 240, and
-    vLLM keeps its cache in that there.
-    """
-    return dtype != torch.float8_e4m3fn or bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 9)
+    """Say whether the kernel can write a cache of ``dtype`` on a GPU."""
+    return dtype != torch.float8_e4m3fn or triton_has_float8(device)
 
 
 def _check(

@@ -98,10 +98,6 @@ def paged(backend: str, made: Tensors) -> Callable[[], torch.Tensor]:
     starts = torch.arange(len(made.query) + 1, dtype=torch.int32, device=made.query.device)
     scale, run = made.query.shape[2] ** -0.5, BACKENDS[backend].run
     arguments = (made.query, made.key_cache, made.value_cache, made.block_tables, made.seq_lens, starts, scale)
-    if backend == "triton":
-        from pagedattn_lab.attention.variant import PLAIN
-
-        return lambda: run(*arguments, PLAIN)
     return lambda: run(*arguments)
 
 

@@ -17,10 +17,10 @@ from pagedattn_lab.exercises.kernels import (
     launching,
     same,
     specified,
+    stored_too_little,
     touched_wrongly,
 )
 from pagedattn_lab.exercises.problems import Outcome
-from pagedattn_lab.recorder.sentences import counted
 
 SOLUTIONS = "pagedattn_lab.exercises.ch07_solutions"
 RANDOM_CASES = 13
@@ -46,10 +46,8 @@ def look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | N
 def _look_at_row(problem: Problem, got: Outcome, row: int, head: int, stored: int) -> str | None:
     """Say what is wrong with one row of out, of whose elements some were stored."""
     theirs = f"sequence {row}" + (f", head {head}" if problem.heads > 1 else "")
-    if not stored:
-        return f"Nothing is stored for {theirs}."
-    if stored < problem.dim:
-        return f"Only {stored} of {counted(problem.dim, 'element')} are stored for {theirs}."
+    if words := stored_too_little(stored, problem.dim, f"for {theirs}"):
+        return words
     if not got.values[row, head].isnan().any():
         return None
     if not problem.lens[row]:

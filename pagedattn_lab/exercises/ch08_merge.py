@@ -16,10 +16,10 @@ from pagedattn_lab.exercises.kernels import (
     launching,
     same,
     specified,
+    stored_too_little,
     touched_wrongly,
 )
 from pagedattn_lab.exercises.problems import Outcome
-from pagedattn_lab.recorder.sentences import counted
 
 if TYPE_CHECKING:
     from pagedattn_lab.viz import Picture
@@ -33,10 +33,8 @@ def _look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | 
     for program, (row, head) in problem.programs.items():
         theirs = place((row, head))
         stored = len(got.touched.get(("store", "out", program), ()))
-        if not stored:
-            return f"Nothing is stored for {theirs}."
-        if stored < problem.dim:
-            return f"Only {stored} of {counted(problem.dim, 'element')} are stored for {theirs}."
+        if words := stored_too_little(stored, problem.dim, f"for {theirs}"):
+            return words
         if not got.values[row, head].isnan().any():
             continue
         if not any(problem.tokens[row]):

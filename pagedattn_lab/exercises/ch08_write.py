@@ -16,6 +16,7 @@ from pagedattn_lab.exercises.kernels import (
     launching,
     same,
     specified,
+    stored_too_little,
     touched_wrongly,
 )
 from pagedattn_lab.exercises.problems import Outcome
@@ -37,10 +38,8 @@ def _look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | 
         theirs = f"token {token}, head {head}"
         for name, size in (("scales", 1), ("cache", problem.dim)):
             stored = len(got.touched.get(("store", name, program), ()))
-            if not stored:
-                return f"Nothing is stored into the {name} for {theirs}."
-            if stored < size:
-                return f"Only {stored} of {counted(size, 'element')} are stored into the {name} for {theirs}."
+            if words := stored_too_little(stored, size, f"into the {name} for {theirs}"):
+                return words
         scale, right = float(got.values["scales"][slot, head]), float(expected.values["scales"][slot, head])
         if scale != scale:
             why = ": its numbers are all 0, and 0 / 0 is NaN" if (token, head) in problem.zeros else ""

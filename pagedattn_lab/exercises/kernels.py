@@ -16,6 +16,7 @@ from pagedattn_lab.exercises.grading import Answer, Exercise
 from pagedattn_lab.exercises.printed import taken_down
 from pagedattn_lab.exercises.problems import KernelProblem, Outcome
 from pagedattn_lab.exercises.verdict import Verdict
+from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz.sentence import Sentence
 
 IMPORTS = "import triton\nimport triton.language as tl\n\n\n"
@@ -277,6 +278,18 @@ def touched_wrongly(expected: Outcome, got: Outcome) -> str | None:
         in_turn, kept = "programs run one after the other here", "what lies outside of a tensor is never written here"
         luck = f"right only because {in_turn if 'not its own' in stores else kept}"
     return f"{words} The result is {luck}."
+
+
+def stored_too_little(stored: int, size: int, where: str) -> str | None:
+    """Say that nothing was stored, or too few elements.
+
+    Example:
+        >>> stored_too_little(3, 4, "for token 0")
+        'Only 3 of 4 elements are stored for token 0.'
+    """
+    if not stored:
+        return f"Nothing is stored {where}."
+    return f"Only {stored} of {counted(size, 'element')} are stored {where}." if stored < size else None
 
 
 def kernel_cases(
