@@ -55,7 +55,10 @@ def show_timeline(steps: Sequence[Step], names: Sequence[str], num_blocks: int |
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="sans-serif"><rect width="{width}" height="{height}" fill="#fff"/>'
     ]
-    parts += [_text(2, _TOP + _ROW * row + 15, shorten(name, 7), 12, "start") for row, name in enumerate(names)]
+    for row, name in enumerate(names):
+        y = _TOP + _ROW * row
+        parts.append(_text(2, y + 15, shorten(name, 7), 12, "start"))
+        parts.append(f'<path d="M{_NAME},{y + _ROW // 2}H{width - 4}" stroke="#d9d9d9"/>')
     for column, step in enumerate(steps):
         x = _NAME + _CELL * column
         if column == 0 or (column + 1) % 5 == 0 or column == len(steps) - 1:
@@ -69,7 +72,7 @@ def show_timeline(steps: Sequence[Step], names: Sequence[str], num_blocks: int |
     parts.append(f'<rect x="{x}" y="3" width="{_CELL + 2}" height="{height - 5}" rx="4" fill="none" stroke="#222"/>')
     sentence = _sentence(steps, num_blocks)
     rows = (f"{name} {', '.join(_word(step, name) for step in steps)}" for name in names)
-    return Picture("".join([*parts, "</svg>"]), f"{sentence} Tokens by step: {'; '.join(rows)}.", sentence)
+    return Picture("\n".join([*parts, "</svg>"]), f"{sentence} Tokens by step: {'; '.join(rows)}.", sentence)
 
 
 def timeline(steps: Sequence[Step], names: Sequence[str], num_blocks: int | None = None) -> list[Picture]:
@@ -95,7 +98,7 @@ def _check(steps: Sequence[Step], names: Sequence[str], num_blocks: int | None) 
 
 
 def _cell(step: Step, name: str, x: int, y: int) -> str:
-    """Draw what one request does in one step; for one that waits, or has ended, a dot."""
+    """Draw what one request does in one step; nothing for one that waits, or has ended."""
     count = step.tokens.get(name, 0)
     if name in step.preempted:
         return _box(x, y, VERMILION, "p", "#000")
@@ -103,7 +106,7 @@ def _cell(step: Step, name: str, x: int, y: int) -> str:
         return _box(x, y, BLUE, "", "") if count == 1 else _box(x, y, ORANGE, str(count), "#000")
     if name in step.idle:
         return _box(x, y, "#d9d9d9", "–", "#222")
-    return f'<circle cx="{x + _CELL // 2}" cy="{y + _ROW // 2}" r="1" fill="#5f5f5f"/>'
+    return ""
 
 
 def _box(x: int, y: int, fill: str, text: str, ink: str) -> str:
