@@ -116,8 +116,6 @@ class EngineCore:
             What was computed; no requests if none can run.
         """
         output = self.scheduler.schedule()
-        if not output.requests:
-            return output
         try:
             if on_scheduled is not None:
                 on_scheduled(output)
@@ -171,12 +169,12 @@ class EngineCore:
         self._is_running = True
         try:
             for request in requests:
+                request.status = RequestStatus.WAITING  # it may have ended before, and goes on
                 self.scheduler.add_request(request)
             while self.scheduler.has_unfinished:
-                if not self.step(choose, on_scheduled).requests:
-                    self._insist_on_all()
+                self.step(choose, on_scheduled)
         finally:
-            for request in (*self.scheduler.waiting, *self.scheduler.running):  # none unless something failed
+            for request in self.scheduler.requests:  # none unless something failed
                 self._end(request)
             self._is_running = False
 
@@ -198,6 +196,10 @@ class EngineCore:
             The requests whose tokens have all been computed with it, and ``[num_sampled, vocab_size]`` logits.
         """
         requests, cache = output.requests, self.runner.cache
+        cache.copy_out(output.swap_out)
+        cache.copy_in(output.swap_in)
+        if not requests:
+            return (), torch.empty(0)
         query_lens = [output.num_scheduled_tokens[request.request_id] for request in requests]
         tables = [self.manager.tables[request.request_id] for request in requests]
         token_ids: list[int] = []
