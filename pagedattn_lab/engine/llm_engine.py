@@ -118,4 +118,130 @@ class LLMEngine:
                     f"kv_memory of {kv_memory:,} bytes holds {num_blocks} blocks of {shape.bytes_per_block(block_size):,} "
                     "bytes: at least 2 are needed, one of them the null block"
                 )
-        runner = ModelRunner(model, num_blocks, block_size, attention, kv_cache_dtype, forward=forward)
+        manager = None
+        runner = ModelRunner(
+            model, num_blocks, block_size, attention, kv_cache_dtype, forward=forward, num_host_blocks=num_host_blocks
+        )
+        self.model, self.tokenizer = model, tokenizer
+        self.max_model_len = self._longest(max_model_len, num_blocks, block_size)
+        if kv_policy != "paged":
+            # Late, and the one thing that a server takes from the book's apparatus: what it is compared with.
+            from pagedattn_lab.baselines.kv_manager import ContiguousKVCacheManager
+
+            reserve = kv_policy.removeprefix("contiguous-")
+            manager = ContiguousKVCacheManager(num_blocks, block_size, reserve, max_model_len=self.max_model_len)
+        else:
+            manager = KVCacheManager(num_blocks, block_size, enable_prefix_caching, num_host_blocks=num_host_blocks)
+        self.core = EngineCore(
+            runner,
+            manager=manager,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            policy=policy,
+            watermark=watermark,
+            preemption=preemption,
+        )
+        self.metrics = Metrics()
+        self._seed = seed
+        self._eos_token_id, self._other_eos_token_ids = _end_tokens(model, tokenizer)
+        self._num_added = 0  # requests so far: they give the numbers that those without a seed draw from
+        self._groups: dict[str, _Group] = {}
+        self._sequences: dict[str, _Sequence] = {}
+        self._scheduled: SchedulerOutput | None = None
+        runner.warm_up()
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        arrival_time: float | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> None:
+        """Let a request wait for its turn.
+
+        Args:
+            request_id: a name that no unfinished request has.
+            prompt: a text, or token ids.
+            params: how its tokens are chosen and when it ends.
+            arrival_time: in seconds on :func:`time.monotonic`'s clock; now by default.
+            priority: under ``policy="priority"`` the smallest runs first.
+            cache_salt: the request shares blocks only with those of the same salt.
+
+        Raises:
+            ValueError: a name that is taken, a prompt that is empty or no text of this model, or lengths that can never
+                fit. Nothing changed.
+        """
+        params = SamplingParams() if params is None else params
+        if request_id in self._groups:
+            raise ValueError(f"there is an unfinished request {request_id!r} already: give this one another name")
+        token_ids = self._encode(prompt)
+        room = self.max_model_len - len(token_ids)
+        wanted = 1 if params.max_tokens is None else params.max_tokens
+        if wanted > room:
+            block_size = self.core.manager.block_pool.block_size
+            raise ValueError(
+                f"request {request_id!r} has a prompt of {len(token_ids)} tokens and asks for {wanted} more, which "
+                f"take {cdiv(len(token_ids) + wanted - 1, block_size)} blocks of {block_size} tokens: prompt and output "
+                f"have at most {self.max_model_len} tokens here"
+            )
+        arrival_time = time.monotonic() if arrival_time is None else arrival_time
+        group = _Group(request_id, prompt if isinstance(prompt, str) else None, token_ids, params)
+        end_tokens = params.end_tokens(self._eos_token_id, self._other_eos_token_ids)
+        for index in range(params.n):
+            request = Request(
+                request_id if params.n == 1 else f"{index}_{request_id}",
+                token_ids,
+                cache_salt,
+                max_tokens=room if params.max_tokens is None else params.max_tokens,
+                priority=priority,
+                arrival_time=arrival_time,
+            )
+            self.core.scheduler.add_request(request)  # refuses the first of them, if any: they are alike
+            state = SamplingState(request, params, end_tokens.held_back, self._seed, self._num_added, index)
+            group.sequences.append(_Sequence(group, request, state, StopChecker(self.tokenizer, params, end_tokens)))
+            self._sequences[request.request_id] = group.sequences[-1]
+            self.metrics.on_arrival(request, max_tokens=request.max_tokens, n=params.n, arrival_time=arrival_time)
+        self._groups[request_id] = group
+        self._num_added += 1
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether anything waits or runs."""
+        return self.core.scheduler.has_unfinished
+
+    def step(self) -> list[RequestOutput]:
+        """Schedule a step, compute it, and choose tokens.
+
+        Returns:
+            For each request that got a token, all of its output so far.
+
+        Raises:
+            StepFailedError: the model failed, or ran out of memory. The engine is as it was, but for the blocks of the
+                step's requests, which wait to be computed again.
+        """
+        started = self.metrics.clock()
+        changed: dict[str, _Group] = {}
+        sampled: list[Request] = []
+        scheduled: list[SchedulerOutput] = []
+
+        def choose(requests: Sequence[Request], logits: torch.Tensor) -> list[Choice]:
+            sequences = [self._sequences[request.request_id] for request in requests]
+            tokens = sample_tokens(logits, [sequence.state for sequence in sequences])
+            sampled.extend(requests)
+            choices = []
+            for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+                changed[sequence.group.request_id] = sequence.group
+                if sequence.goes_on_after(token):
+                    choices.append(Choice(place, token.token_id))
+            return choices
+
+        try:
+            output = self.core.step(choose, scheduled.append)
+        except Exception as error:
+            [failed] = scheduled
+            raise StepFailedError(
+                list(dict.fromkeys(self._sequences[request.request_id].group.request_id for request in failed.requests))
+            ) from error
+        ...
