@@ -28,6 +28,7 @@ from pagedattn_lab.attention.latent import absorbed_query, expanded_output
 from pagedattn_lab.attention.metadata import AttentionMetadata
 from pagedattn_lab.attention.variant import EIGHT_BIT, PLAIN, Variant
 from pagedattn_lab.block_table import take_copies
+from pagedattn_lab.input_batch import InputBatch
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.models.implementation import attention_of
@@ -82,6 +83,7 @@ class ModelRunner:
     Attributes:
         cache: the tensors. A pool of as many blocks hands them out: two pools would hand out the same ones.
         forward: ``"modules"`` or ``"fused"``: what computes the steps.
+        input_batch: lays steps out, faster than :func:`pagedattn_lab.attention.metadata.attention_metadata`.
 
     Sliding windows, soft-capping, attention sinks and values of another width than keys are the model's own: it passes
     them to its attention function. Of a model with latents, the cache holds the latents.
@@ -128,6 +130,7 @@ class ModelRunner:
         self.model, self.attention = model, attention
         self._latent_layers = latent_layers(model) if shape.latent else []
         self.cache = PagedKVCache(shape, num_blocks, block_size, model.device)
+        self.input_batch = InputBatch(model.device)
         key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
         sizes = (key_cache.dtype, key_cache.shape[3], value_cache.shape[3])
         scales = Variant(k_scale=self.cache.k_scales[0], v_scale=self.cache.v_scales[0])
