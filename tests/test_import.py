@@ -59,8 +59,8 @@ SPINE = [
     "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
-    "model_runner", "engine.sampling_params", "engine.outputs", "engine.core", "engine.sampling",
-    "engine.beam_search", "engine",
+    "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop", "engine.core",
+    "engine.sampling", "engine.beam_search", "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
