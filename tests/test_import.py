@@ -22,6 +22,7 @@ PURE = (
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
+    "engine.sampling_params", "engine.outputs",
 )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ SPINE = [
     "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models", "models.__main__", "model_runner",
-    "engine.core", "engine.sampling", "engine.beam_search", "engine",
+    "engine.sampling_params", "engine.outputs", "engine.core", "engine.sampling", "engine.beam_search", "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
