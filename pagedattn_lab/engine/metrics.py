@@ -1,7 +1,7 @@
 """What a step and a request have cost: counts, waiting, first token, time per token (chapter 09).
 
-The engine tells :class:`Metrics` what happens; it keeps totals, and hands each step and each finished request to whoever
-listens: a list, a file of JSON lines, Prometheus (:mod:`pagedattn_lab.engine.prometheus`), a display
+The engine tells :class:`Metrics` what happens. It keeps totals, and hands every step and every finished request
+to whoever listens: a list, a file of JSON lines, Prometheus (:mod:`pagedattn_lab.engine.prometheus`), a display
 (:mod:`pagedattn_lab.engine.progress`).
 
 Source: vLLM's ``vllm/v1/metrics/stats.py``, release 0.33.0, for the names and for where each interval begins and ends.
@@ -261,7 +261,7 @@ class Metrics:
         )
 
     def summary(self) -> dict[str, float | int | None]:
-        """Give the figures that serving engines are compared by, over the time from the first arrival to the last event.
+        """Give the figures that serving engines are compared by, from the first arrival to the last event.
 
         Returns:
             ``output_tokens_per_s``, ``total_tokens_per_s`` (with prompts), ``ttft_s`` and ``tpot_s`` (means over
