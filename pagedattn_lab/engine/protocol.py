@@ -13,8 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pagedattn_lab.engine.sampling_params import SamplingParams
 
 SAMPLING = (
-    "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p", "seed",
-    "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens",
+    "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
+    "seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens",
 )  # fmt: skip
 """Fields that are handed on as they are, if the client gave them."""
 
@@ -28,8 +28,6 @@ class ApiError(Exception):
         status: of HTTP.
         retry_after: in how many seconds to try again; ``None`` if that would not help.
     """
-
-    TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
     def __init__(
         self,
@@ -49,9 +47,11 @@ class ApiError(Exception):
 
         Example:
             >>> ApiError(404, "no such model", "model").body
-            {'error': {'message': 'no such model', 'type': 'not_found_error', 'param': 'model', 'code': None}}
+            {'error': {'message': 'no such model', 'type': 'invalid_request_error', 'param': 'model', 'code': None}}
         """
-        type_ = self.TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        type_ = "invalid_request_error" if self.status < 500 else "server_error"
+        if self.status == 429:
+            type_ = "rate_limit_error"
         return {"error": {"message": str(self), "type": type_, "param": self._param, "code": self._code}}
 
 
