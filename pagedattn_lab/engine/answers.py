@@ -94,11 +94,11 @@ class CompletionAnswer(Answer):
     Example:
         >>> answer = CompletionAnswer("toy", 1, None, ["The sky is"])
         >>> step = RequestOutput("Ada", None, [5, 6, 7], [CompletionOutput(0, " bl", [8])], finished=False)
-        >>> done = RequestOutput("Ada", None, [5, 6, 7], [CompletionOutput(0, " blue", [8, 9], None, None, "stop")], True)
+        >>> done = RequestOutput("Ada", None, [5, 6, 7], [CompletionOutput(0, " blue", [8], None, None, "stop")], True)
         >>> [chunk["choices"][0]["text"] for output in (step, done) for chunk in answer.news(0, output)]
         ['The sky is', ' bl', 'ue']
         >>> answer.whole([done])["choices"][0]["text"], answer.whole([done])["usage"]["total_tokens"]
-        ('The sky is blue', 5)
+        ('The sky is blue', 4)
     """
 
     prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
