@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from pagedattn_lab.engine.llm_engine import StepFailedError
+from pagedattn_lab.engine.metrics import num_waiting_reqs
 from pagedattn_lab.engine.outputs import CompletionOutput, FinishReason, RequestOutput
 from pagedattn_lab.engine.sampling_params import SamplingParams
 
@@ -271,7 +272,7 @@ class AsyncLLM:
         scheduler = self.engine.core.scheduler
         if self.max_num_waiting is None or scheduler.max_num_seqs is None:
             return
-        num_waiting = len(scheduler.waiting) + len(scheduler.running) - scheduler.max_num_seqs
+        num_waiting = num_waiting_reqs(scheduler) + len(scheduler.running) - scheduler.max_num_seqs
         if num_waiting + num_new > self.max_num_waiting:
             raise QueueFullError(
                 f"{max(0, num_waiting)} requests wait for one of {scheduler.max_num_seqs} to finish, and at most "

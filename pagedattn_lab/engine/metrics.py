@@ -210,7 +210,7 @@ class Metrics:
             step=totals.num_steps,
             time_s=now - self._start,
             num_running_reqs=len(scheduler.running),
-            num_waiting_reqs=len(scheduler.waiting),
+            num_waiting_reqs=num_waiting_reqs(scheduler),
             kv_cache_usage=kv_cache_usage(scheduler.manager),
             num_scheduled_tokens=output.total_num_scheduled_tokens,
             num_prompt_tokens=num_prompt_tokens,
@@ -306,6 +306,11 @@ def kv_cache_usage(manager: KVCacheManager) -> float:
     """
     pool = manager.block_pool
     return pool.num_used_blocks / (pool.num_used_blocks + pool.num_free_blocks)
+
+
+def num_waiting_reqs(scheduler: Scheduler) -> int:
+    """Count the requests that wait for blocks, those whose own are on the host among them."""
+    return len(scheduler.waiting) + len(scheduler.swapped)
 
 
 def json_lines(file: TextIO) -> StatLogger:

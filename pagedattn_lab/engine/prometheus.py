@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from pagedattn_lab.engine.metrics import FinishedRequestStats, StepStats, kv_cache_usage
+from pagedattn_lab.engine.metrics import FinishedRequestStats, StepStats, kv_cache_usage, num_waiting_reqs
 
 if TYPE_CHECKING:
     from pagedattn_lab.engine.scheduler import Scheduler
@@ -55,7 +55,7 @@ class PrometheusStatLogger:
                 lambda: len(scheduler.running)
             )
             self._gauge("num_requests_waiting", "Requests that wait to be processed.").set_function(
-                lambda: len(scheduler.waiting)
+                lambda: num_waiting_reqs(scheduler)
             )
             self._gauge("kv_cache_usage_perc", "KV cache in use; 1 means 100 percent.").set_function(
                 lambda: kv_cache_usage(scheduler.manager)
