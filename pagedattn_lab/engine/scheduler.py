@@ -172,6 +172,11 @@ class Scheduler:
         """Whether any request waits or runs."""
         return bool(self._requests)
 
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """All that wait or run, in the order in which they came."""
+        return tuple(self._requests.values())
+
     def add_request(self, request: Request) -> None:
         """Let a request wait for its turn.
 
