@@ -59,7 +59,8 @@ SPINE = [
     "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models", "models.__main__", "model_runner",
-    "engine.sampling_params", "engine.outputs", "engine.core", "engine.sampling", "engine.beam_search", "engine",
+    "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.core", "engine.sampling", "engine.beam_search",
+    "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
