@@ -22,7 +22,7 @@ PURE = (
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
-    "engine.sampling_params", "engine.outputs",
+    "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
 )  # fmt: skip
 
 
@@ -60,7 +60,9 @@ SPINE = [
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
     "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop", "engine.core",
-    "engine.sampling", "engine.beam_search", "engine",
+    "engine.sampling", "engine.beam_search", "engine.metrics", "engine.progress", "engine.prometheus",
+    "engine.llm_engine", "engine.async_llm", "engine.protocol", "engine.answers", "engine.serving", "engine.server",
+    "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
@@ -80,7 +82,7 @@ APPARATUS = [
     "exercises.touched", "exercises.problems", "exercises.kernels", "exercises.catalogue", "exercises",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.compile",
-    "cli.exercises", "cli", "__main__",
+    "cli.exercises", "cli.serve", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""

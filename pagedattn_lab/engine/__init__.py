@@ -7,4 +7,7 @@
 * :mod:`~pagedattn_lab.engine.stop`: where an output ends, and how much of its text is certain.
 * :mod:`~pagedattn_lab.engine.sampling`: clients that take the likeliest token, or draw by chance.
 * :mod:`~pagedattn_lab.engine.beam_search`: the client that keeps the most likely sequences.
+* :mod:`~pagedattn_lab.engine.metrics`: what steps and requests have cost.
+* :mod:`~pagedattn_lab.engine.async_llm`: one engine for many clients at once.
+* :mod:`~pagedattn_lab.engine.server`: the same over HTTP, for clients of OpenAI's API.
 """

@@ -201,7 +201,8 @@ class LLMEngine:
             )
             self.core.scheduler.add_request(request)  # refuses the first of them, if any: they are alike
             state = SamplingState(request, params, end_tokens.held_back, self._seed, self._num_added, index)
-            group.sequences.append(_Sequence(group, request, state, StopChecker(self.tokenizer, params, end_tokens)))
+            checker = StopChecker(self.tokenizer, params, end_tokens, request.max_tokens, token_ids)
+            group.sequences.append(_Sequence(group, request, state, checker))
             self._sequences[request.request_id] = group.sequences[-1]
             self.metrics.on_arrival(request, max_tokens=request.max_tokens, n=params.n, arrival_time=arrival_time)
         self._groups[request_id] = group
@@ -222,26 +223,91 @@ class LLMEngine:
                 step's requests, which wait to be computed again.
         """
         started = self.metrics.clock()
-        changed: dict[str, _Group] = {}
+        groups: dict[str, _Group] = {}  # with something new
         sampled: list[Request] = []
         scheduled: list[SchedulerOutput] = []
 
         def choose(requests: Sequence[Request], logits: torch.Tensor) -> list[Choice]:
             sequences = [self._sequences[request.request_id] for request in requests]
             tokens = sample_tokens(logits, [sequence.state for sequence in sequences])
-            sampled.extend(requests)
             choices = []
             for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-                changed[sequence.group.request_id] = sequence.group
-                if sequence.goes_on_after(token):
+                groups[sequence.group.request_id] = sequence.group
+                if sequence.goes_on_with(token):
                     choices.append(Choice(place, token.token_id))
+            sampled.extend(requests)
             return choices
 
         try:
             output = self.core.step(choose, scheduled.append)
         except Exception as error:
-            [failed] = scheduled
-            raise StepFailedError(
-                list(dict.fromkeys(self._sequences[request.request_id].group.request_id for request in failed.requests))
-            ) from error
+            if not scheduled:
+                raise
+            failed = (self._sequences[request.request_id].group.request_id for request in scheduled[0].requests)
+            raise StepFailedError(list(dict.fromkeys(failed))) from error
+        if output.requests or output.preempted:
+            self.metrics.on_step(output, self.core.scheduler, sampled, started)
+        for request in sampled:
+            if request.status.is_finished:
+                sequence = self._sequences.pop(request.request_id)
+                self.metrics.on_finished(request, sequence.finish_reason)
+        outputs = [group.output() for group in groups.values()]
+        for group_output in outputs:
+            if group_output.finished:
+                del self._groups[group_output.request_id]
+        return outputs
+
+    def abort(self, request_ids: Iterable[str], reason: FinishReason = "abort") -> None:
+        """Give requests up, and their blocks back; those that are not here, or not any more, do not matter."""
+        status = RequestStatus.FINISHED_ERROR if reason == "error" else RequestStatus.FINISHED_ABORTED
+        for group in [self._groups.pop(name) for name in dict.fromkeys(request_ids) if name in self._groups]:
+            for sequence in group.sequences:
+                if self._sequences.pop(sequence.request.request_id, None) is not None:
+                    self.core.scheduler.finish(sequence.request, status)
+                    self.metrics.on_finished(sequence.request, reason)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        show_progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer prompts, as many at a time as fit.
+
+        Args:
+            prompts: texts, or lists of token ids; one of them will do by itself.
+            sampling_params: for all of them, or one for each.
+            show_progress: draw a line that says how far it is, with ``rich``.
+
+        Returns:
+            One for each prompt, in their order.
+
+        Raises:
+            ValueError: a prompt that is refused, or not one ``SamplingParams`` a prompt. None has been computed.
+            StepFailedError: the model failed; all of these requests are given up.
+        """
+        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
+            prompts = [prompts]
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params] * len(prompts)
+        if len(sampling_params) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts and {len(sampling_params)} sampling_params: give one, or one each")
+        names = []
+        finished: dict[str, RequestOutput] = {}
+        with _display(self.metrics, len(prompts)) if show_progress else nullcontext():
+            try:
+                for prompt, params in zip(prompts, sampling_params, strict=True):
+                    name = f"generate-{self._num_added}"
+                    self.add_request(name, prompt, params)
+                    names.append(name)
+                while len(finished) < len(names):
+                    finished.update((one.request_id, one) for one in self.step() if one.finished)
+            finally:
+                self.abort(names)  # none unless something failed
+        return [finished[name] for name in names]
+
+    def _longest(self, max_model_len: int | None) -> int:
+        """How long a sequence may be: what is asked for, what the model was made for, what the blocks hold."""
+        pool = self.core.runner.cache
         ...
