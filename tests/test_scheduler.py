@@ -19,8 +19,10 @@ from tests.helpers.toy_executor import ToyExecutor, check_books, expected_output
 ABORTED = RequestStatus.FINISHED_ABORTED
 
 
-def make(num_blocks: int = 9, block_size: int = 4, caching: bool = True, **options: Any) -> Scheduler:
-    return Scheduler(KVCacheManager(num_blocks, block_size, caching), **options)
+def make(
+    num_blocks: int = 9, block_size: int = 4, caching: bool = True, num_host_blocks: int = 0, **options: Any
+) -> Scheduler:
+    return Scheduler(KVCacheManager(num_blocks, block_size, caching, num_host_blocks=num_host_blocks), **options)
 
 
 def names(requests: Any) -> list[str]:
@@ -49,6 +51,7 @@ LOADS = {
     "max_num_seqs": st.sampled_from([None, 1, 2, 4]),
     "threshold": st.sampled_from([None, 1, 3]),
     "policy": st.sampled_from(["fcfs", "priority"]),
+    "num_host_blocks": st.sampled_from([None, 0, 3, 20]),
     "watermark": st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.6]),
     "seed": st.integers(0, 10**6),
 }
@@ -63,6 +66,8 @@ class Load:
             load["num_blocks"],
             load["block_size"],
             load["caching"],
+            load["num_host_blocks"] or 0,
+            preemption="recompute" if load["num_host_blocks"] is None else "swap",
             max_num_batched_tokens=load["budget"],
             max_num_seqs=load["max_num_seqs"],
             policy=load["policy"],
@@ -128,7 +133,7 @@ def test_every_request_gets_its_tokens(load: dict[str, Any]) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(load=st.fixed_dictionaries(LOADS | {"policy": st.just("fcfs")}))
+@given(load=st.fixed_dictionaries(LOADS | {"policy": st.just("fcfs"), "num_host_blocks": st.none()}))
 def test_nobody_is_overtaken_and_everybody_waits_a_bounded_time(load: dict[str, Any]) -> None:
     """Catches a preempted request that goes to the back of the line, or an oldest one that loses its blocks: whoever
     runs was added before whoever waits, and each ends after at most the steps that it and earlier ones have tokens.
