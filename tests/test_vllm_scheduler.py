@@ -82,7 +82,7 @@ def test_transcript_has_every_case() -> None:
     cases: Counter[str] = Counter()
     for run in RUNS:
         policy, lost, lengths = run["options"]["policy"], set(), {}
-        for came, gone, scheduled, preempted, running, waiting, sampled, ended, free in run["steps"]:
+        for came, gone, scheduled, preempted, running, waiting, sampled, ended, _ in run["steps"]:
             lengths |= {name: len(tokens) for name, tokens, *_ in came}
             resumed = lost & running.keys()
             lost = (lost | set(preempted)) - running.keys()
