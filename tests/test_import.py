@@ -16,8 +16,8 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy", "assembly",
-    "kernels", "compile_report",
+    "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "assembly", "kernels", "compile_report",
     "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
@@ -51,7 +51,8 @@ def test_import_time() -> None:
 
 SPINE = [
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy", "assembly",
+    "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "assembly",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
     "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
