@@ -117,6 +117,22 @@ class BlockTable:
             self._end("append", added, num_tokens)
         return copied + added
 
+    def check_rewrite(self, start: int) -> None:
+        """Refuse to write tokens from ``start`` on once more, as after drafts that were rejected, if others read them.
+
+        Blocks with a hash may be shared: whoever writes to them again writes what they hold.
+
+        Raises:
+            ValueError: another table names one of these blocks.
+        """
+        whose = "a table" if self.name is None else f"request {self.name!r}"
+        for block in self.blocks[start // self.pool.block_size :]:
+            if block.ref_cnt > 1 and block.block_hash is None:
+                raise ValueError(
+                    f"{whose} would write over tokens {start} to {self.num_tokens - 1} of its table, and another table "
+                    f"shares block {block.block_id}: do not fork a table with tokens that may go"
+                )
+
     def _copy_on_write(self) -> KVCacheBlock:
         """Put a new block in the place of the last one, which other tables name too."""
         source = self.blocks[-1]
