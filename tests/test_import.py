@@ -59,8 +59,8 @@ SPINE = [
     "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models", "models.__main__", "model_runner",
-    "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.core", "engine.sampling", "engine.beam_search",
-    "engine.metrics", "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm",
+    "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.core", "engine.sampling",
+    "engine.beam_search", "engine.metrics", "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm",
     "engine.protocol", "engine.answers", "engine.serving", "engine.server", "engine",
 ]  # fmt: skip
 APPARATUS = [
