@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
 
@@ -31,12 +32,12 @@ async def settled(llm: AsyncLLM) -> None:
 
 def test_many_clients_at_once() -> None:
     """Catches tokens that reach another client, and an output that is not as long as the one before."""
-    prompts = [letters * 3 for letters in "abc bcd cde def efg fgh ghi hij ijk jkl".split()]
+    prompts = [letters * 3 for letters in ("abc", "bcd", "cde", "def", "efg", "fgh", "ghi", "hij", "ijk")]
 
     async def client(llm: AsyncLLM, prompt: str) -> str:
         outputs = [output async for output in llm.generate(prompt, SHORT)]
         texts = [output.outputs[0].text for output in outputs]
-        assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+        assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
         assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
         return texts[-1]
 

@@ -60,8 +60,8 @@ SPINE = [
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models", "models.__main__", "model_runner",
     "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.core", "engine.sampling",
-    "engine.beam_search", "engine.metrics", "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm",
-    "engine.protocol", "engine.answers", "engine.serving", "engine.server", "engine",
+    "engine.beam_search", "engine.metrics", "engine.progress", "engine.prometheus", "engine.llm_engine",
+    "engine.async_llm", "engine.protocol", "engine.answers", "engine.serving", "engine.server", "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",

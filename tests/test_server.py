@@ -112,9 +112,9 @@ def test_logprobs(client: openai.OpenAI, stream: bool) -> None:
     chosen = [row[token].logprob for row, token in zip(rows, expected.token_ids, strict=True)]
     got = client.completions.create(**GREEDY, prompt="abc", max_tokens=5, logprobs=2, stream=stream)
     parts = [chunk.choices[0].logprobs for chunk in (got if stream else [got])]
-    assert sum((part.token_logprobs for part in parts), []) == pytest.approx(chosen)
-    assert "".join(sum((part.tokens for part in parts), [])) == expected.text
-    assert sum((part.text_offset for part in parts), []) == [0, 1, 2, 3, 4]
+    assert [each for part in parts for each in part.token_logprobs] == pytest.approx(chosen)
+    assert "".join([each for part in parts for each in part.tokens]) == expected.text
+    assert [each for part in parts for each in part.text_offset] == [0, 1, 2, 3, 4]
     assert all(len(top) == 2 for part in parts for top in part.top_logprobs)
     messages = [{"role": "user", "content": "abc"}]
     chat = client.chat.completions.create(
@@ -306,7 +306,7 @@ def test_hosts_and_keys_of_ones_own() -> None:
         assert httpx.get(f"{server.url}/health", headers={"Host": "any"}, trust_env=False).status_code == 200
 
 
-# ------------------------------------------------------------------------------------------- faults, crowds, and the end
+# ------------------------------------------------------------------------------------------- faults, crowds, the end
 
 
 def test_a_full_queue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +372,7 @@ def test_a_client_that_hangs_up(stream: bool) -> None:
 
 
 def test_two_hundred_clients_of_which_a_third_hang_up() -> None:
-    """Catches an answer that is lost, another's, or incomplete, and blocks that nobody holds any more, under preemption."""
+    """Catches an answer that is lost, another's, or incomplete, and blocks that stay held, under preemption."""
     num_clients, num_tokens = 200, 24
     prompts = [
         f"{'abcdefghijkl'[number % 12]}{'abcdefgh'[number % 8]}{'abcde'[number % 5]}" for number in range(num_clients)
