@@ -180,7 +180,7 @@ class Metrics:
     def on_step(
         self, output: SchedulerOutput, scheduler: Scheduler, sampled: Sequence[Request], started: float
     ) -> None:
-        """A step has been carried out; those that ended in it have given their blocks back.
+        """A step has been carried out; those that end with it have given their blocks back, and are not finished yet.
 
         Args:
             output: what was scheduled.
