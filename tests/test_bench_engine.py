@@ -61,7 +61,7 @@ def test_engines_take_turns_and_warm_up_first(monkeypatch: pytest.MonkeyPatch) -
     def named(name: str) -> Any:
         def serve(load: Load) -> Served:
             order.append(name if load is LOAD else f"{name} warms up")
-            return Served(1.0, [0.1] * len(load.prompts), [0.2] * len(load.prompts))
+            return Served(1.0, 1.0, [0.1] * len(load.prompts), [0.2] * len(load.prompts))
 
         return serve
 
@@ -77,7 +77,7 @@ def test_ratios_are_those_of_one_repetition() -> None:
     def serve(name: str) -> Any:
         def run(load: Load) -> Served:
             now = seconds[name].pop(0)
-            return Served(now, [now / 2] * len(load.prompts), [now] * len(load.prompts), 3, None)
+            return Served(now, now, [now / 2] * len(load.prompts), [now] * len(load.prompts), 3, None)
 
         return run
 

@@ -71,16 +71,17 @@ def serve(engine: LLMEngine, load: Load) -> Served:
     """Serve a load by the book's engine, to its end.
 
     Raises:
-        RuntimeError: an output came out shorter or longer than asked for.
+        RuntimeError: requests of somebody else run, or an output came out shorter or longer than asked for.
     """
     from pagedattn_lab.engine.sampling_params import SamplingParams
 
-    manager, scheduler = engine.core.manager, engine.core.scheduler
-    manager.reset_prefix_cache()
+    manager, totals = engine.core.manager, engine.metrics.totals
+    if not manager.reset_prefix_cache():
+        raise RuntimeError("the engine still holds blocks: let its requests end first")
     first: dict[str, float] = {}
     last: dict[str, float] = {}
-    hits, queries, preemptions = manager.stats.hits, manager.stats.queries, scheduler.num_preemptions
-    start = time.perf_counter()
+    preemptions = totals.num_preempted_reqs
+    start, cpu_start = time.perf_counter(), time.process_time()
     for number, (prompt, output_len) in enumerate(zip(load.prompts, load.output_lens, strict=True)):
         params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
         engine.add_request(str(number), prompt, params)
@@ -96,10 +97,11 @@ def serve(engine: LLMEngine, load: Load) -> Served:
     names = [str(number) for number in range(len(load.prompts))]
     return Served(
         time.perf_counter() - start,
+        time.process_time() - cpu_start,
         [first[name] for name in names],
         [last[name] for name in names],
-        scheduler.num_preemptions - preemptions,
-        (manager.stats.hits - hits) / max(1, manager.stats.queries - queries),
+        totals.num_preempted_reqs - preemptions,
+        manager.stats.hits / max(1, manager.stats.queries),
     )
 
 

@@ -40,7 +40,7 @@ def static_batches(model: PreTrainedModel, load: Load, batch_size: int) -> Serve
 
     first: list[float] = []
     last: list[float] = []
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     for begin in range(0, len(load.prompts), batch_size):
         prompts, output_lens = load.prompts[begin : begin + batch_size], load.output_lens[begin : begin + batch_size]
         longest = max(map(len, prompts))
@@ -61,7 +61,7 @@ def static_batches(model: PreTrainedModel, load: Load, batch_size: int) -> Serve
         )
         first += [ticks[0]] * len(prompts)
         last += [ticks[output_len - 1] for output_len in output_lens]
-    return Served(time.perf_counter() - start, first, last)
+    return Served(time.perf_counter() - start, time.process_time() - cpu_start, first, last)
 
 
 def continuous_batching(model: PreTrainedModel, load: Load, kv_tokens: int, max_requests: int) -> Served:
@@ -90,7 +90,7 @@ def continuous_batching(model: PreTrainedModel, load: Load, kv_tokens: int, max_
     manager = model.init_continuous_batching(generation, config)
     manager.start()
     try:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         names = [
             manager.add_request(list(prompt), max_new_tokens=output_len, record_timestamps=True, eos_token_id=-1)
             for prompt, output_len in zip(load.prompts, load.output_lens, strict=True)
@@ -105,12 +105,12 @@ def continuous_batching(model: PreTrainedModel, load: Load, kv_tokens: int, max_
                 raise RuntimeError(f"transformers' continuous batching failed: {result.error}")
             elif result.is_finished():
                 ticks[result.request_id] = [tick - start for tick in result.timestamps]
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     finally:
         manager.stop(block=True)
     if [len(ticks[name]) for name in names] != list(load.output_lens):
         raise RuntimeError("transformers' continuous batching did not generate what was asked for")
-    return Served(seconds, [ticks[name][0] for name in names], [ticks[name][-1] for name in names])
+    return Served(seconds, cpu_seconds, [ticks[name][0] for name in names], [ticks[name][-1] for name in names])
 
 
 @contextmanager

@@ -81,6 +81,7 @@ class Served:
 
     Attributes:
         seconds: from the first request's arrival to the last one's end, by the clock on the wall.
+        cpu_seconds: CPU time of the engine's process meanwhile; where it is much less, something else was in the way.
         first_token_s: of each request, from its arrival to its first token.
         last_token_s: to its last one.
         preemptions: how often a request lost its blocks; ``None`` if the engine does not say.
@@ -88,6 +89,7 @@ class Served:
     """
 
     seconds: float
+    cpu_seconds: float
     first_token_s: Sequence[float]
     last_token_s: Sequence[float]
     preemptions: int | None = None
@@ -97,12 +99,12 @@ class Served:
         """Give what engines are compared by.
 
         Returns:
-            ``output_tokens_per_s``, ``total_tokens_per_s`` (prompts included), ``ttft_s`` (median over requests of the
-            time to the first token), ``tpot_s`` (median of the time per output token after the first), and
-            ``preemptions`` and ``hit_rate``.
+            ``seconds``, ``cpu_seconds``, ``output_tokens_per_s``, ``total_tokens_per_s`` (prompts included),
+            ``ttft_s`` (median over requests of the time to the first token), ``tpot_s`` (median of the time per output
+            token after the first; ``None`` if there is none), ``preemptions`` and ``hit_rate``.
 
         Example:
-            >>> served = Served(2.0, [0.5, 1.0], [1.5, 2.0])
+            >>> served = Served(2.0, 1.9, [0.5, 1.0], [1.5, 2.0])
             >>> figures = served.figures(Load(((7,), (8, 9)), (3, 5)))
             >>> figures["output_tokens_per_s"], figures["total_tokens_per_s"], figures["ttft_s"], figures["tpot_s"]
             (4.0, 5.5, 0.75, 0.375)
@@ -114,6 +116,7 @@ class Served:
         ]
         return {
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "output_tokens_per_s": load.num_output_tokens / self.seconds,
             "total_tokens_per_s": (load.num_prompt_tokens + load.num_output_tokens) / self.seconds,
             "ttft_s": median(self.first_token_s),

@@ -43,7 +43,7 @@ def _serve(llm: Any, prompts: list[list[int]], output_lens: list[int]) -> dict[s
     llm.reset_prefix_cache()
     before = _counters(llm)
     engine, first, last = llm.llm_engine, {}, {}
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     for number, (prompt, output_len) in enumerate(zip(prompts, output_lens, strict=True)):
         params = SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True)
         engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
@@ -60,6 +60,7 @@ def _serve(llm: Any, prompts: list[list[int]], output_lens: list[int]) -> dict[s
     names = [str(number) for number in range(len(prompts))]
     return {
         "seconds": max(last.values()),
+        "cpu_seconds": time.process_time() - cpu_start,
         "first_token_s": [first[name] for name in names],
         "last_token_s": [last[name] for name in names],
         "preemptions": spent["vllm:num_preemptions"],
