@@ -130,19 +130,24 @@ class ModelRunner:
             backend.run(query, key_cache, value_cache, one[None], one, torch.arange(2), 1.0, PLAIN)
 
     @torch.inference_mode()
-    def execute(self, token_ids: Sequence[int], metadata: AttentionMetadata) -> torch.Tensor:
+    def execute(
+        self, token_ids: Sequence[int], metadata: AttentionMetadata, logits_of: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Compute one step of a ragged batch: copy blocks, then run the model, which writes and attends in every layer.
 
         Args:
             token_ids: the step's tokens, sequence after sequence.
             metadata: where they stand and where their keys and values go; see
                 :func:`pagedattn_lab.attention.metadata.attention_metadata`.
+            logits_of: indices of the sequences whose logits are wanted, in the order in which they are; by default all.
+                A chunk in the middle of a prompt needs none, and the product with the vocabulary is a large one.
 
         Returns:
-            ``[num_seqs, vocab_size]`` logits that follow each sequence's last token.
+            ``[len(logits_of), vocab_size]`` logits that follow each of these sequences' last token.
 
         Raises:
-            ValueError: not as many tokens as slots, or page tables on a pool whose blocks are not those of the cache.
+            ValueError: not as many tokens as slots, page tables on a pool whose blocks are not those of the cache, or
+                logits of a sequence that is not there.
             UnsupportedModelError: a layer bypassed the paged cache or asks for something that it cannot express, or a
                 sequence is longer than the model's rotary embedding stays the same for.
         """
@@ -160,12 +165,17 @@ class ModelRunner:
                 f"a sequence has {metadata.max_seq_len} tokens, and beyond {self._rotary_limit} the rotary angles of "
                 f"{type(self.model).__name__} depend on the longest sequence of a batch: keep to shorter ones"
             )
+        num_seqs = len(metadata.seq_lens)
+        if logits_of is not None and not all(0 <= sequence < num_seqs for sequence in logits_of):
+            raise ValueError(f"logits_of is {list(logits_of)}: the step has sequences 0 to {num_seqs - 1}")
         self.cache.copy_blocks(take_copies(metadata.tables))
         # Without a GPU a Triton kernel is interpreted, and a prompt would take minutes: only decode goes to it by name.
         by_name = metadata.is_decode or self.attention in ("reference", "cpu")
         backend = self.attention if by_name else "auto"
         context = _ForwardContext(metadata, self.cache, backend)
         last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
+        if logits_of is not None:
+            last_tokens = last_tokens[torch.tensor([*logits_of], dtype=torch.int64, device=last_tokens.device)]
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
         ours = attention_of(self.model, ATTENTION_NAME)
         with ours, latents_kept(self._latent_layers), _set_forward_context(context):
@@ -174,7 +184,7 @@ class ModelRunner:
                 position_ids=metadata.positions[None, :],
                 use_cache=False,
                 **keep,
-            ).logits[0]  # [num_seqs, vocab_size], or [num_tokens, vocab_size] of a model that cannot keep fewer
+            ).logits[0]  # [len(logits_of), vocab_size], or [num_tokens, vocab_size] of a model that cannot keep fewer
         missing = set(range(self.cache.shape.num_layers)) - context.layers_done
         if missing:
             raise UnsupportedModelError(

@@ -16,12 +16,14 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_events", "swap_space", "kv_manager", "hardware", "occupancy", "assembly", "kernels", "compile_report",
-    "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
+    "kv_events", "swap_space", "kv_manager", "engine.scheduler",
+    "hardware", "occupancy", "assembly", "kernels", "compile_report",
+    "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged", "baselines.kv_manager",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
+    "engine.sampling_params", "engine.outputs",
 )  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def test_import_time() -> None:
 
 SPINE = [
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_events", "swap_space", "kv_manager", "hardware", "occupancy", "assembly",
+    "kv_events", "swap_space", "kv_manager", "engine.scheduler", "hardware", "occupancy", "assembly",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
     "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
@@ -58,11 +60,11 @@ SPINE = [
     "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models", "models.__main__", "model_runner",
-    "engine.core", "engine.sampling", "engine.beam_search", "engine",
+    "engine.sampling_params", "engine.outputs", "engine.core", "engine.sampling", "engine.beam_search", "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
-    "studies", "studies.paper",
+    "baselines.kv_manager", "studies", "studies.paper",
     "workloads.lengths", "workloads.arrivals", "workloads.request_logs", "workloads", "workloads.conversations",
     "studies.report", "studies.simulate", "studies.memory_shares",
     "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
