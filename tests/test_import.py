@@ -17,8 +17,8 @@ HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets",
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
     "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
-    "assembly", "kernels", "compile_report",
-    "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
+    "assembly", "kernels", "compile_report", "baselines.accounting", "baselines.strip", "baselines.contiguous",
+    "baselines.paged", "baselines.kv_manager",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench.allocator", "bench.slots", "bench.prefix",
@@ -68,7 +68,7 @@ SPINE = [
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
-    "studies", "studies.paper",
+    "baselines.kv_manager", "studies", "studies.paper",
     "workloads.lengths", "workloads.arrivals", "workloads.request_logs", "workloads", "workloads.conversations",
     "studies.report", "studies.simulate", "studies.memory_shares",
     "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
