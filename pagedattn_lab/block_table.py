@@ -25,7 +25,8 @@ class BlockTable:
         name: of the request, for pictures.
 
     Attributes:
-        blocks: physical block of each logical block; another table may name them too.
+        blocks: physical block of each logical block; another table may name them too. The list grows at its end, and
+            its last block may be replaced by a copy; where anything else changes, the table gets another list.
         num_tokens: length of the sequence.
         pending_copy: ``(source, destination)`` block numbers of a copy that :func:`take_copies` has not handed out yet.
 
@@ -115,6 +116,22 @@ class BlockTable:
         if pool.observers:
             self._end("append", added, num_tokens)
         return copied + added
+
+    def check_rewrite(self, start: int) -> None:
+        """Refuse to write tokens from ``start`` on once more, as after drafts that were rejected, if others read them.
+
+        Blocks with a hash may be shared: whoever writes to them again writes what they hold.
+
+        Raises:
+            ValueError: another table names one of these blocks.
+        """
+        whose = "a table" if self.name is None else f"request {self.name!r}"
+        for block in self.blocks[start // self.pool.block_size :]:
+            if block.ref_cnt > 1 and block.block_hash is None:
+                raise ValueError(
+                    f"{whose} would write over tokens {start} to {self.num_tokens - 1} of its table, and another table "
+                    f"shares block {block.block_id}: do not fork a table with tokens that may go"
+                )
 
     def _copy_on_write(self) -> KVCacheBlock:
         """Put a new block in the place of the last one, which other tables name too."""

@@ -35,6 +35,8 @@ class PagedKVCache:
         device: where the tensors live.
         k_scale, v_scale: of all keys and of all values, under float8_e4m3fn (by default 1, as in vLLM) and int8. What
             exceeds 448 scales, or 127 for int8, is cut.
+        num_host_blocks: blocks per layer in host memory, for :meth:`copy_out` and :meth:`copy_in`, its null block
+            included; 0 for none.
 
     Attributes:
         key_caches, value_caches: one tensor per layer, ``[num_blocks, block_size, num_kv_heads, head_dim]``; values may
@@ -66,6 +68,7 @@ class PagedKVCache:
         *,
         k_scale: float | None = None,
         v_scale: float | None = None,
+        num_host_blocks: int = 0,
     ) -> None:
         if shape.dtype not in CACHE_DTYPES:
             raise ValueError(f"a paged cache of {shape.dtype} is not supported: use one of {', '.join(CACHE_DTYPES)}")
@@ -74,9 +77,12 @@ class PagedKVCache:
                 f"a cache of {num_blocks} blocks of {block_size} tokens cannot be built: it needs at least 2 blocks "
                 "(block 0 is the null block) of at least 1 token"
             )
+        if num_host_blocks < 0:
+            raise ValueError(f"num_host_blocks is {num_host_blocks}: give 0 or more")
         self._per_token_head = shape.dtype.endswith("_per_token_head")
         _check_scales(shape.dtype, k_scale, v_scale)
         self.shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
+        self.num_host_blocks = num_host_blocks
 
         rows = (num_blocks, block_size, shape.num_kv_heads)
 
@@ -98,12 +104,18 @@ class PagedKVCache:
 
         self.k_scales = scales(k_scale)
         self.v_scales = self.k_scales if shape.latent else scales(v_scale)
+        self._host = [torch.zeros(num_host_blocks, *rows.shape[1:], dtype=rows.dtype) for rows in self._in_blocks()]
         self._writes_by_kernel = _kernel_compiles(self.key_caches[0])
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all blocks together, the scales of their tokens included."""
+        """Bytes of all blocks together, the scales of their tokens included; host memory is not counted."""
         return sum(tensor.nbytes for tensor in self._in_blocks())
+
+    @property
+    def num_host_bytes(self) -> int:
+        """Bytes of all blocks in host memory."""
+        return sum(tensor.nbytes for tensor in self._host)
 
     def _in_blocks(self) -> list[torch.Tensor]:
         """Give every tensor whose first dimension counts blocks: what belongs to a block lies in all of these."""
@@ -195,20 +207,60 @@ class PagedKVCache:
         Raises:
             ValueError: a number outside the cache, the null block, or one destination named twice.
         """
+        self._copy(pairs, self._in_blocks(), self._in_blocks())
+
+    def copy_out(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole blocks with their scales to host memory, in every layer.
+
+        Args:
+            pairs: ``(block, host block)`` numbers, as :meth:`pagedattn_lab.kv_manager.KVCacheManager.swap_out` gives
+                them.
+
+        Raises:
+            ValueError: a number outside the cache or host memory, a null block, or one destination named twice.
+
+        Example:
+            >>> cache = PagedKVCache(KVShape(1, 1, 4, "float32"), num_blocks=4, block_size=2, num_host_blocks=3)
+            >>> cache.write(0, torch.ones(1, 1, 4), torch.ones(1, 1, 4), slot_mapping=[2])       # in block 1
+            >>> cache.copy_out([(1, 2)])
+            >>> cache.copy_in([(2, 3)])
+            >>> cache.gather(0, slot_mapping=[6])[0].tolist()                                    # in block 3
+            [[[1.0, 1.0, 1.0, 1.0]]]
+        """
+        self._copy(pairs, self._in_blocks(), self._host)
+
+    def copy_in(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole blocks back from host memory: the inverse of :meth:`copy_out`.
+
+        Args:
+            pairs: ``(host block, block)`` numbers, as :meth:`pagedattn_lab.kv_manager.KVCacheManager.swap_in` gives
+                them.
+
+        Raises:
+            ValueError: as for :meth:`copy_out`.
+        """
+        self._copy(pairs, self._host, self._in_blocks())
+
+    @staticmethod
+    def _copy(pairs: Iterable[tuple[int, int]], of: Sequence[torch.Tensor], to: Sequence[torch.Tensor]) -> None:
+        """Copy blocks of some tensors to others, or within them; nothing is written before all of it is checked."""
         pairs = list(pairs)
-        for block_id in {block_id for pair in pairs for block_id in pair}:
-            if not 0 < block_id < self.num_blocks:
-                raise ValueError(f"block {block_id} cannot be copied: the cache has blocks 1 to {self.num_blocks - 1}")
-        destinations = [destination for _, destination in pairs]
+        sources, destinations = [source for source, _ in pairs], [destination for _, destination in pairs]
+        for numbers, tensors in ((sources, of), (destinations, to)):
+            for block_id in numbers:
+                if not 0 < block_id < len(tensors[0]):
+                    raise ValueError(
+                        f"block {block_id} cannot be copied: there are {max(0, len(tensors[0]) - 1)} blocks to name, "
+                        "from 1 on"
+                    )
         if len(set(destinations)) < len(destinations):
             raise ValueError(f"a block is named twice as a destination in {pairs}")
         if not pairs:
             return
-        device = self.key_caches[0].device
-        source = torch.tensor([source for source, _ in pairs], device=device)
-        destination = torch.tensor(destinations, device=device)
-        for tensor in self._in_blocks():
-            tensor[destination] = tensor[source]
+        source = torch.tensor(sources, device=of[0].device)
+        destination = torch.tensor(destinations, device=to[0].device)
+        for read, written in zip(of, to, strict=True):
+            written[destination] = read[source].to(written.device)
 
     def _slots(self, slot_mapping: torch.Tensor | Sequence[int], skip: int | None = None) -> torch.Tensor:
         """Check slots, all but those that equal ``skip``, and give them as an index tensor on the cache's device."""

@@ -7,35 +7,14 @@ group of full-attention layers. ``tests/test_vllm_transcript.py`` replays what t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.prefix_cache import HashIndex, PrefixIndex
+from pagedattn_lab.kv_events import EventIndex, KVCacheEvent
+from pagedattn_lab.prefix_cache import HashIndex, PrefixCacheStats, PrefixIndex
 from pagedattn_lab.request import Request
-
-
-@dataclass
-class PrefixCacheStats:
-    """What a prefix cache was good for.
-
-    Attributes:
-        requests: requests admitted after a look-up.
-        queries: their tokens.
-        hits: how many of these were found in cached blocks.
-        evictions: blocks that lost their contents to make room.
-    """
-
-    requests: int = 0
-    queries: int = 0
-    hits: int = 0
-    evictions: int = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Tokens found over tokens looked for; 0 if there were none."""
-        return self.hits / self.queries if self.queries else 0.0
+from pagedattn_lab.swap_space import BlockCopies, SwapSpace
 
 
 class KVCacheManager:
@@ -46,15 +25,18 @@ class KVCacheManager:
         block_size: tokens per block.
         enable_prefix_caching: whether full blocks are remembered after, and while, they are used.
         index: where cached blocks are looked up; by default a :class:`pagedattn_lab.prefix_cache.HashIndex`.
+        num_host_blocks: blocks of host memory to swap requests out to, its null block included; 0 for none.
+        enable_kv_cache_events: whether to keep what :meth:`take_events` gives.
 
     Attributes:
         block_pool: the physical memory.
         tables: page table of each request that holds blocks, by request id.
         prefix_cache: the index; ``None`` without prefix caching.
+        swap_space: the host's memory, and who is swapped out; ``None`` without host blocks.
         stats: since the last :meth:`reset_prefix_cache`.
 
     Raises:
-        ValueError: impossible sizes, an index without prefix caching, of another block size, or not empty.
+        ValueError: impossible sizes; an index that does not fit, or is not empty; events without a hash index.
 
     Example:
         >>> manager = KVCacheManager(num_blocks=11, block_size=16)
@@ -79,6 +61,8 @@ class KVCacheManager:
         block_size: int,
         enable_prefix_caching: bool = True,
         index: PrefixIndex | None = None,
+        num_host_blocks: int = 0,
+        enable_kv_cache_events: bool = False,
     ) -> None:
         self.block_pool = BlockPool(num_blocks, block_size)
         if index is not None and not enable_prefix_caching:
@@ -91,6 +75,9 @@ class KVCacheManager:
         if enable_prefix_caching:
             self.prefix_cache = HashIndex(block_size) if index is None else index
             self.block_pool.on_evict = self._evicted
+        if enable_kv_cache_events:
+            self.prefix_cache = EventIndex(self.prefix_cache)
+        self.swap_space = SwapSpace(num_host_blocks, block_size) if num_host_blocks else None
         self.tables: dict[str, BlockTable] = {}
         self.stats = PrefixCacheStats()
         self._num_cached_blocks: dict[str, int] = {}  # of each request: blocks from the first on that are remembered
@@ -148,10 +135,7 @@ class KVCacheManager:
         table = self.tables.get(name)
         if num_new_tokens < 1:
             raise ValueError(f"num_new_tokens is {num_new_tokens}: a request computes at least 1 token")
-        if table is None:
-            self._check_admission(request, computed_blocks)
-        else:
-            self._check_running(request, table, computed_blocks)
+        self._check(request, table, computed_blocks)
 
         # How many blocks does it take? Hits that nobody holds stand in the free queue, and leave it too.
         if table is None:
@@ -191,8 +175,7 @@ class KVCacheManager:
             ValueError: a request without blocks, a name that is taken, or a table that waits for a copy.
 
         Example:
-            >>> manager = KVCacheManager(num_blocks=8, block_size=4)
-            >>> ada = Request("Ada", range(6))
+            >>> manager, ada = KVCacheManager(num_blocks=8, block_size=4), Request("Ada", range(6))
             >>> _ = manager.allocate_slots(ada, 6); ada.num_computed_tokens = 6
             >>> bo = manager.fork(ada, "Bo")
             >>> bo.append_token(9)
@@ -203,7 +186,7 @@ class KVCacheManager:
         table = self.tables.get(request.request_id)
         if table is None:
             raise ValueError(f"request {request.request_id!r} holds no blocks that a fork could share")
-        if request_id in self.tables:
+        if request_id in self.tables or self.is_swapped_out(request_id):
             raise ValueError(f"request {request_id!r} holds blocks already: give the fork another name")
         self.tables[request_id] = table.fork(request_id)
         self._num_cached_blocks[request_id] = self._num_cached_blocks[request.request_id]
@@ -217,13 +200,74 @@ class KVCacheManager:
     def free(self, request: Request) -> None:
         """Let a request's blocks go, last first, so that the end of a sequence is evicted before its beginning.
 
-        Cached blocks stay in the cache until they are handed out again. A request without blocks has nothing to free.
+        Cached blocks stay in the cache until they are handed out again. A request that is swapped out gives its host
+        blocks back. One without blocks has nothing to free.
         """
-        table = self.tables.pop(request.request_id, None)
+        self._release(request.request_id)
+        if self.swap_space is not None:
+            self.swap_space.drop(request.request_id)
+
+    def swap_out(self, request: Request) -> BlockCopies | None:
+        """Let a request's blocks go once they have been copied to the host; its ``num_computed_tokens`` stays.
+
+        A block that others hold is copied too, and stays theirs. Tokens of the step under way are dropped with what was
+        remembered of them. Copies come before anything is written. A step swaps out or in, not both: a copy out could
+        go to a host block that a copy in has just given back.
+
+        Returns:
+            ``(block, host block)`` numbers, for :meth:`pagedattn_lab.kv_cache.PagedKVCache.copy_out`; ``None`` if the
+            host has too few, and nothing has changed.
+
+        Raises:
+            ValueError: a request without blocks, or with more tokens computed than they hold.
+
+        Example:
+            >>> manager = KVCacheManager(num_blocks=4, block_size=4, num_host_blocks=4)
+            >>> ada, bo = Request("Ada", range(6)), Request("Bo", [7])
+            >>> _ = manager.allocate_slots(ada, 6); ada.num_computed_tokens = 6
+            >>> manager.swap_out(ada), manager.allocate_slots(bo, 1)
+            ([(1, 1), (2, 2)], [KVCacheBlock(block_id=2, ref_cnt=1, block_hash=None)])
+            >>> manager.swap_in(ada), manager.block_ids("Ada")
+            ([(1, 3), (2, 1)], [3, 1])
+        """
+        name, num_computed = request.request_id, request.num_computed_tokens
+        table = self.tables.get(name)
         if table is None:
-            return
-        self._num_cached_blocks.pop(request.request_id, None)
-        table.release()
+            raise ValueError(f"request {name!r} holds no blocks that could be swapped out")
+        pairs = None if self.swap_space is None else self.swap_space.take(name, table, num_computed)
+        if pairs is not None:
+            self.evict_blocks(table.block_ids[num_computed // self.block_pool.block_size :])
+            self._release(name)
+        return pairs
+
+    def swap_in(self, request: Request) -> BlockCopies | None:
+        """Give a request that was swapped out new blocks for its computed tokens, to be copied from the host.
+
+        Full ones are remembered again. Otherwise nobody could find what the request computes next: a look-up stops at
+        the first block that is not known.
+
+        Returns:
+            ``(host block, block)`` numbers, for :meth:`pagedattn_lab.kv_cache.PagedKVCache.copy_in`; ``None`` if too
+            few blocks are free, and nothing has changed.
+
+        Raises:
+            ValueError: a request that is not swapped out.
+        """
+        name = request.request_id
+        if self.swap_space is None:
+            raise ValueError(f"request {name!r} cannot be swapped in: there is no host memory, num_host_blocks is 0")
+        table = BlockTable(self.block_pool, name)
+        pairs = self.swap_space.give(name, table)
+        if pairs is not None:
+            self.tables[name] = table
+            self._num_cached_blocks[name] = table.num_tokens // self.block_pool.block_size
+            if self.prefix_cache is not None:
+                self.prefix_cache.insert(request, table.blocks, 0, self._num_cached_blocks[name])
+        return pairs
+
+    def is_swapped_out(self, request_id: str) -> bool:
+        """Whether a request's blocks are in the host's memory."""
+        return self.swap_space is not None and request_id in self.swap_space.tables
 
     def evict_blocks(self, block_ids: Iterable[int]) -> None:
         """Forget what blocks hold, whoever holds them: for blocks that were remembered and then not computed.
@@ -232,8 +276,7 @@ class KVCacheManager:
         that begins alike reads what was never written.
 
         Example:
-            >>> manager = KVCacheManager(num_blocks=4, block_size=4)
-            >>> ada = Request("Ada", range(9))
+            >>> manager, ada = KVCacheManager(num_blocks=4, block_size=4), Request("Ada", range(9))
             >>> _ = manager.allocate_slots(ada, 9)                    # and now something fails
             >>> manager.evict_blocks(manager.block_ids("Ada")); manager.free(ada)
             >>> manager.get_computed_blocks(Request("Bo", range(9)))
@@ -249,9 +292,9 @@ class KVCacheManager:
         """Forget all cached contents, for instance because the model's weights changed.
 
         Returns:
-            ``True`` if it happened; while any request holds blocks it does not.
+            ``True`` if it happened; while any request holds blocks, or is swapped out, it does not.
         """
-        if self.block_pool.num_used_blocks:
+        if self.block_pool.num_used_blocks or (self.swap_space is not None and self.swap_space.tables):
             return False
         if self.prefix_cache is not None:
             self.prefix_cache.clear()
@@ -260,33 +303,27 @@ class KVCacheManager:
         self.stats = PrefixCacheStats()
         return True
 
-    def _check_admission(self, request: Request, computed_blocks: Sequence[KVCacheBlock]) -> None:
-        """Refuse to admit a request whose count or whose hits are out of date."""
-        num_computed = request.num_computed_tokens
+    def take_events(self) -> list[KVCacheEvent]:
+        """Hand out what became known and was forgotten since the last time; nothing unless events were enabled."""
+        return self.prefix_cache.take() if isinstance(self.prefix_cache, EventIndex) else []
+
+    def _check(self, request: Request, table: BlockTable | None, computed_blocks: Sequence[KVCacheBlock]) -> None:
+        """Refuse a count or hits that are out of date, and a second write to a block that a fork reads."""
+        name, num_computed = f"request {request.request_id!r}", request.num_computed_tokens
+        if table is not None:
+            if computed_blocks:
+                raise ValueError(f"{name} holds blocks already: hits are for requests without any")
+            if num_computed < table.num_tokens:
+                table.check_rewrite(num_computed)
+            return
+        if self.is_swapped_out(request.request_id):
+            raise ValueError(f"{name} is swapped out: call swap_in before it computes more")
         if num_computed not in (0, len(computed_blocks) * self.block_pool.block_size):
             raise ValueError(
-                f"request {request.request_id!r} holds no blocks, yet num_computed_tokens is {num_computed}: set it to "
-                "0 when blocks are freed"
+                f"{name} holds no blocks, yet num_computed_tokens is {num_computed}: set it to 0 when blocks are freed"
             )
         if computed_blocks and (self.prefix_cache is None or not self.prefix_cache.holds(request, computed_blocks)):
-            raise ValueError(
-                f"the cache no longer holds these blocks for request {request.request_id!r}: call get_computed_blocks "
-                "again"
-            )
-
-    def _check_running(self, request: Request, table: BlockTable, computed_blocks: Sequence[KVCacheBlock]) -> None:
-        """Refuse hits for a request that has blocks, and a second write to a block that a fork reads."""
-        name, num_computed = f"request {request.request_id!r}", request.num_computed_tokens
-        if computed_blocks:
-            raise ValueError(f"{name} holds blocks already: hits are for requests without any")
-        if num_computed >= table.num_tokens:
-            return  # nothing is written twice
-        for block in table.blocks[num_computed // self.block_pool.block_size :]:
-            if block.ref_cnt > 1 and block.block_hash is None:
-                raise ValueError(
-                    f"{name} would write over tokens {num_computed} to {table.num_tokens - 1} of its table, and "
-                    f"another table shares block {block.block_id}: do not fork a table with tokens that may go"
-                )
+            raise ValueError(f"the cache no longer holds these blocks for {name}: call get_computed_blocks again")
 
     def _admit(self, request: Request, computed_blocks: Sequence[KVCacheBlock]) -> BlockTable:
         """Give a request a page table that begins with its hits, and count the look-up: a refused one looks again."""
@@ -299,6 +336,12 @@ class KVCacheManager:
             self.stats.queries += request.num_tokens
             self.stats.hits += table.num_tokens
         return table
+
+    def _release(self, name: str) -> None:
+        table = self.tables.pop(name, None)
+        if table is not None:
+            del self._num_cached_blocks[name]
+            table.release()
 
     def _evicted(self, block: KVCacheBlock) -> None:
         """Called by the pool, and only if there is a prefix cache, just before a block loses its mark."""

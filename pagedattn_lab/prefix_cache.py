@@ -15,6 +15,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from pagedattn_lab.block_pool import KVCacheBlock
@@ -111,6 +112,28 @@ def _serialise(parent: bytes, tokens: bytes, extra_keys: Sequence[ExtraKey]) -> 
     if extra_keys:
         keys = json.dumps(extra_keys, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     return _lengths_as_bytes(len(parent), len(tokens)) + parent + tokens + keys
+
+
+@dataclass
+class PrefixCacheStats:
+    """What a prefix cache was good for.
+
+    Attributes:
+        requests: requests admitted after a look-up.
+        queries: their tokens.
+        hits: how many of these were found in cached blocks.
+        evictions: blocks that lost their contents to make room.
+    """
+
+    requests: int = 0
+    queries: int = 0
+    hits: int = 0
+    evictions: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Tokens found over tokens looked for; 0 if there were none."""
+        return self.hits / self.queries if self.queries else 0.0
 
 
 class PrefixIndex(Protocol):

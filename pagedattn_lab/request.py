@@ -11,6 +11,8 @@ from enum import Enum
 from operator import index
 from typing import Any
 
+from pagedattn_lab.arithmetic import at_least_one
+
 ExtraKey = tuple[str | int, ...]
 """What, beside tokens, decides what a block holds: a kind and its value."""
 
@@ -20,9 +22,11 @@ class RequestStatus(Enum):
 
     WAITING = "waiting"
     RUNNING = "running"
+    PREEMPTED = "waiting again: it has lost its blocks to others"
     FINISHED_STOPPED = "finished: it chose a token that ends it"
     FINISHED_LENGTH_CAPPED = "finished: it has as many tokens as it may have"
     FINISHED_ABORTED = "finished: nobody wants the rest"
+    FINISHED_ERROR = "finished: it could not be computed"
 
     @property
     def is_finished(self) -> bool:
@@ -30,9 +34,9 @@ class RequestStatus(Enum):
 
         Example:
             >>> [status.name for status in RequestStatus if not status.is_finished]
-            ['WAITING', 'RUNNING']
+            ['WAITING', 'RUNNING', 'PREEMPTED']
         """
-        return self not in (RequestStatus.WAITING, RequestStatus.RUNNING)
+        return self.name.startswith("FINISHED")
 
 
 class Request:
@@ -42,17 +46,21 @@ class Request:
         request_id: its name, unique among running requests.
         token_ids: the prompt.
         cache_salt: requests share blocks only with those of the same salt.
+        max_tokens: how many tokens of output it may have; ``None`` if whoever runs it says when it ends.
+        priority: requests of a smaller number go first, where priorities count.
+        arrival_time: when it came, on any clock in seconds; decides between equal priorities.
 
     Attributes:
         token_ids: prompt and output so far. It only grows: use :meth:`append_token`.
         num_prompt_tokens: how many of them are the prompt.
         num_computed_tokens: how many have keys and values in the cache; whoever runs the model advances it.
         status: where it is on its way; whoever runs it says so.
+        num_preemptions: how often it has lost its blocks to others.
         hashes: of its full blocks (vLLM: ``block_hashes``), kept by :func:`pagedattn_lab.prefix_cache.block_hashes`, so
             that each is computed once.
 
     Raises:
-        ValueError: no token, one that is no whole number of 64 bits, or an empty salt.
+        ValueError: no token, one that is no whole number of 64 bits, an empty salt, or ``max_tokens`` below 1.
 
     Example:
         >>> request = Request("Ada", [5, 6, 7, 8, 9])
@@ -61,16 +69,31 @@ class Request:
         (6, 5, [10])
     """
 
-    def __init__(self, request_id: str, token_ids: Iterable[int], cache_salt: str | None = None) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        token_ids: Iterable[int],
+        cache_salt: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        priority: int = 0,
+        arrival_time: float = 0.0,
+    ) -> None:
         self.request_id = request_id
         self.token_ids = _whole_numbers(request_id, token_ids)
         if not self.token_ids:
             raise ValueError(f"request {request_id!r} has no token: give it at least one")
         if cache_salt == "":
             raise ValueError(f"cache_salt of request {request_id!r} is empty: give a text, or None for none")
+        if max_tokens is not None:
+            at_least_one(f"max_tokens of request {request_id!r}", max_tokens)
         self.cache_salt = cache_salt
+        self.max_tokens = max_tokens
+        self.priority = priority
+        self.arrival_time = arrival_time
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.num_preemptions = 0
         self.status = RequestStatus.WAITING
         self.hashes: dict[Hashable, list[bytes]] = {}
 
@@ -122,9 +145,16 @@ class Request:
             >>> first.output_token_ids, second.output_token_ids
             ([7], [7, 8])
         """
-        twin = Request(request_id, self.token_ids, self.cache_salt)
+        twin = Request(
+            request_id,
+            self.token_ids,
+            self.cache_salt,
+            max_tokens=self.max_tokens,
+            priority=self.priority,
+            arrival_time=self.arrival_time,
+        )
         twin.num_prompt_tokens, twin.num_computed_tokens = self.num_prompt_tokens, self.num_computed_tokens
-        twin.status = self.status
+        twin.num_preemptions, twin.status = self.num_preemptions, self.status
         twin.hashes = {key: list(hashes) for key, hashes in self.hashes.items()}
         return twin
 

@@ -23,6 +23,7 @@ from pagedattn_lab.request import Request, RequestStatus
         ({"token_ids": [-(2**63) - 1, 1]}, "token id -9223372036854775809"),
         ({"token_ids": [1, None]}, "token id None"),
         ({"token_ids": [torch.tensor(1.0)]}, "token id tensor"),
+        ({"max_tokens": 0}, "max_tokens of request 'Ada' is 0"),
     ],
 )
 def test_impossible_requests_are_refused(change: dict, message: str) -> None:
@@ -74,8 +75,8 @@ def test_prompt_and_output() -> None:
 
 def test_a_fork_goes_its_own_way() -> None:
     """Catches a fork that shares a list of tokens or of hashes with its parent, or forgets its salt or its count."""
-    ada = Request("Ada", [1, 2, 3, 4], "blue")
-    ada.num_computed_tokens, ada.status = 4, RequestStatus.RUNNING
+    ada = Request("Ada", [1, 2, 3, 4], "blue", max_tokens=9, priority=2, arrival_time=1.5)
+    ada.num_computed_tokens, ada.num_preemptions, ada.status = 4, 3, RequestStatus.RUNNING
     ada.append_token(5)
     first = list(block_hashes(ada, 2))
     bo = ada.fork("Bo")
