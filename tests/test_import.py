@@ -58,10 +58,11 @@ SPINE = [
     "attention.triton_prefill", "attention.cpu_kernel", "attention.cpu", "attention.backends", "attention",
     "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
-    "models.latents", "models", "models.__main__", "model_runner",
-    "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.core", "engine.sampling",
-    "engine.beam_search", "engine.metrics", "engine.progress", "engine.prometheus", "engine.llm_engine",
-    "engine.async_llm", "engine.protocol", "engine.answers", "engine.serving", "engine.server", "engine",
+    "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
+    "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop", "engine.core",
+    "engine.sampling", "engine.beam_search", "engine.metrics", "engine.progress", "engine.prometheus",
+    "engine.llm_engine", "engine.async_llm", "engine.protocol", "engine.answers", "engine.serving", "engine.server",
+    "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
