@@ -2,7 +2,7 @@
 
 Not part of the tests, which need no vLLM. To record anew, in an environment that has vLLM (a CPU build will do):
 
-    python tests/record_vllm_scheduler.py
+    VLLM_TARGET_DEVICE=cpu python tests/record_vllm_scheduler.py
 
 Every step is one list: what came and what was given up before it, what was scheduled and preempted, who runs and waits
 then, with which blocks, what was sampled, who ended, and last the free queue.
@@ -42,15 +42,15 @@ class Recorder:
 
         init_none_hash(sha256)
         self.rng = rng = random.Random(seed)
-        self.block_size = rng.choice([1, 2, 3, 4, 16])
+        self.block_size = rng.choice([1, 1, 2, 3, 4, 16])
         self.num_blocks = rng.randint(4, 14)
         self.caching = seed % 3 > 0
         self.options = {
-            "max_num_batched_tokens": rng.choice([None, None, 1, 2, 3, 7, 20]),
-            "max_num_seqs": rng.choice([None, None, 2, 4]),
+            "max_num_batched_tokens": rng.choice([None, None, None, 1, 3, 7, 20]),
+            "max_num_seqs": rng.choice([None, None, None, 3]),
             "policy": "priority" if seed % 2 else "fcfs",
-            "watermark": rng.choice([0.0, 0.0, 0.1, 0.25, 0.5]),
-            "long_prefill_token_threshold": rng.choice([None, None, None, 3]),
+            "watermark": rng.choice([0.0, 0.0, 0.0, 0.1, 0.25, 0.5]),
+            "long_prefill_token_threshold": rng.choice([None, None, 3, 5]),
         }
         self.scheduler = self.make_scheduler()
         self.preempted: list[str] = []
@@ -110,8 +110,8 @@ class Recorder:
         from vllm.v1.request import Request
 
         rng, most = self.rng, (self.num_blocks - 1) * self.block_size
-        length = rng.randint(1, min(most, 4 * self.block_size + 1))
-        max_tokens = rng.randint(1, min(most - length + 1, 3 * self.block_size + 2))
+        length = rng.randint(1, min(most, rng.choice([1, 3, 4 * self.block_size + 1, 8 * self.block_size])))
+        max_tokens = rng.randint(1, min(most - length + 1, rng.choice([2, 40, 40])))
         tokens: list[int] = []
         while len(tokens) < length:
             tokens += [rng.choice([0, 0, 1])] * rng.choice([self.block_size, self.block_size, 1])
@@ -136,7 +136,7 @@ class Recorder:
     def give_up(self) -> list[str]:
         from vllm.v1.request import RequestStatus
 
-        names = [name for name in self.scheduler.requests if self.rng.random() < 0.02]
+        names = [name for name in self.scheduler.requests if self.rng.random() < 0.007]
         for name in names:
             self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
         return names
@@ -145,7 +145,7 @@ class Recorder:
         from vllm.v1.outputs import ModelRunnerOutput
 
         scheduler = self.scheduler
-        came = [self.come() for _ in range(self.rng.choice([0, 0, 0, 1, 2]))] if may_come else []
+        came = [self.come() for _ in range(self.rng.choice([0, 0, 0, 1, 2, 4]))] if may_come else []
         gone = self.give_up()
         self.preempted = []
         output = scheduler.schedule()
@@ -159,7 +159,7 @@ class Recorder:
         for name in scheduled:
             request = scheduler.requests[name]
             if request.num_computed_tokens == request.num_tokens:
-                sampled[name] = STOP if self.rng.random() < 0.03 else self.rng.choice([0, 0, 0, 1])
+                sampled[name] = STOP if self.rng.random() < 0.02 else self.rng.choice([0, 0, 0, 1])
         scheduler.update_from_output(
             output,
             ModelRunnerOutput(
@@ -176,7 +176,7 @@ class Recorder:
     def run(self, num_steps: int) -> dict[str, Any]:
         try:
             for number in range(num_steps):
-                self.step(may_come=number < num_steps // 2)
+                self.step(may_come=number < num_steps * 3 // 4 and len(self.scheduler.waiting) < 6)
         except Remembered:
             pass
         return {
@@ -189,10 +189,10 @@ class Recorder:
 
 
 def main() -> None:
-    """Record forty-eight schedulers."""
+    """Record sixty schedulers."""
     import vllm
 
-    runs = ",\n".join(json.dumps(Recorder(seed).run(40), separators=(",", ":")) for seed in range(48))
+    runs = ",\n".join(json.dumps(Recorder(seed).run(40), separators=(",", ":")) for seed in range(60))
     TRANSCRIPT.write_text(f'{{"vllm": "{vllm.__version__}", "runs": [\n{runs}\n]}}\n')
     print(f"wrote {TRANSCRIPT}")
 

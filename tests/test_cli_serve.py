@@ -125,8 +125,9 @@ def test_what_an_engine_is_given(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     made = []
     monkeypatch.setattr(command, "_serve", lambda arguments, engine, name, listener: made.append(engine) or 0)
     options = (
-        "--num-blocks 50 --block-size 8 --max-num-seqs 7 --max-num-batched-tokens 33 --max-model-len 100 --dtype bfloat16 "
-        "--no-enable-prefix-caching --watermark 0.25 --scheduling-policy priority --attention reference"
+        "--num-blocks 50 --block-size 8 --max-num-seqs 7 --max-num-batched-tokens 33 --max-model-len 100 "
+        "--no-enable-prefix-caching --watermark 0.25 --scheduling-policy priority --attention reference "
+        "--dtype bfloat16"
     )
     assert main(["serve", str(folder), "--port", "0", *options.split()]) == 0
     [engine] = made

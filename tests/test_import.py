@@ -16,7 +16,8 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "swap_space", "kv_manager", "engine.scheduler", "hardware", "occupancy", "assembly", "kernels", "compile_report",
+    "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "assembly", "kernels", "compile_report",
     "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
@@ -50,7 +51,8 @@ def test_import_time() -> None:
 
 SPINE = [
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "swap_space", "kv_manager", "engine.scheduler", "hardware", "occupancy", "assembly",
+    "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "assembly",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
     "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
@@ -59,10 +61,10 @@ SPINE = [
     "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
-    "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop", "engine.core",
-    "engine.sampling", "engine.beam_search", "engine.metrics", "engine.progress", "engine.prometheus",
-    "engine.llm_engine", "engine.async_llm", "engine.protocol", "engine.answers", "engine.serving", "engine.server",
-    "engine",
+    "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop",
+    "engine.output_processor", "engine.core", "engine.sampling", "engine.beam_search", "engine.metrics",
+    "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
+    "engine.answers", "engine.serving", "engine.server", "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",

@@ -119,7 +119,6 @@ class Plan:
             _per_head(variant.sinks),
         )
 
-    @torch.no_grad()
     def attend(
         self, query: torch.Tensor, caches: Caches, scale: float, output: torch.Tensor, wants_lse: bool = False
     ) -> torch.Tensor:
@@ -218,6 +217,7 @@ def _attend_gathered(
     return output[0].transpose(0, 1)
 
 
+@torch.no_grad()
 def cpu_attention(
     query: torch.Tensor,
     key_cache: torch.Tensor,
