@@ -372,7 +372,7 @@ def test_a_client_that_hangs_up(stream: bool) -> None:
 
 def test_two_hundred_clients_of_which_a_third_hang_up() -> None:
     """Catches an answer that is lost, another's, or incomplete, and blocks that stay held, under preemption."""
-    num_clients, num_tokens = 200, 24
+    num_clients, num_tokens = 200, 12
     prompts = [
         f"{'abcdefghijkl'[number % 12]}{'abcdefgh'[number % 8]}{'abcde'[number % 5]}" for number in range(num_clients)
     ]
