@@ -56,7 +56,7 @@ class Setup:
     repetitions: int = 3
     vllm_python: str | os.PathLike[str] | None = None
     static_batch: int = 32
-    max_requests: int = 8
+    max_requests: int = 16
 
     def load(self, shared_prefix: int = 0) -> Load:
         """Make the requests."""
