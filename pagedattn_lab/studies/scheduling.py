@@ -109,7 +109,9 @@ def serve(
     arriving = deque(requests)
     for request in arriving:
         if request.max_tokens is None:
-            raise ValueError(f"request {request.request_id!r} has no max_tokens, so it would never end: give it a number")
+            raise ValueError(
+                f"request {request.request_id!r} has no max_tokens, so it would never end: give it a number"
+            )
     served, clock, came, in_house = Served(), 0.0, {}, 0
     while arriving or scheduler.has_unfinished:
         while arriving and (clients is None or in_house < clients):
