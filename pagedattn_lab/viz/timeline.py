@@ -58,7 +58,7 @@ def show_timeline(steps: Sequence[Step], names: Sequence[str], num_blocks: int |
     for row, name in enumerate(names):
         y = _TOP + _ROW * row
         parts.append(_text(2, y + 15, shorten(name, 7), 12, "start"))
-        parts.append(f'<path d="M{_NAME},{y + _ROW // 2}H{width - 4}" stroke="#d9d9d9"/>')
+        parts.append(f'<path d="M{_NAME},{y + _ROW // 2}H{width - 4}" stroke="#777" stroke-opacity="0.35"/>')
     for column, step in enumerate(steps):
         x = _NAME + _CELL * column
         if column == 0 or (column + 1) % 5 == 0 or column == len(steps) - 1:
