@@ -3,7 +3,7 @@
 Who runs, who is preempted and how many blocks are held depend on lengths only, not on what a model says. So a load of
 hundreds of requests takes a second, and its steps are those of a server with a model.
 
-Source: Kwon et al. 2023, sections 4.5 and 6; Little 1961 for :attr:`Served.mean_in_house`.
+Source: Kwon et al. 2023, sections 4.5 and 6; Little 1961 for :attr:`SchedulingReport.mean_in_house`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ServedStep(NamedTuple):
 
 
 @dataclass
-class Served:
+class SchedulingReport:
     """What a load was like to serve.
 
     Attributes:
@@ -79,7 +79,7 @@ def serve(
     requests: Iterable[Request],
     step_time: StepTime | None = None,
     clients: int | None = None,
-) -> Served:
+) -> SchedulingReport:
     """Take requests to their end; each gets as many tokens as it may have.
 
     Args:
@@ -112,7 +112,7 @@ def serve(
             raise ValueError(
                 f"request {request.request_id!r} has no max_tokens, so it would never end: give it a number"
             )
-    served, clock, came, in_house = Served(), 0.0, {}, 0
+    served, clock, came, in_house = SchedulingReport(), 0.0, {}, 0
     while arriving or scheduler.has_unfinished:
         while arriving and (clients is None or in_house < clients):
             came[arriving[0].request_id] = clock
