@@ -25,7 +25,8 @@ class BlockTable:
         name: of the request, for pictures.
 
     Attributes:
-        blocks: physical block of each logical block; another table may name them too.
+        blocks: physical block of each logical block; another table may name them too. The list grows at its end, and
+            its last block may be replaced by a copy; where anything else changes, the table gets another list.
         num_tokens: length of the sequence.
         pending_copy: ``(source, destination)`` block numbers of a copy that :func:`take_copies` has not handed out yet.
 

@@ -28,16 +28,26 @@ from pagedattn_lab.attention.latent import absorbed_query, expanded_output
 from pagedattn_lab.attention.metadata import AttentionMetadata
 from pagedattn_lab.attention.variant import EIGHT_BIT, PLAIN, Variant
 from pagedattn_lab.block_table import take_copies
+from pagedattn_lab.input_batch import InputBatch
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.models.implementation import attention_of
 from pagedattn_lab.models.latents import latent_layers, latents_kept, up_projections
-from pagedattn_lab.models.support import UnsupportedModelError, refuse_layer, refuse_unsupported, rotary_limit
+from pagedattn_lab.models.support import (
+    UnsupportedModelError,
+    fused_obstacle,
+    refuse_layer,
+    refuse_unsupported,
+    rotary_limit,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION_NAME = "pagedattn_lab"
+
+FORWARDS = ("modules", "fused", "auto")
+"""How a model may be computed: see :class:`ModelRunner`."""
 
 
 @dataclass
@@ -66,17 +76,24 @@ class ModelRunner:
             prompt run on one that suits prompts.
         kv_cache_dtype: what the cache is kept in, one of :data:`pagedattn_lab.kv_shape.KV_CACHE_DTYPES`; under
             ``"auto"`` the model's dtype. The model computes in its own whatever the cache holds.
+        forward: ``"modules"`` runs the model's own code, whatever the model. ``"fused"`` runs
+            :class:`pagedattn_lab.models.fused_decoder.FusedDecoder`, a loop for models of Llama's kind on a CPU. It
+            keeps a copy of all weights, since the model's own stay. ``"auto"`` is fused where that can be.
+        num_host_blocks: blocks per layer in host memory, for requests that are swapped out.
 
     Attributes:
         cache: the tensors. A pool of as many blocks hands them out: two pools would hand out the same ones.
+        forward: ``"modules"`` or ``"fused"``: what computes the steps.
+        input_batch: lays steps out, faster than :func:`pagedattn_lab.attention.metadata.attention_metadata`.
 
     Sliding windows, soft-capping, attention sinks and values of another width than keys are the model's own: it passes
     them to its attention function. Of a model with latents, the cache holds the latents.
 
     Raises:
         UnsupportedModelError: an encoder-decoder, chunked windows, layers that do not cache alike, a model without
-            ``position_ids``, or attention that is not causal or does not go through transformers' interface.
-        ValueError: an unknown backend or dtype of the cache, or an impossible number or size of blocks.
+            ``position_ids``, or attention that is not causal or does not go through transformers' interface; or under
+            ``"fused"`` a model, cache or backend that the loop does not have.
+        ValueError: an unknown backend, forward or dtype of the cache, or an impossible number or size of blocks.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -99,8 +116,12 @@ class ModelRunner:
         block_size: int = 16,
         attention: str = "auto",
         kv_cache_dtype: str = "auto",
+        forward: str = "modules",
+        num_host_blocks: int = 0,
     ) -> None:
         check_name(attention)
+        if forward not in FORWARDS:
+            raise ValueError(f"forward {forward!r} is unknown: use one of {', '.join(FORWARDS)}")
         if kv_cache_dtype not in KV_CACHE_DTYPES:
             raise ValueError(f"kv_cache_dtype {kv_cache_dtype!r} is unknown: use one of {', '.join(KV_CACHE_DTYPES)}")
         refuse_unsupported(model)
@@ -110,17 +131,33 @@ class ModelRunner:
             raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
         self.model, self.attention = model, attention
         self._latent_layers = latent_layers(model) if shape.latent else []
-        self.cache = PagedKVCache(shape, num_blocks, block_size, model.device)
+        self.cache = PagedKVCache(shape, num_blocks, block_size, model.device, num_host_blocks=num_host_blocks)
+        self.input_batch = InputBatch(model.device)
         key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
         sizes = (key_cache.dtype, key_cache.shape[3], value_cache.shape[3])
         scales = Variant(k_scale=self.cache.k_scales[0], v_scale=self.cache.v_scales[0])
         choose(attention, Call(model.device.type, model.dtype, *sizes, variant=scales))  # refuses before a step begins
         self._rotary_limit = rotary_limit(model)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        obstacle = None if forward == "modules" else self._fused_obstacle()
+        if forward == "fused" and obstacle is not None:
+            raise UnsupportedModelError(f'{type(model).__name__} cannot be fused: {obstacle}; use forward="auto"')
+        self.forward = "modules" if forward == "modules" or obstacle is not None else "fused"
+        if self.forward == "fused":
+            from pagedattn_lab.models.fused_decoder import FusedDecoder  # late: numba is optional
+
+            self._fused = FusedDecoder(model, self.cache)
+
+    def _fused_obstacle(self) -> str | None:
+        if self.attention not in ("auto", "cpu"):
+            return f'it attends by the cpu backend, not by "{self.attention}"'
+        return fused_obstacle(self.model, self.cache)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Have numba compile the CPU kernel, where that will attend, by attending once; the result is thrown away."""
+        """Have numba compile what it will, by attending once where the CPU kernel will; the result is thrown away."""
+        if self.forward == "fused":
+            self._fused.warm_up()
         key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
         # As many query heads as there are KV heads: the code is the same for any number.
         query = key_cache.new_zeros(1, *key_cache.shape[2:], dtype=self.model.dtype)
@@ -130,19 +167,24 @@ class ModelRunner:
             backend.run(query, key_cache, value_cache, one[None], one, torch.arange(2), 1.0, PLAIN)
 
     @torch.inference_mode()
-    def execute(self, token_ids: Sequence[int], metadata: AttentionMetadata) -> torch.Tensor:
+    def execute(
+        self, token_ids: Sequence[int], metadata: AttentionMetadata, logits_of: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Compute one step of a ragged batch: copy blocks, then run the model, which writes and attends in every layer.
 
         Args:
             token_ids: the step's tokens, sequence after sequence.
             metadata: where they stand and where their keys and values go; see
                 :func:`pagedattn_lab.attention.metadata.attention_metadata`.
+            logits_of: indices of the sequences whose logits are wanted, in the order in which they are; by default all.
+                A chunk in the middle of a prompt needs none, and the product with the vocabulary is a large one.
 
         Returns:
-            ``[num_seqs, vocab_size]`` logits that follow each sequence's last token.
+            ``[len(logits_of), vocab_size]`` logits that follow each of these sequences' last token.
 
         Raises:
-            ValueError: not as many tokens as slots, or page tables on a pool whose blocks are not those of the cache.
+            ValueError: not as many tokens as slots, page tables on a pool whose blocks are not those of the cache, or
+                logits of a sequence that is not there.
             UnsupportedModelError: a layer bypassed the paged cache or asks for something that it cannot express, or a
                 sequence is longer than the model's rotary embedding stays the same for.
         """
@@ -160,12 +202,25 @@ class ModelRunner:
                 f"a sequence has {metadata.max_seq_len} tokens, and beyond {self._rotary_limit} the rotary angles of "
                 f"{type(self.model).__name__} depend on the longest sequence of a batch: keep to shorter ones"
             )
+        num_seqs = len(metadata.seq_lens)
+        if logits_of is not None and not all(0 <= sequence < num_seqs for sequence in logits_of):
+            raise ValueError(f"logits_of is {list(logits_of)}: the step has sequences 0 to {num_seqs - 1}")
         self.cache.copy_blocks(take_copies(metadata.tables))
+        last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
+        if logits_of is not None:
+            last_tokens = last_tokens[torch.tensor([*logits_of], dtype=torch.int64, device=last_tokens.device)]
+        if self.forward == "fused":
+            return self._fused.logits(token_ids, metadata, last_tokens)
+        return self._through_modules(token_ids, metadata, last_tokens)
+
+    def _through_modules(
+        self, token_ids: Sequence[int], metadata: AttentionMetadata, last_tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Run the model's own code; give the logits of ``last_tokens``."""
         # Without a GPU a Triton kernel is interpreted, and a prompt would take minutes: only decode goes to it by name.
         by_name = metadata.is_decode or self.attention in ("reference", "cpu")
         backend = self.attention if by_name else "auto"
         context = _ForwardContext(metadata, self.cache, backend)
-        last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
         ours = attention_of(self.model, ATTENTION_NAME)
         with ours, latents_kept(self._latent_layers), _set_forward_context(context):
@@ -174,7 +229,7 @@ class ModelRunner:
                 position_ids=metadata.positions[None, :],
                 use_cache=False,
                 **keep,
-            ).logits[0]  # [num_seqs, vocab_size], or [num_tokens, vocab_size] of a model that cannot keep fewer
+            ).logits[0]  # [len(last_tokens), vocab_size], or [num_tokens, vocab_size] of a model that cannot keep fewer
         missing = set(range(self.cache.shape.num_layers)) - context.layers_done
         if missing:
             raise UnsupportedModelError(

@@ -120,7 +120,7 @@ def test_json_is_json_in_every_encoding(encoding: str, tmp_path: Path) -> None:
 
 def test_memory_names_the_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an allocator's own words, or advice to lower what is not too large."""
-    monkeypatch.setattr(cli.generate, "_memory", lambda device: 10**6)
+    monkeypatch.setattr(cli.generate, "free_memory", lambda device: 10**6)
     for options, message in (
         ([], "blocks of 16 tokens take 1 GiB, and cpu has 0.0 GiB: lower --max-tokens"),
         (["--n", "3"], "lower --n or --max-tokens"),
@@ -171,8 +171,12 @@ def test_one_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
         (["waste", "--workload", "azure-code", "--model-len", "2"], 1, "all 10,000 requests are refused"),
         (["waste", "--rate", "1e-308"], 1, "arrives at inf s"),
         (["waste", "--requests", "300", "--rate", "1e-305"], 1, "give a higher --rate"),
-        (["bench"], 2, "required: {allocator,prefix,attention,step}"),
-        (["bench", "engine"], 2, "there is no command 'engine': choose from allocator, prefix, attention, step"),
+        (["bench"], 2, "required: {allocator,prefix,attention,step,engine}"),
+        (
+            ["bench", "sampler"],
+            2,
+            "there is no command 'sampler': choose from allocator, prefix, attention, step, engine",
+        ),
         (["generate", "x", "--model", "/no/such/folder"], 1, "there is no folder '/no/such/folder'"),
         (["generate", "--dogs?"], 2, "no option --dogs?; a text that begins with two dashes goes behind --"),
         (["generate", "x", "-y"], 2, "there is no option -y"),

@@ -77,7 +77,7 @@ def test_requests_of_one_step_share_what_they_compute(index: Callable) -> None:
     runner, manager = engine.runner, engine.manager
     computed = []
     execute = runner.execute
-    runner.execute = lambda token_ids, metadata: (computed.append(len(token_ids)), execute(token_ids, metadata))[1]
+    runner.execute = lambda token_ids, *rest: (computed.append(len(token_ids)), execute(token_ids, *rest))[1]
     prompts = [[*PROMPT, last] for last in (1, 2, 3)]
     assert generate_greedily(engine, requests_of(prompts), 2) == expected_of(prompts, 2)
     assert computed == [9 + 1 + 1, 3] and manager.stats.hits == 16
@@ -229,8 +229,8 @@ def test_a_fork_beside_a_request(index: Callable, monkeypatch: pytest.MonkeyPatc
         requests = requests_of([PROMPT[:6], PROMPT[1:6]])
         execute, forks, keys = runner.execute, [], []
 
-        def execute_then_fork(token_ids: Sequence[int], metadata: object) -> torch.Tensor:
-            logits = execute(token_ids, metadata)
+        def execute_then_fork(*arguments: object) -> torch.Tensor:
+            logits = execute(*arguments)
             if not forks:
                 forks.extend(manager.tables[request.request_id].fork() for request in requests)
                 keys.extend(torch.cat(runner.cache.gather(1, fork.slot_mapping())) for fork in forks)
@@ -333,8 +333,8 @@ def test_a_refused_step_leaves_nothing_in_the_cache() -> None:
     engine = engine_of(2, 6)
     manager = engine.manager
     generate_greedily(engine, [Request("Ada", [1, 2, 3])], max_tokens=1)
-    with pytest.raises(NoFreeBlocksError, match="'Cy' needs blocks for 90 more tokens"):
-        generate_greedily(engine, [Request("Bo", [1, 2, 3, 4, 5]), Request("Cy", [1] * 90)], max_tokens=1)
+    with pytest.raises(NoFreeBlocksError, match="'Cy' needs blocks for 9 more tokens"):
+        generate_greedily(engine, [Request("Bo", [1, 2, 3, 4, 5]), Request("Cy", [1] * 9)], max_tokens=1)
     blocks, _ = manager.get_computed_blocks(Request("Dora", [1, 2, 3, 4, 5]))
     assert [block.block_id for block in blocks] == [1], "Ada's was computed, Bo's was not"
     assert manager.block_pool.num_used_blocks == 0 and len(manager.prefix_cache) == 1

@@ -92,6 +92,24 @@ def test_chunked_prefill_gives_the_same_logits() -> None:
     torch.testing.assert_close(logits, expected)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_logits_of_some_sequences(kind: str) -> None:
+    """Catches logits of other rows than those asked for, or in another order, and a step without any that fails."""
+    runner = ModelRunner(tiny(kind), num_blocks=20, block_size=4)
+    tables = [BlockTable(BlockPool(20, 4))]
+    tables += [BlockTable(tables[0].pool) for _ in range(2)]
+    query_lens, tokens = [5, 1, 3], [*range(40, 49)]
+    for table, query_len in zip(tables, query_lens, strict=True):
+        table.append_tokens(query_len)
+    step = attention_metadata(tables, query_lens)
+    every = runner.execute(tokens, step)
+    assert torch.equal(runner.execute(tokens, step, [0, 1, 2]), every)
+    torch.testing.assert_close(runner.execute(tokens, step, [2, 0]), every[[2, 0]])
+    assert runner.execute(tokens, step, []).shape == (0, 99)
+    with pytest.raises(ValueError, match=r"logits_of is \[0, 3\]: the step has sequences 0 to 2"):
+        runner.execute(tokens, step, [0, 3])
+
+
 def test_stop_tokens_end_one_request_and_free_its_blocks() -> None:
     """Catches a stop token that ends the wrong request, is cut off, or leaves its blocks taken until the batch ends."""
     model = tiny("llama")

@@ -297,6 +297,7 @@ def test_what_comes_back_is_found_again(tree: bool) -> None:
     assert manager.get_computed_blocks(Request("Cy", range(5)))[1] == 0 and manager.swap_in(ada) is None
     manager.free(bo)
     assert manager.swap_in(ada) == [(1, 1), (2, 2), (3, 4)]
+    assert manager.get_computed_blocks(Request("Cy", range(5)))[1] == 4, "at once"
     ada.append_token(5)
     assert manager.allocate_slots(ada, 1) == []
     found, num_hits = manager.get_computed_blocks(Request("Cy", range(7)))

@@ -210,14 +210,29 @@ def prefix_product(
         # [num_kv_heads, tokens, head_dim]
         key = dequantized(key_cache[some].flatten(0, 1), variant.k_scale, *slots, compute).transpose(0, 1)
         value = dequantized(value_cache[some].flatten(0, 1), variant.v_scale, *slots, compute).transpose(0, 1)
-        scores = rows @ key.transpose(1, 2)  # [num_kv_heads, num_tokens * group, tokens]
-        if variant.softcap is not None:
-            scores = variant.softcap * torch.tanh(scores / variant.softcap)
-        top = scores.amax(dim=-1, keepdim=True)
-        weights = scores.sub_(top).exp_()  # in place, and once for both results
-        total = weights.sum(dim=-1, keepdim=True)
-        part = weights @ value / total, (top + total.log())[..., 0]
+        part = _part(rows, key, value, variant.softcap)
         result = part if result is None else merge_attention(*result, *part)
     assert result is not None  # a shared prefix has at least one block
     output, lse = (x.unflatten(1, (num_tokens, group)).transpose(0, 1).flatten(1, 2) for x in result)
     return output, lse
+
+
+def _part(
+    rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend with all rows to all keys, scaled already: ``[num_kv_heads, num_rows, value_dim]`` and log-sum-exps.
+
+    torch has this on a CPU with scores that stay in its caches, as a private function, and without softcap.
+    """
+    flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    plain = softcap is None and key.shape[2] == value.shape[2] and rows.device.type == "cpu"
+    if plain and flash is not None:
+        output, lse = flash(rows[None], key[None], value[None], scale=1.0)
+        return output[0], lse[0]
+    scores = rows @ key.transpose(1, 2)  # [num_kv_heads, num_rows, tokens]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    top = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(top).exp_()  # in place, and once for both results
+    total = weights.sum(dim=-1, keepdim=True)
+    return weights @ value / total, (top + total.log())[..., 0]

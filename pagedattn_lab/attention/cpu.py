@@ -10,6 +10,7 @@ import functools
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,92 +35,176 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive one
 
 
-def _decode(
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    block_tables: torch.Tensor,
-    rows: np.ndarray,
-    scale: float,
-    variant: Variant,
-    output: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
-    """Attend for some query tokens, and write their rows of ``output`` and ``lse``.
+class Caches(NamedTuple):
+    """One layer's keys and values, as torch sees them and as the kernel does."""
+
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    key: Cache
+    value: Cache
+
+    @classmethod
+    def of(cls, key_cache: torch.Tensor, value_cache: torch.Tensor) -> Caches:
+        """View a layer's two tensors, without a copy."""
+        return cls(key_cache, value_cache, Cache.of(key_cache), Cache.of(value_cache))
+
+
+class _Prompt(NamedTuple):
+    """A sequence that attends by gather and SDPA."""
+
+    tokens: slice  # its queries, in the batch
+    block_table: torch.Tensor  # [1, max_blocks_per_seq]
+    seq_len: int
+    blocks: torch.Tensor  # those that its queries see
+    seen: slice  # which of the tokens in these blocks
+    mask: torch.Tensor | None  # [num_queries, num_keys]; None is causal
+
+
+class Plan:
+    """What of a step is the same in all layers that attend in one way: made once, and used by each.
+
+    Sequences of few query tokens go to the kernel, others by gather and SDPA. All is computed in float32 and rounded
+    once, at the end. At most ``torch.get_num_threads()`` threads take part.
 
     Args:
-        rows: ``[num_rows, 4]`` int64, a query token each: its index, that of its sequence, and which tokens of the
-            sequence it sees, from the first to before the last.
-        query, key_cache, value_cache, block_tables, scale, variant, output, lse: as in :func:`cpu_attention`.
+        num_heads: query heads.
+        caches: those of one layer; all layers have the same shapes and strides.
+        block_tables, seq_lens, query_start_loc, variant: as in :func:`pagedattn_lab.attention.paged_attention`.
+
+    A plan has the kernel's working memory, so one thread at a time may attend by it.
     """
-    num_heads, value_dim = output.shape[1:]
-    starts = np.zeros(len(rows) + 1, np.int64)  # in which of all tiles each row begins
-    np.cumsum((rows[:, 3] - rows[:, 2] + TILE - 1) // TILE, out=starts[1:])
-    key_bytes = int(starts[-1]) * TILE * key_cache[0, 0].numel() * key_cache.itemsize
-    parts = min(torch.get_num_threads(), 1 + key_bytes // BYTES_PER_PART)
-    tops, totals = np.empty((2, len(rows) + parts, num_heads), np.float32)
-    accs = np.empty((len(rows) + parts, num_heads + 1, value_dim), np.float32)
 
-    def per_head(option: torch.Tensor | None) -> np.ndarray:
-        return np.empty(0, np.float32) if option is None else option.detach().float().numpy() * np.float32(LOG2_E)
+    def __init__(
+        self,
+        num_heads: int,
+        caches: Caches,
+        block_tables: torch.Tensor,
+        seq_lens: torch.Tensor,
+        query_start_loc: torch.Tensor,
+        variant: Variant = PLAIN,
+    ) -> None:
+        self.variant = variant
+        starts, lens = query_start_loc.numpy().astype(np.int64), seq_lens.numpy().astype(np.int64)
+        query_lens = np.diff(starts)
+        by_kernel = query_lens <= MAX_QUERIES
+        if caches.key_cache.stride(3) != 1 or caches.value_cache.stride(3) != 1:
+            by_kernel[:] = False  # the kernel reads a head's numbers as neighbours
+        block_size, window = caches.key_cache.shape[1], variant.sliding_window
+        self._prompts = [
+            _prompt(starts[sequence : sequence + 2], block_tables[sequence : sequence + 1], length, block_size, window)
+            for sequence, length in zip(np.flatnonzero(~by_kernel), lens[~by_kernel].tolist(), strict=True)
+        ]
 
-    arguments = (
-        rows,
-        starts,
-        np.ascontiguousarray(as_array(query)),
-        Cache.of(key_cache),
-        Cache.of(value_cache),
-        np.ascontiguousarray(block_tables.numpy(), np.int32),
-        num_heads // key_cache.shape[2],
-        np.float32(scale * LOG2_E),
-        np.float32((variant.softcap or 0) * LOG2_E),
-        per_head(variant.alibi_slopes),
-        tops,
-        totals,
-        accs,
-    )
-    others = [_pool().submit(run_part, part, parts, *arguments) for part in range(1, parts)]
-    run_part(0, parts, *arguments)
-    for other in others:
-        other.result()
-    merge(parts, rows, starts, per_head(variant.sinks), tops, totals, accs, as_array(output), lse.numpy())
+        token = np.flatnonzero(np.repeat(by_kernel, query_lens))
+        sequence = np.repeat(np.arange(len(lens)), query_lens)[token]
+        end = lens[sequence] - (starts[sequence + 1] - 1 - token)
+        begin = np.maximum(end - (window or 2**62), 0)
+        # A query token each: its index, that of its sequence, and which tokens it sees, from the first to before the
+        # last.
+        self._rows = np.stack([token, sequence, begin, end], axis=1)  # [num_rows, 4]
+        self._tiles = np.zeros(len(token) + 1, np.int64)  # in which of all tiles each row begins
+        np.cumsum((end - begin + TILE - 1) // TILE, out=self._tiles[1:])
+        self._tables = np.ascontiguousarray(block_tables.numpy(), np.int32)
+
+        key_bytes = int(self._tiles[-1]) * TILE * caches.key_cache[0, 0].numel() * caches.key_cache.itemsize
+        self._parts = min(torch.get_num_threads(), 1 + key_bytes // BYTES_PER_PART)
+        value_dim = caches.value_cache.shape[3]
+        tops, totals = np.empty((2, len(token) + self._parts, num_heads), np.float32)
+        accs = np.empty((len(token) + self._parts, num_heads + 1, value_dim), np.float32)
+        self._sums = tops, totals, accs
+        self._lse = torch.full((int(starts[-1]), num_heads), math.nan)
+        self._options = (
+            np.float32((variant.softcap or 0) * LOG2_E),
+            _per_head(variant.alibi_slopes),
+            _per_head(variant.sinks),
+        )
+
+    def attend(
+        self, query: torch.Tensor, caches: Caches, scale: float, output: torch.Tensor, wants_lse: bool = False
+    ) -> torch.Tensor:
+        """Attend in one layer.
+
+        Args:
+            query: ``[num_tokens, num_heads, head_dim]``.
+            caches: the layer's.
+            scale: of scores.
+            output: ``[num_tokens, num_heads, value_dim]``; it is written.
+            wants_lse: whether every log-sum-exp is needed that a cascade may ask for.
+
+        Returns:
+            The log-sum-exp of each query's scores, ``[num_tokens, num_heads]`` float32, to be used before the next
+            call. It may be NaN where a sequence has more than ``MAX_QUERIES`` queries: SDPA keeps it to itself, and no
+            cascade asks for it.
+        """
+        variant, lse = self.variant, self._lse
+        for prompt in self._prompts:
+            queries, tokens = query[prompt.tokens], prompt.tokens
+            if (wants_lse and len(queries) <= MAX_QUERIES) or variant.softcap is not None or variant.sinks is not None:
+                one = (queries, caches.key_cache, caches.value_cache, prompt.block_table)  # SDPA has none of these
+                length, start = torch.tensor([prompt.seq_len]), torch.tensor([0, len(queries)])
+                output[tokens], lse[tokens] = reference_attention(*one, length, start, scale, variant, return_lse=True)
+            else:
+                output[tokens] = _attend_gathered(queries, caches, prompt, scale, variant)
+        if len(self._rows):
+            softcap, slopes, sinks = self._options
+            group, queries = query.shape[1] // caches.key_cache.shape[2], as_array(query.contiguous())
+            common = (self._parts, self._rows, self._tiles)
+            rest = (queries, caches.key, caches.value, self._tables, group, np.float32(scale * LOG2_E))
+            arguments = (*common, *rest, softcap, slopes, *self._sums)
+            others = [_pool().submit(run_part, part, *arguments) for part in range(1, self._parts)]
+            run_part(0, *arguments)
+            for other in others:
+                other.result()
+            merge(*common, sinks, *self._sums, as_array(output), lse.numpy())
+        return lse
+
+
+def _per_head(option: torch.Tensor | None) -> np.ndarray:
+    return np.empty(0, np.float32) if option is None else option.detach().float().numpy() * np.float32(LOG2_E)
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 
+def _prompt(
+    starts: np.ndarray, block_table: torch.Tensor, seq_len: int, block_size: int, window: int | None
+) -> _Prompt:
+    """Say what one sequence's queries, from the first to before the last of ``starts``, see."""
+    tokens = slice(*starts.tolist())
+    num_queries = tokens.stop - tokens.start
+    begin = 0 if window is None else max(0, seq_len - num_queries + 1 - window)  # what no query sees is not read
+    skipped = begin // block_size
+    blocks = block_table[0, skipped : cdiv(seq_len, block_size)].long()
+    seen = slice(begin - skipped * block_size, seq_len - skipped * block_size)
+    mask = None
+    if num_queries < seq_len or window is not None:
+        position, others = torch.arange(seq_len - num_queries, seq_len)[:, None], torch.arange(begin, seq_len)
+        mask = others <= position
+        if window is not None:
+            mask &= others > position - window
+    return _Prompt(tokens, block_table, seq_len, blocks, seen, mask)
+
+
 def _attend_gathered(
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    seq_len: int,
-    scale: float,
-    variant: Variant,
+    query: torch.Tensor, caches: Caches, prompt: _Prompt, scale: float, variant: Variant
 ) -> torch.Tensor:
     """Attend for the last tokens of one sequence with torch's SDPA, over keys and values in one place, in float32.
 
     Args:
         query: ``[num_queries, num_heads, head_dim]``.
-        block_table: ``[1, max_blocks_per_seq]``.
-        key_cache, value_cache, seq_len, scale: as in :func:`cpu_attention`.
+        caches, scale: as in :meth:`Plan.attend`.
         variant: without softcap and sinks, which SDPA does not have.
     """
-    window, block_size = variant.sliding_window, key_cache.shape[1]
-    begin = 0 if window is None else max(0, seq_len - len(query) + 1 - window)  # what no query sees is not read
-    skipped = begin // block_size
-    blocks = block_table[0, skipped : cdiv(seq_len, block_size)].long()
-    seen = slice(begin - skipped * block_size, seq_len - skipped * block_size)
-    key, value = (cache[blocks].flatten(0, 1)[seen].float().transpose(0, 1) for cache in (key_cache, value_cache))
-    mask = None
-    if len(query) < seq_len or window is not None or variant.alibi_slopes is not None:
-        position, others = torch.arange(seq_len - len(query), seq_len)[:, None], torch.arange(begin, seq_len)
-        mask = others <= position  # [num_queries, num_keys]
-        if window is not None:
-            mask &= others > position - window
-        if variant.alibi_slopes is not None:
-            bias = variant.alibi_slopes.float()[:, None, None] * (others - position)
-            mask = bias.masked_fill(~mask, -math.inf)
+    key, value = (
+        cache[prompt.blocks].flatten(0, 1)[prompt.seen].float().transpose(0, 1)
+        for cache in (caches.key_cache, caches.value_cache)
+    )
+    mask, seq_len = prompt.mask, prompt.seq_len
+    if variant.alibi_slopes is not None:
+        position = torch.arange(seq_len - len(query), seq_len)[:, None]
+        others = torch.arange(seq_len - key.shape[1], seq_len)
+        bias = variant.alibi_slopes.float()[:, None, None] * (others - position)
+        mask = bias.masked_fill(~(others <= position if mask is None else mask), -math.inf)
     output = torch.nn.functional.scaled_dot_product_attention(  # with three dimensions it would be several times slower
         query.float().transpose(0, 1)[None],
         key[None],
@@ -144,35 +229,13 @@ def cpu_attention(
     variant: Variant = PLAIN,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attend for a ragged batch: sequences of few query tokens by the kernel, others by gather and SDPA.
+    """Attend for a ragged batch by a plan of its own: see :class:`Plan`.
 
-    Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked, in float32 or bfloat16. All
-    is computed in float32 and rounded once, at the end. At most ``torch.get_num_threads()`` threads take part.
-
-    With ``return_lse`` the log-sum-exp of each query's scores comes second, ``[num_tokens, num_heads]`` float32. It may
-    be NaN where a sequence has more than ``MAX_QUERIES`` queries: SDPA keeps it to itself, and no cascade asks for it.
+    Arguments are those of :func:`pagedattn_lab.attention.paged_attention`, already checked, in float32 or bfloat16.
+    With ``return_lse`` the log-sum-exp of each query's scores comes second, as :meth:`Plan.attend` gives it.
     """
+    caches = Caches.of(key_cache, value_cache)
+    plan = Plan(query.shape[1], caches, block_tables, seq_lens, query_start_loc, variant)
     output = query.new_empty(*query.shape[:2], value_cache.shape[3])
-    lse = query.new_full(query.shape[:2], math.nan, dtype=torch.float32)
-    starts, lens = query_start_loc.numpy().astype(np.int64), seq_lens.numpy().astype(np.int64)
-    query_lens = np.diff(starts)
-    by_kernel = query_lens <= MAX_QUERIES
-    if key_cache.stride(3) != 1 or value_cache.stride(3) != 1:  # the kernel reads a head's numbers as neighbours
-        by_kernel[:] = False
-    for sequence in np.flatnonzero(~by_kernel):
-        tokens = slice(starts[sequence], starts[sequence + 1])
-        one = (query[tokens], key_cache, value_cache, block_tables[sequence : sequence + 1])
-        wants_lse = return_lse and query_lens[sequence] <= MAX_QUERIES
-        if wants_lse or variant.softcap is not None or variant.sinks is not None:  # SDPA has none of these
-            length, start = torch.from_numpy(lens[sequence : sequence + 1]), torch.tensor([0, query_lens[sequence]])
-            output[tokens], lse[tokens] = reference_attention(*one, length, start, scale, variant, return_lse=True)
-        else:
-            output[tokens] = _attend_gathered(*one, int(lens[sequence]), scale, variant)
-    if by_kernel.any():
-        token = np.flatnonzero(np.repeat(by_kernel, query_lens))
-        sequence = np.repeat(np.arange(len(lens)), query_lens)[token]
-        end = lens[sequence] - (starts[sequence + 1] - 1 - token)
-        begin = np.maximum(end - (variant.sliding_window or 2**62), 0)
-        rows = np.stack([token, sequence, begin, end], axis=1)
-        _decode(query, key_cache, value_cache, block_tables, rows, scale, variant, output, lse)
+    lse = plan.attend(query, caches, scale, output, return_lse)
     return (output, lse) if return_lse else output

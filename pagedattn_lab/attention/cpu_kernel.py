@@ -64,7 +64,7 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, and keep the result on disk where that is possible.
 
     numba writes beside this file, or else into the user's cache.
@@ -79,22 +79,22 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-def _load(x):
+def load(x):
     """Widen a number from memory to float32."""
 
 
-@overload(_load)
+@overload(load)
 def _load_of(x):
     if isinstance(x, types.Float):
         return lambda x: x
     return lambda x: u32(u32(x) << u32(16)).view(f32)  # a bfloat16 is the upper half of a float32
 
 
-def _rounded(x, array):
+def rounded(x, array):
     """Round a float32 to what the array holds: to nearest, ties to even."""
 
 
-@overload(_rounded)
+@overload(rounded)
 def _rounded_of(x, array):
     if isinstance(array.dtype, types.Float):
         return lambda x, array: x
@@ -106,8 +106,8 @@ def _rounded_of(x, array):
     return upper_half
 
 
-@_jit
-def _exp2(x):
+@jit
+def exp2(x):
     """2**x for x <= 0 by a polynomial, which becomes vector instructions; np.exp2 would be a call for each number."""
     x = max(x, f32(-126))
     whole = np.floor(x + f32(0.5))
@@ -144,7 +144,7 @@ def _prefetch(typing, array, index):
 # --- one tile -------------------------------------------------------------------------------------------------------
 
 
-@_jit
+@jit
 def _look_up(at, position, n, table, cache):
     """Find where ``n`` tokens begin in memory. Four share a pass, so the last is repeated to a multiple of four."""
     for t in range(n):
@@ -154,7 +154,7 @@ def _look_up(at, position, n, table, cache):
         at[t] = at[n - 1]
 
 
-@_jit
+@jit
 def _ask_for(cache, at, t, kv_head):
     """Prefetch one KV head's rows of four tokens: what is needed next comes while this is computed."""
     for i in range(t, t + 4):
@@ -166,7 +166,7 @@ def _ask_for(cache, at, t, kv_head):
 # Two query heads share a pass. Where a group has an odd one, it shares with a spare row, the last, that nobody reads.
 
 
-@_jit
+@jit
 def _score(scores, query, key, at, t, group, value, values_at):
     """Multiply the keys of four tokens with all query heads."""
     spare = query.shape[0] - 1
@@ -179,21 +179,21 @@ def _score(scores, query, key, at, t, group, value, values_at):
             a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = f32(0)
             for d in range(key.head_dim):
                 a, b = query[head, d], query[other, d]
-                w, x = _load(key.memory[i + d]), _load(key.memory[j + d])
-                y, z = _load(key.memory[k + d]), _load(key.memory[m + d])
+                w, x = load(key.memory[i + d]), load(key.memory[j + d])
+                y, z = load(key.memory[k + d]), load(key.memory[m + d])
                 a0, a1, a2, a3 = a0 + a * w, a1 + a * x, a2 + a * y, a3 + a * z
                 b0, b1, b2, b3 = b0 + b * w, b1 + b * x, b2 + b * y, b3 + b * z
             scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = a0, a1, a2, a3
             scores[other, t], scores[other, t + 1], scores[other, t + 2], scores[other, t + 3] = b0, b1, b2, b3
 
 
-@_jit
+@jit
 def _cap_and_bias(scores, n, distance, softcap, slopes):
     """Cap the scores of ``n`` tokens, the first ``distance`` behind the query; then add ALiBi's bias."""
     for head in range(scores.shape[0] - 1):
         if softcap > 0:
             for t in range(n):
-                shrunk = _exp2(f32(-2 * LOG2_E) * abs(scores[head, t]) / softcap)
+                shrunk = exp2(f32(-2 * LOG2_E) * abs(scores[head, t]) / softcap)
                 capped = softcap * (f32(1) - shrunk) / (f32(1) + shrunk)  # softcap * tanh(|score| / softcap)
                 scores[head, t] = capped if scores[head, t] > 0 else -capped
         if len(slopes):
@@ -201,7 +201,7 @@ def _cap_and_bias(scores, n, distance, softcap, slopes):
                 scores[head, t] += slopes[head] * f32(t - distance)
 
 
-@_jit
+@jit
 def _softmax(scores, n, top, total, acc):
     """Turn the scores of ``n`` tokens into weights, and scale what was summed before to the new maximum."""
     for head in range(len(top)):
@@ -209,19 +209,19 @@ def _softmax(scores, n, top, total, acc):
         for t in range(n):
             highest = max(highest, scores[head, t])
         for t in range(n):
-            scores[head, t] = _exp2(scores[head, t] - highest)
+            scores[head, t] = exp2(scores[head, t] - highest)
             added += scores[head, t]
         for t in range(n, (n + 3) // 4 * 4):
             scores[head, t] = f32(0)  # a repeated token counts once
         if highest > top[head]:
-            rescale = _exp2(top[head] - highest)
+            rescale = exp2(top[head] - highest)
             top[head], total[head] = highest, total[head] * rescale
             for d in range(acc.shape[1]):
                 acc[head, d] *= rescale
         total[head] += added
 
 
-@_jit
+@jit
 def _add(acc, scores, value, at, t, group, key, next_at):
     """Add the values of four tokens, each times its weight."""
     spare = acc.shape[0] - 1
@@ -234,8 +234,8 @@ def _add(acc, scores, value, at, t, group, key, next_at):
             a0, a1, a2, a3 = scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3]
             b0, b1, b2, b3 = scores[other, t], scores[other, t + 1], scores[other, t + 2], scores[other, t + 3]
             for d in range(value.head_dim):
-                w, x = _load(value.memory[i + d]), _load(value.memory[j + d])
-                y, z = _load(value.memory[k + d]), _load(value.memory[m + d])
+                w, x = load(value.memory[i + d]), load(value.memory[j + d])
+                y, z = load(value.memory[k + d]), load(value.memory[m + d])
                 acc[head, d] += a0 * w + a1 * x + a2 * y + a3 * z
                 acc[other, d] += b0 * w + b1 * x + b2 * y + b3 * z
 
@@ -243,16 +243,16 @@ def _add(acc, scores, value, at, t, group, key, next_at):
 # --- a thread's share, and the sum of all ---------------------------------------------------------------------------
 
 
-@_jit
+@jit
 def _share(part, parts, starts, row):
     """Which tiles of a row, from the first to before the last, are part ``part`` of ``parts`` equal runs of all."""
     lo, hi = starts[-1] * part // parts, starts[-1] * (part + 1) // parts
     return max(lo, starts[row]) - starts[row], min(hi, starts[row + 1]) - starts[row]
 
 
-@_jit
+@jit
 def run_part(part, parts, rows, starts, query, key, value, tables, group, scale, softcap, slopes, tops, totals, accs):
-    """Compute one thread's tiles: see ``_decode`` in :mod:`pagedattn_lab.attention.cpu`."""
+    """Compute one thread's tiles: see :class:`pagedattn_lab.attention.cpu.Plan`."""
     num_heads, head_dim = query.shape[1:]
     scaled, scores = np.zeros((num_heads + 1, head_dim), f32), np.zeros((num_heads + 1, TILE), f32)
     keys_at, values_at = np.empty(TILE, u64), np.empty(TILE, u64)
@@ -265,7 +265,7 @@ def run_part(part, parts, rows, starts, query, key, value, tables, group, scale,
         top[:], total[:], acc[:] = LOW, f32(0), f32(0)
         for head in range(num_heads):
             for d in range(head_dim):
-                scaled[head, d] = _load(query[token, head, d]) * scale
+                scaled[head, d] = load(query[token, head, d]) * scale
         position = begin + first_tile * TILE
         _look_up(keys_at, position, min(TILE, end - position), tables[sequence], key)
         for tile in range(first_tile, last_tile):
@@ -283,7 +283,7 @@ def run_part(part, parts, rows, starts, query, key, value, tables, group, scale,
                 _add(acc, scores, value, values_at, t, group, key, keys_at)
 
 
-@_jit
+@jit
 def merge(parts, rows, starts, sinks, tops, totals, accs, output, lse):
     """Add up the pieces of each row, each scaled to the row's maximum."""
     num_heads, value_dim = output.shape[1:]
@@ -296,10 +296,10 @@ def merge(parts, rows, starts, sinks, tops, totals, accs, output, lse):
                 first_tile, last_tile = _share(part, parts, starts, row)
                 if first_tile < last_tile:
                     highest = max(top, tops[row + part, head])
-                    before, added = _exp2(top - highest), _exp2(tops[row + part, head] - highest)
+                    before, added = exp2(top - highest), exp2(tops[row + part, head] - highest)
                     top, total = highest, total * before + totals[row + part, head] * added
                     for d in range(value_dim):
                         summed[d] = summed[d] * before + accs[row + part, head, d] * added
             for d in range(value_dim):
-                output[rows[row, 0], head, d] = _rounded(summed[d] / total, output)
+                output[rows[row, 0], head, d] = rounded(summed[d] / total, output)
             lse[rows[row, 0], head] = (top + np.log2(total)) / f32(LOG2_E)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pagedattn_lab.attention.cascade import Cascade, plan_cascade
+from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
 
 
@@ -47,6 +48,28 @@ class AttentionMetadata:
         return len(self.slot_mapping) == len(self.seq_lens)
 
 
+def check_step(tables: Sequence[BlockTable], query_lens: Sequence[int]) -> BlockPool:
+    """Refuse a step that cannot be, and give the pool of its tables.
+
+    Raises:
+        ValueError: no table, tables of two pools, lists of different lengths, or a query longer than its sequence.
+    """
+    if not tables:
+        raise ValueError("a step needs at least one sequence")
+    if len(query_lens) != len(tables):
+        raise ValueError(f"{len(tables)} tables but {len(query_lens)} query lengths: give one for each table")
+    pool = tables[0].pool
+    for table, query_len in zip(tables, query_lens, strict=True):
+        if table.pool is not pool:
+            raise ValueError("the tables of a step take their blocks from two pools: a cache has one")
+        if not 1 <= query_len <= table.num_tokens:
+            raise ValueError(
+                f"a sequence of {table.num_tokens} tokens cannot compute its last {query_len}: "
+                "append the step's tokens to the table first"
+            )
+    return pool
+
+
 def attention_metadata(
     tables: Sequence[BlockTable], query_lens: Sequence[int] | None = None, device: torch.device | str = "cpu"
 ) -> AttentionMetadata:
@@ -75,19 +98,7 @@ def attention_metadata(
         ([0, 1, 3], [8, 12, 13])
     """
     query_lens = [1] * len(tables) if query_lens is None else list(query_lens)
-    if not tables:
-        raise ValueError("a step needs at least one sequence")
-    if len(query_lens) != len(tables):
-        raise ValueError(f"{len(tables)} tables but {len(query_lens)} query lengths: give one for each table")
-    pool = tables[0].pool
-    for table, query_len in zip(tables, query_lens, strict=True):
-        if table.pool is not pool:
-            raise ValueError("the tables of a step take their blocks from two pools: a cache has one")
-        if not 1 <= query_len <= table.num_tokens:
-            raise ValueError(
-                f"a sequence of {table.num_tokens} tokens cannot compute its last {query_len}: "
-                "append the step's tokens to the table first"
-            )
+    pool = check_step(tables, query_lens)
     width = max(len(table.blocks) for table in tables)
     starts = [0]  # [num_seqs + 1]
     slots: list[int] = []  # [num_tokens]

@@ -1,29 +1,29 @@
-"""The one loop: find blocks, compute a step, let a client choose, go on (chapters 05, 06 and 09).
+"""The one loop: schedule, compute a step, let a client choose, go on (chapters 05, 06 and 09).
 
 A prompt reaches the kernel in one way only::
 
-    Request -> KVCacheManager -> BlockTable -> attention_metadata -> ModelRunner -> layer -> backend
+    Request -> Scheduler -> KVCacheManager -> BlockTable -> attention metadata -> ModelRunner -> layer -> backend
 
-What differs between greedy decoding, sampling and beam search is the choice that follows a step, so that is all that a
-client brings: :func:`~pagedattn_lab.engine.sampling.generate_greedily`, :func:`~pagedattn_lab.engine.sampling.sample`,
-:func:`~pagedattn_lab.engine.beam_search.beam_search`.
+What differs between greedy decoding, sampling, beam search and a server is the choice that follows a step, so that is
+all that a client brings: :func:`~pagedattn_lab.engine.sampling.generate_greedily`,
+:func:`~pagedattn_lab.engine.sampling.sample`, :func:`~pagedattn_lab.engine.beam_search.beam_search`,
+:class:`~pagedattn_lab.engine.llm_engine.LLMEngine`.
 
 Source: ``EngineCore.step`` in vLLM's ``vllm/v1/engine/core.py``, release 0.33.0, which schedules, executes and updates
-in this order. Here every request runs in every step. Which ones should is a scheduler's choice: chapter 09, in
-preparation.
+in this order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import index
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.engine.scheduler import Scheduler, SchedulerOutput
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.prefix_cache import PrefixIndex
@@ -54,18 +54,21 @@ copied before anything is written."""
 
 
 class EngineCore:
-    """A model runner, and the one manager that hands its blocks out.
+    """A model runner, a scheduler, and the one manager that hands the runner's blocks out.
 
     Args:
         runner: the model and its cache. Give it to one engine at a time: two would hand out the same blocks.
         enable_prefix_caching: whether full blocks are remembered after, and while, they are used.
         index: where cached blocks are looked up, as for :class:`pagedattn_lab.kv_manager.KVCacheManager`.
+        manager: another manager of the runner's blocks, in place of one made from the two arguments before.
+        options: of :class:`pagedattn_lab.engine.scheduler.Scheduler`. Without any, all requests run in every step.
 
     Attributes:
         manager: the blocks; it lives as long as the engine, and so does its prefix cache.
+        scheduler: who runs next.
 
     Raises:
-        ValueError: an index that does not fit.
+        ValueError: an index or an option that does not fit.
 
     Example:
         Two requests go on with token 7 once, and then end:
@@ -83,19 +86,53 @@ class EngineCore:
     """
 
     def __init__(
-        self, runner: ModelRunner, *, enable_prefix_caching: bool = True, index: PrefixIndex | None = None
+        self,
+        runner: ModelRunner,
+        *,
+        enable_prefix_caching: bool = True,
+        index: PrefixIndex | None = None,
+        manager: KVCacheManager | None = None,
+        **options: Any,
     ) -> None:
         self.runner = runner
         cache = runner.cache
         self._num_forks = 0  # they give forks their names
+        self._parents: tuple[int, ...] | None = None  # of those that go on, as the last step's requests were numbered
         self._is_running = False
-        self.manager = KVCacheManager(cache.num_blocks, cache.block_size, enable_prefix_caching, index)
+        self.manager = manager or KVCacheManager(cache.num_blocks, cache.block_size, enable_prefix_caching, index)
+        self.scheduler = Scheduler(self.manager, **options)
+
+    def step(self, choose: Choose, on_scheduled: Callable[[SchedulerOutput], None] | None = None) -> SchedulerOutput:
+        """Schedule, execute, and let a client choose how requests go on whose tokens have all been computed.
+
+        If anything of it fails, the step is rolled back: its requests wait again, without blocks.
+
+        Args:
+            choose: is given those requests, in the order of the batch, and their logits; not called if there are none.
+            on_scheduled: is told of the step before it is computed; what it raises fails the step.
+
+        Returns:
+            What was computed; no requests if none can run.
+        """
+        output = self.scheduler.schedule()
+        try:
+            if on_scheduled is not None:
+                on_scheduled(output)
+            sampled, logits = self._execute(output)
+            choices = _plain(choose(sampled, logits), len(sampled)) if sampled else []
+        except BaseException:
+            self.scheduler.roll_back(output)
+            raise
+        self.scheduler.update(output)
+        self._go_on(sampled, choices)
+        return output
 
     def run(self, requests: Sequence[Request], choose: Choose, on_step: OnStep | None = None) -> None:
         """Take requests to their end, all in one batch, which shrinks and grows as the client chooses.
 
         Requests that begin alike share blocks, even if they start in the same step. Every block has been given back
-        when this ends, however it ends; those with a hash stay in the prefix cache.
+        when this ends, however it ends; those with a hash stay in the prefix cache. Nobody is preempted, since a choice
+        may weigh all requests against each other.
 
         Args:
             requests: without blocks. Their tokens grow.
@@ -104,94 +141,96 @@ class EngineCore:
 
         Raises:
             NoFreeBlocksError: blocks ran out.
-            ValueError: one name given to two requests, or to one that holds blocks already; a choice of a request that
-                is not there, or of what is no token.
-            RuntimeError: called from within a run, by a client or by ``on_step``.
+            ValueError: one name given to two requests, or to one that holds blocks already; a prompt that all blocks
+                together cannot hold; a choice of a request that is not there, or of what is no token.
+            RuntimeError: called from within a run, by a client or by ``on_step``, or while others wait or run.
         """
-        if self._is_running:
+        if self._is_running or self.scheduler.has_unfinished:
             raise RuntimeError(
                 "a run is under way: blocks of its step are known and not computed yet; let it end first"
             )
-        running: list[Request] = list(requests)
-        parents: list[int] | None = None
-        names = [request.request_id for request in running]
+        requests = list(requests)
+        names = [request.request_id for request in requests]
         taken = self.manager.tables.keys() & set(names)
         if len(set(names)) < len(names) or taken:
             raise ValueError(
                 f"requests {names} and those that hold blocks already, {list(self.manager.tables)}, share a name: "
                 "give every request its own"
             )
-        for request in running:
-            request.status = RequestStatus.RUNNING
+        self._parents = None
+
+        def on_scheduled(output: SchedulerOutput) -> None:
+            self._insist_on_all()
+            if on_step is not None and self._parents is not None:
+                tables = tuple(self.manager.tables[request.request_id] for request in output.requests)
+                on_step(tables, self._parents, sum(table.pending_copy is not None for table in tables))
+
         self._is_running = True
         try:
-            while running:
-                logits = self._step(running, parents, on_step)
-                parents = self._go_on(running, choose(tuple(running), logits))
+            for request in requests:
+                request.status = RequestStatus.WAITING  # it may have ended before, and goes on
+                self.scheduler.add_request(request)
+            while self.scheduler.has_unfinished:
+                self.step(choose, on_scheduled)
         finally:
-            for request in running:  # empty unless something failed: then what the step was to write is not there
-                first = request.num_computed_tokens // self.manager.block_pool.block_size
-                self.manager.evict_blocks(self.manager.block_ids(request.request_id)[first:])
+            for request in self.scheduler.requests:  # none unless something failed
                 self._end(request)
             self._is_running = False
 
-    def _step(self, running: Sequence[Request], parents: Sequence[int] | None, on_step: OnStep | None) -> torch.Tensor:
-        """Compute every token that has not been computed; give ``[num_seqs, vocab_size]`` logits."""
-        for request in running:
-            self._allocate(request)
-        tables = [self.manager.tables[request.request_id] for request in running]
-        query_lens = [request.num_tokens - request.num_computed_tokens for request in running]
-        metadata = attention_metadata(tables, query_lens, self.runner.model.device)
-        if on_step is not None and parents is not None:
-            num_copied = sum(table.pending_copy is not None for table in tables)
-            on_step(tuple(tables), tuple(parents), num_copied)
-        token_ids = [token for request in running for token in request.token_ids[request.num_computed_tokens :]]
-        logits = self.runner.execute(token_ids, metadata)
-        for request in running:
-            request.num_computed_tokens = request.num_tokens
-        return logits
+    def _insist_on_all(self) -> None:
+        """Refuse a step that leaves a request out for want of blocks: whoever chooses may need all of them."""
+        if not self.scheduler.waiting:
+            return
+        request, pool = self.scheduler.waiting[0], self.manager.block_pool
+        num_hit_tokens = self.manager.get_computed_blocks(request)[1]
+        raise NoFreeBlocksError(
+            f"request {request.request_id!r} needs blocks for {request.num_tokens - num_hit_tokens} more tokens, and "
+            f"{pool.num_free_blocks} blocks are free"
+        )
 
-    def _allocate(self, request: Request) -> None:
-        """Find blocks for all tokens of a request that have not been computed, and count hits as computed."""
-        manager = self.manager
-        blocks, num_computed = [], request.num_computed_tokens
-        if request.request_id not in manager.tables:
-            blocks, num_computed = manager.get_computed_blocks(request)
-        num_new_tokens = request.num_tokens - num_computed
-        if manager.allocate_slots(request, num_new_tokens, blocks) is None:
-            raise NoFreeBlocksError(
-                f"request {request.request_id!r} needs blocks for {num_new_tokens} more tokens, and "
-                f"{manager.block_pool.num_free_blocks} blocks are free"
-            )
-        request.num_computed_tokens = num_computed
-
-    def _go_on(self, running: list[Request], choices: Sequence[Choice]) -> list[int]:
-        """Continue requests as chosen: the first that continues one takes it over, others fork it, the rest end.
+    def _execute(self, output: SchedulerOutput) -> tuple[tuple[Request, ...], torch.Tensor]:
+        """Compute a step.
 
         Returns:
-            For each that goes on, the index of the one that it continues.
+            The requests whose tokens have all been computed with it, and ``[num_sampled, vocab_size]`` logits.
         """
-        before, taken = list(running), set()
-        # Plain numbers, checked before anything changes; a tensor as an index would be a parent of its own each time.
-        plain = [(index(parent), index(token)) for parent, token in choices]
-        for parent, _ in plain:
-            if not 0 <= parent < len(before):
-                raise ValueError(f"a choice continues request {parent} of {len(before)}: give an index among them")
+        requests, cache = output.requests, self.runner.cache
+        cache.copy_out(output.swap_out)
+        cache.copy_in(output.swap_in)
+        if not requests:
+            return (), torch.empty(0)
+        query_lens = [output.num_scheduled_tokens[request.request_id] for request in requests]
+        tables = [self.manager.tables[request.request_id] for request in requests]
+        token_ids: list[int] = []
+        sampled: list[int] = []  # which of the batch
+        for place, (request, query_len) in enumerate(zip(requests, query_lens, strict=True)):
+            stop = request.num_computed_tokens + query_len
+            token_ids += request.token_ids[request.num_computed_tokens : stop]
+            if stop == request.num_tokens:
+                sampled.append(place)
+        metadata = self.runner.input_batch.prepare(tables, query_lens)
+        logits = self.runner.execute(token_ids, metadata, sampled)
+        return tuple(requests[place] for place in sampled), logits
+
+    def _go_on(self, before: Sequence[Request], choices: Sequence[Choice]) -> None:
+        """Continue requests as chosen: the first that continues one takes it over, others fork it, the rest end."""
+        taken: set[int] = set()
         children: list[Request] = []
-        for parent, _ in plain:
+        for parent, _ in choices:
             request = before[parent]
             if parent in taken:
-                request = self.manager.fork(request, self._name_of_fork(request))
-                running.append(request)  # whatever happens next, its blocks will be given back
+                request = self.scheduler.fork(request, self._name_of_fork(request))
             taken.add(parent)
             children.append(request)
         for place, request in enumerate(before):
             if place not in taken:
                 self._end(request)
-        running[:] = children
-        for request, (_, token) in zip(children, plain, strict=True):
+        self._parents = tuple(choice.parent for choice in choices)
+        if list(self._parents) != sorted(taken):  # the client will find them in the order in which it chose
+            places = {request.request_id: place for place, request in enumerate(children)}
+            self.scheduler.running.sort(key=lambda request: places.get(request.request_id, -1))
+        for request, (_, token) in zip(children, choices, strict=True):
             request.append_token(token)
-        return [parent for parent, _ in plain]
 
     def _name_of_fork(self, request: Request) -> str:
         """Find a name that nobody has."""
@@ -203,7 +242,15 @@ class EngineCore:
 
     def _end(self, request: Request) -> None:
         """Give a request's blocks back."""
-        self.manager.free(request)
+        ended = request.status.is_finished  # its client said how
+        self.scheduler.finish(request, request.status if ended else RequestStatus.FINISHED_ABORTED)
         request.num_computed_tokens = 0
-        if not request.status.is_finished:
-            request.status = RequestStatus.FINISHED_ABORTED
+
+
+def _plain(choices: Sequence[Choice], num_requests: int) -> list[Choice]:
+    """Check choices before anything changes, and give them as plain numbers: tensors as indices would all differ."""
+    plain = [Choice(index(parent), index(token)) for parent, token in choices]
+    for parent, _ in plain:
+        if not 0 <= parent < num_requests:
+            raise ValueError(f"a choice continues request {parent} of {num_requests}: give an index among them")
+    return plain

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from pagedattn_lab.kv_cache import PagedKVCache
     from pagedattn_lab.kv_shape import KVShape
 
 
@@ -89,3 +91,46 @@ def refuse_layer(
         raise UnsupportedModelError(
             f"layer {layer} has the window {sliding_window!r}: only a number of tokens is supported yet"
         )
+
+
+FUSED = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
+"""Classes of transformers whose layers :mod:`pagedattn_lab.models.fused_decoder` computes."""
+
+
+def fused_obstacle(model: PreTrainedModel, cache: PagedKVCache) -> str | None:
+    """Say in a few words why a model cannot be computed as one fused loop; ``None`` if it can.
+
+    It must be one of transformers' own classes, whose modules are as their configuration says and nobody's replacement:
+    the loop reads their weights and leaves their code aside.
+
+    Args:
+        model: one that :func:`refuse_unsupported` lets pass.
+        cache: where its keys and values go.
+    """
+    import torch
+
+    name, kind = type(model).__name__, type(model)
+    if name not in FUSED or not kind.__module__.startswith("transformers.models."):
+        return f"{name} is none of {', '.join(sorted(FUSED))}"
+    dtypes = {parameter.dtype for parameter in model.parameters()} | {cache.key_caches[0].dtype}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16}:
+        return f"weights and cache are in {', '.join(sorted(map(str, dtypes)))}: one of float32 and bfloat16 is needed"
+    if {parameter.device.type for parameter in model.parameters()} != {"cpu"}:
+        return f"the model is on {model.device}"
+    config, rotary = model.config, model.model.rotary_emb
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    if rotary.rope_type == "longrope" or "dynamic" in rotary.rope_type:
+        return f"its rotary angles depend on the length of the batch ({rotary.rope_type})"
+    if 2 * rotary.inv_freq.numel() != model.model.layers[0].self_attn.head_dim:
+        return "it rotates a part of each head"
+    strange = [
+        f"{name} is a {type(module).__name__}"
+        for name, module in model.named_modules()
+        if name.endswith(("_proj", "lm_head")) and type(module) is not torch.nn.Linear
+    ]
+    if strange:
+        return strange[0]
+    if find_spec("numba") is None:
+        return "the package numba is not installed"
+    return None

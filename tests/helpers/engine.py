@@ -102,7 +102,7 @@ def poison(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, keep: Callable[
     """
     execute, filled = runner.execute, []
 
-    def poisoned(token_ids: Sequence[int], metadata: object) -> torch.Tensor:
+    def poisoned(token_ids: Sequence[int], metadata: object, *rest: object) -> torch.Tensor:
         live = torch.zeros(runner.cache.num_blocks, runner.cache.block_size, dtype=torch.bool)
         for blocks, seq_len in zip(metadata.block_tables.tolist(), metadata.seq_lens.tolist(), strict=True):
             for position in range(seq_len):
@@ -112,7 +112,7 @@ def poison(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, keep: Callable[
         for cache in runner.cache.key_caches + runner.cache.value_caches:
             cache[~live] = torch.nan
         filled.append(int((~live).sum()))
-        return execute(token_ids, metadata)
+        return execute(token_ids, metadata, *rest)
 
     monkeypatch.setattr(runner, "execute", poisoned)
     return filled

@@ -1,0 +1,130 @@
+"""Page tables kept from step to step: a step is laid out as from nothing, whatever tables did in between."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pagedattn_lab import input_batch
+from pagedattn_lab.attention.metadata import AttentionMetadata, attention_metadata
+from pagedattn_lab.block_pool import BlockPool
+from pagedattn_lab.block_table import BlockTable, take_copies
+from pagedattn_lab.input_batch import InputBatch
+
+TENSORS = ("block_tables", "seq_lens", "query_start_loc", "slot_mapping", "positions")
+
+
+def assert_same(got: AttentionMetadata, expected: AttentionMetadata) -> None:
+    for name in TENSORS:
+        one, other = getattr(got, name), getattr(expected, name)
+        assert one.dtype == other.dtype and torch.equal(one, other), name
+    assert (got.max_seq_len, got.tables) == (expected.max_seq_len, expected.tables)
+    assert (got.cascade is None) == (expected.cascade is None)
+    if got.cascade is not None and expected.cascade is not None:
+        for name in ("block_tables", "seq_lens"):
+            assert torch.equal(getattr(got.cascade, name), getattr(expected.cascade, name))
+        for one, other in zip(got.cascade.prefixes, expected.cascade.prefixes, strict=True):
+            assert all(map(torch.equal, one, other))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 5))
+def test_a_step_is_laid_out_as_from_nothing(seed: int, num_rows: int, block_size: int) -> None:
+    """Catches a row that keeps a block which a copy replaced, blocks of a table that was released and fills up again,
+    another table's row, and an entry left behind a table's last block.
+    """
+    source, pool = random.Random(seed), BlockPool(300, block_size)
+    batch, tables = InputBatch(num_rows=num_rows), [BlockTable(pool) for _ in range(3)]
+    for _ in range(25):
+        act = source.choice(["grow", "grow", "grow", "fork", "release", "replace", "adopt"])
+        table = source.choice(tables)
+        if act == "fork" and len(tables) < 8:
+            tables.append(table.fork())
+        elif act == "release":
+            table.release()
+        elif act == "replace":
+            table.release()
+            tables[tables.index(table)] = BlockTable(pool)
+        elif act == "adopt" and not table.blocks:
+            other = source.choice(tables)
+            table.adopt(other.blocks[: other.num_tokens // block_size])
+        step = source.sample(tables, source.randint(1, len(tables)))
+        query_lens = [source.randint(1, 2 * block_size + 1) for _ in step]
+        for each, query_len in zip(step, query_lens, strict=True):
+            each.append_tokens(query_len)
+        assert_same(batch.prepare(step, query_lens), attention_metadata(step, query_lens))
+        take_copies(step)
+
+
+def test_a_step_keeps_what_it_was_given() -> None:
+    """Catches tensors that a later step writes over."""
+    pool, batch = BlockPool(30, 2), InputBatch(num_rows=1)
+    table = BlockTable(pool)
+    table.append_tokens(3)
+    first = batch.prepare([table], [3])
+    before = {name: getattr(first, name).clone() for name in TENSORS}
+    others = [BlockTable(pool) for _ in range(3)]
+    for each in (table, *others):
+        each.append_tokens(4)
+    batch.prepare([*others, table], [4] * 4)
+    batch.prepare(others, [2] * 3)
+    assert all(torch.equal(getattr(first, name), before[name]) for name in TENSORS)
+
+
+def test_rows_of_ended_sequences_are_used_again() -> None:
+    """Catches rows that grow with every request ever served."""
+    pool, batch = BlockPool(30, 2), InputBatch(num_rows=4)
+    for _ in range(50):
+        tables = [BlockTable(pool) for _ in range(3)]
+        for table in tables:
+            table.append_tokens(3)
+        batch.prepare(tables)
+        for table in tables:
+            table.release()
+    assert len(batch._rows) == 4
+
+
+def test_prefixes_are_looked_for_only_where_blocks_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a search in every step, which costs more than the rest of its layout; and a prefix that is missed."""
+    calls = []
+    plan = input_batch.plan_cascade
+    monkeypatch.setattr(input_batch, "plan_cascade", lambda *rows: calls.append(rows) or plan(*rows))
+    pool, batch = BlockPool(900, 4), InputBatch()
+    tables = [BlockTable(pool) for _ in range(20)]
+    for table in tables:
+        table.append_tokens(40)
+    assert batch.prepare(tables).cascade is None and not calls
+    tables[0].append_tokens(300)
+    few = [tables[0], *(tables[0].fork() for _ in range(14))]
+    assert batch.prepare(few).cascade is None and not calls
+    enough = [*few, *(tables[0].fork() for _ in range(3))]
+    for table in enough:
+        table.append_tokens(2)
+    step = [*tables[1:], *enough]
+    assert_same(batch.prepare(step), attention_metadata(step))
+    assert batch.prepare(step).cascade is not None and calls
+    some = [*tables[1:], *enough[:15]]
+    before = len(calls)
+    assert batch.prepare(some).cascade is None and len(calls) == before
+
+
+def test_a_step_that_cannot_be_is_refused() -> None:
+    """Catches what attention_metadata refuses, let through."""
+    table = BlockTable(BlockPool(8, 4))
+    table.append_tokens(2)
+    other = BlockTable(BlockPool(8, 4))
+    other.append_tokens(2)
+    batch = InputBatch()
+    for tables, query_lens, reason in (
+        ([], [], "at least one sequence"),
+        ([table, other], None, "from two pools"),
+        ([table], [1, 1], "1 tables but 2 query lengths"),
+        ([table], [3], "a sequence of 2 tokens cannot compute its last 3"),
+        ([table], [0], "cannot compute its last 0"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            batch.prepare(tables, query_lens)
