@@ -127,6 +127,19 @@ def test_cascade_matches_oracle(
     assert_matches(output, dense_attention(batch, **options))
 
 
+@pytest.mark.parametrize("tile", [4, 1024])
+@pytest.mark.parametrize("flash", [cascade.FLASH, None], ids=["flash", "products"])
+def test_scores_kept_in_caches_or_written_out(flash: object, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches log-sum-exps of other rows or in base 2, scores scaled twice, and a causal mask on a prefix."""
+    monkeypatch.setattr(cascade, "TOKENS_AT_A_TIME", tile)
+    monkeypatch.setattr(cascade, "FLASH", flash)
+    batch = ragged_batch([40, 17, 25, 33, 19, 21], [4, 1, 3, 1, 2, 1], block_size=4, head_dim=24, seed=8)
+    share(batch, [[0, 2, 3], [4, 1]], num_blocks=4)
+    output = run(batch, Variant(), "cpu")
+    assert output is not None
+    assert_matches(output, dense_attention(batch))
+
+
 def test_bfloat16_is_merged_once_more() -> None:
     """Catches partial results that are merged in bfloat16: only the two parts and their sum may be rounded."""
     batch = ragged_batch([40, 30, 26], [1, 1, 1], block_size=4, head_dim=32, dtype=torch.bfloat16, seed=7)
