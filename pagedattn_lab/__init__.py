@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from pagedattn_lab.block_table import BlockTable, take_copies
     from pagedattn_lab.engine.beam_search import beam_search
     from pagedattn_lab.engine.core import EngineCore
+    from pagedattn_lab.engine.llm_engine import LLMEngine
     from pagedattn_lab.engine.sampling import generate_greedily, sample
+    from pagedattn_lab.engine.sampling_params import SamplingParams
+    from pagedattn_lab.engine.scheduler import Scheduler
     from pagedattn_lab.kv_cache import PagedKVCache
     from pagedattn_lab.kv_manager import KVCacheManager
     from pagedattn_lab.kv_shape import KVShape
@@ -45,7 +48,10 @@ _HOMES = {
     "block_table": ("BlockTable", "take_copies"),
     "engine.beam_search": ("beam_search",),
     "engine.core": ("EngineCore",),
+    "engine.llm_engine": ("LLMEngine",),
     "engine.sampling": ("generate_greedily", "sample"),
+    "engine.sampling_params": ("SamplingParams",),
+    "engine.scheduler": ("Scheduler",),
     "kv_cache": ("PagedKVCache",),
     "kv_manager": ("KVCacheManager",),
     "kv_shape": ("KVShape",),

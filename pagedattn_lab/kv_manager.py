@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.kv_events import EventIndex, KVCacheEvent
 from pagedattn_lab.prefix_cache import HashIndex, PrefixCacheStats, PrefixIndex
 from pagedattn_lab.request import Request
 from pagedattn_lab.swap_space import BlockCopies, SwapSpace
@@ -25,6 +26,7 @@ class KVCacheManager:
         enable_prefix_caching: whether full blocks are remembered after, and while, they are used.
         index: where cached blocks are looked up; by default a :class:`pagedattn_lab.prefix_cache.HashIndex`.
         num_host_blocks: blocks of host memory to swap requests out to, its null block included; 0 for none.
+        enable_kv_cache_events: whether to keep what :meth:`take_events` gives.
 
     Attributes:
         block_pool: the physical memory.
@@ -34,7 +36,7 @@ class KVCacheManager:
         stats: since the last :meth:`reset_prefix_cache`.
 
     Raises:
-        ValueError: impossible sizes, an index without prefix caching, of another block size, or not empty.
+        ValueError: impossible sizes; an index that does not fit, or is not empty; events without a hash index.
 
     Example:
         >>> manager = KVCacheManager(num_blocks=11, block_size=16)
@@ -60,6 +62,7 @@ class KVCacheManager:
         enable_prefix_caching: bool = True,
         index: PrefixIndex | None = None,
         num_host_blocks: int = 0,
+        enable_kv_cache_events: bool = False,
     ) -> None:
         self.block_pool = BlockPool(num_blocks, block_size)
         if index is not None and not enable_prefix_caching:
@@ -72,6 +75,8 @@ class KVCacheManager:
         if enable_prefix_caching:
             self.prefix_cache = HashIndex(block_size) if index is None else index
             self.block_pool.on_evict = self._evicted
+        if enable_kv_cache_events:
+            self.prefix_cache = EventIndex(self.prefix_cache)
         self.swap_space = SwapSpace(num_host_blocks, block_size) if num_host_blocks else None
         self.tables: dict[str, BlockTable] = {}
         self.stats = PrefixCacheStats()
@@ -170,8 +175,7 @@ class KVCacheManager:
             ValueError: a request without blocks, a name that is taken, or a table that waits for a copy.
 
         Example:
-            >>> manager = KVCacheManager(num_blocks=8, block_size=4)
-            >>> ada = Request("Ada", range(6))
+            >>> manager, ada = KVCacheManager(num_blocks=8, block_size=4), Request("Ada", range(6))
             >>> _ = manager.allocate_slots(ada, 6); ada.num_computed_tokens = 6
             >>> bo = manager.fork(ada, "Bo")
             >>> bo.append_token(9)
@@ -272,8 +276,7 @@ class KVCacheManager:
         that begins alike reads what was never written.
 
         Example:
-            >>> manager = KVCacheManager(num_blocks=4, block_size=4)
-            >>> ada = Request("Ada", range(9))
+            >>> manager, ada = KVCacheManager(num_blocks=4, block_size=4), Request("Ada", range(9))
             >>> _ = manager.allocate_slots(ada, 9)                    # and now something fails
             >>> manager.evict_blocks(manager.block_ids("Ada")); manager.free(ada)
             >>> manager.get_computed_blocks(Request("Bo", range(9)))
@@ -299,6 +302,10 @@ class KVCacheManager:
             block.block_hash = None
         self.stats = PrefixCacheStats()
         return True
+
+    def take_events(self) -> list[KVCacheEvent]:
+        """Hand out what became known and was forgotten since the last time; nothing unless events were enabled."""
+        return self.prefix_cache.take() if isinstance(self.prefix_cache, EventIndex) else []
 
     def _check(self, request: Request, table: BlockTable | None, computed_blocks: Sequence[KVCacheBlock]) -> None:
         """Refuse a count or hits that are out of date, and a second write to a block that a fork reads."""

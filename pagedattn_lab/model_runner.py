@@ -79,6 +79,7 @@ class ModelRunner:
         forward: ``"modules"`` runs the model's own code, whatever the model. ``"fused"`` runs
             :class:`pagedattn_lab.models.fused_decoder.FusedDecoder`, a loop for models of Llama's kind on a CPU. It
             keeps a copy of all weights, since the model's own stay. ``"auto"`` is fused where that can be.
+        num_host_blocks: blocks per layer in host memory, for requests that are swapped out.
 
     Attributes:
         cache: the tensors. A pool of as many blocks hands them out: two pools would hand out the same ones.
@@ -116,6 +117,7 @@ class ModelRunner:
         attention: str = "auto",
         kv_cache_dtype: str = "auto",
         forward: str = "modules",
+        num_host_blocks: int = 0,
     ) -> None:
         check_name(attention)
         if forward not in FORWARDS:
@@ -129,7 +131,7 @@ class ModelRunner:
             raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
         self.model, self.attention = model, attention
         self._latent_layers = latent_layers(model) if shape.latent else []
-        self.cache = PagedKVCache(shape, num_blocks, block_size, model.device)
+        self.cache = PagedKVCache(shape, num_blocks, block_size, model.device, num_host_blocks=num_host_blocks)
         self.input_batch = InputBatch(model.device)
         key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
         sizes = (key_cache.dtype, key_cache.shape[3], value_cache.shape[3])

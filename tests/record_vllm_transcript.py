@@ -4,7 +4,8 @@ Not part of the tests, which need no vLLM. To record anew, in an environment tha
 
     python tests/record_vllm_transcript.py
 
-Every operation is one list: its name, its arguments, and last the free queue after it.
+Every operation is one list: its name, its arguments, the events that it caused, and last the free queue after it. An
+event names blocks by numbers that count the different hashes of a recording, since hashes are vLLM's own.
 """
 
 from __future__ import annotations
@@ -48,14 +49,32 @@ class Recorder:
             scheduler_block_size=self.block_size,
             hash_block_size=self.block_size,
             enable_caching=self.caching,
+            enable_kv_cache_events=self.caching,
         )
+        self.numbers: dict[Any, int] = {}
         self.requests: dict[str, Any] = {}
         self.operations: list[list] = []
         self.num_made = 0
 
     def write(self, *operation: Any) -> None:
         queue = self.manager.block_pool.free_block_queue.get_all_free_blocks()
-        self.operations.append([*operation, [block.block_id for block in queue]])
+        events = [self.plain(event) for event in self.manager.take_events()]
+        self.operations.append([*operation, events, [block.block_id for block in queue]])
+
+    def plain(self, event: Any) -> list:
+        """Name the fields that are the same everywhere, in their order, after the kind of event."""
+        fields: list[Any] = [type(event).__name__]
+        if fields[0] == "AllBlocksCleared":
+            return fields
+        fields.append([self.number(block_hash) for block_hash in event.block_hashes])
+        if fields[0] == "BlockStored":
+            parent = event.parent_block_hash
+            fields += [None if parent is None else self.number(parent), event.token_ids, event.block_size]
+            fields.append(event.extra_keys)
+        return [*fields, event.medium, event.group_idx]
+
+    def number(self, block_hash: Any) -> int:
+        return self.numbers.setdefault(block_hash, len(self.numbers))
 
     def admit(self) -> None:
         from vllm.sampling_params import SamplingParams

@@ -120,7 +120,7 @@ def test_json_is_json_in_every_encoding(encoding: str, tmp_path: Path) -> None:
 
 def test_memory_names_the_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an allocator's own words, or advice to lower what is not too large."""
-    monkeypatch.setattr(cli.generate, "_memory", lambda device: 10**6)
+    monkeypatch.setattr(cli.generate, "free_memory", lambda device: 10**6)
     for options, message in (
         ([], "blocks of 16 tokens take 1 GiB, and cpu has 0.0 GiB: lower --max-tokens"),
         (["--n", "3"], "lower --n or --max-tokens"),

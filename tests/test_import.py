@@ -16,13 +16,14 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "swap_space", "kv_manager", "engine.scheduler", "hardware", "occupancy", "assembly", "kernels", "compile_report",
-    "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
+    "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "assembly", "kernels", "compile_report", "baselines.accounting", "baselines.strip", "baselines.contiguous",
+    "baselines.paged", "baselines.kv_manager",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench.allocator", "bench.slots", "bench.prefix",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
-    "engine.sampling_params", "engine.outputs",
+    "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
 )  # fmt: skip
 
 
@@ -50,7 +51,8 @@ def test_import_time() -> None:
 
 SPINE = [
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "swap_space", "kv_manager", "engine.scheduler", "hardware", "occupancy", "assembly",
+    "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "assembly",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
     "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
@@ -58,13 +60,15 @@ SPINE = [
     "attention.triton_prefill", "attention.cpu_kernel", "attention.cpu", "attention.backends", "attention",
     "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
-    "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__",
-    "input_batch", "model_runner",
-    "engine.sampling_params", "engine.outputs", "engine.core", "engine.sampling", "engine.beam_search", "engine",
+    "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
+    "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop",
+    "engine.output_processor", "engine.core", "engine.sampling", "engine.beam_search", "engine.metrics",
+    "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
+    "engine.answers", "engine.serving", "engine.server", "engine",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
-    "studies", "studies.paper",
+    "baselines.kv_manager", "studies", "studies.paper",
     "workloads.lengths", "workloads.arrivals", "workloads.request_logs", "workloads", "workloads.conversations",
     "studies.report", "studies.simulate", "studies.memory_shares",
     "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
@@ -80,10 +84,16 @@ APPARATUS = [
     "exercises.touched", "exercises.problems", "exercises.kernels", "exercises.catalogue", "exercises",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.compile",
-    "cli.exercises", "cli", "__main__",
+    "cli.exercises", "cli.serve", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""
+
+
+EXCEPTIONS = {("engine.llm_engine", "baselines.kv_manager")}
+"""A server can be asked to manage its memory as others did before paging. It knows one name of theirs, and imports it
+late.
+"""
 
 
 def test_imports_point_one_way() -> None:
@@ -97,6 +107,8 @@ def test_imports_point_one_way() -> None:
                 names = [f"{inner}.{alias.name}".lstrip(".") for alias in node.names]
                 modules = [target for target in names if target in ORDER]
                 for target in modules or ([inner] if inner else []):
+                    if (name, target) in EXCEPTIONS:
+                        continue
                     assert ORDER.index(target) < index, f"{name} imports {target}, which stands above it"
 
 
@@ -114,6 +126,9 @@ def test_the_spine_stands_by_itself() -> None:
     for name in SPINE:
         path = PACKAGE.joinpath(*name.split("."))
         source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+        for _, target in (pair for pair in EXCEPTIONS if pair[0] == name):
+            assert source.count(f"pagedattn_lab.{target} ") == 1
+            source = source.replace(f"pagedattn_lab.{target} ", "")
         for package in sorted({name.split(".")[0] for name in APPARATUS} - {"__main__"}):
             assert f"pagedattn_lab.{package}" not in source, f"{name} names {package}"
 

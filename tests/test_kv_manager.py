@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pagedattn_lab.block_pool import NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
-from pagedattn_lab.kv_manager import KVCacheManager, PrefixCacheStats
-from pagedattn_lab.prefix_cache import HashIndex, block_hashes
+from pagedattn_lab.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, external_hash
+from pagedattn_lab.kv_manager import KVCacheManager
+from pagedattn_lab.prefix_cache import HashIndex, PrefixCacheStats, block_hashes
 from pagedattn_lab.radix_tree import RadixTree
 from pagedattn_lab.request import Request
 from pagedattn_lab.studies.reuse_distances import ReuseDistances
@@ -757,3 +758,35 @@ def test_one_look_up_at_admission(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(looked) == (1 if index is None else 2), "a tree's marks do not tell the way to them"
         looked.clear()
         assert more(manager, bo, 7) == [] and not looked
+
+
+def test_events() -> None:
+    """Catches events kept though nobody asked, given out twice, for an index without hashes, or for blocks swapped in
+    that a router would not hear of.
+    """
+    quiet = KVCacheManager(num_blocks=5, block_size=2)
+    admit(quiet, Request("Ada", [1, 2, 3]))
+    assert quiet.take_events() == [] and isinstance(quiet.prefix_cache, HashIndex)
+    for arguments in ({"enable_prefix_caching": False}, {"index": RadixTree(2)}):
+        with pytest.raises(ValueError, match="events name blocks by hash"):
+            KVCacheManager(num_blocks=5, block_size=2, enable_kv_cache_events=True, **arguments)
+
+    manager = KVCacheManager(num_blocks=5, block_size=2, num_host_blocks=5, enable_kv_cache_events=True)
+    admit(manager, ada := Request("Ada", [1, 2, 3, 4, 5], cache_salt="blue"))
+    first, second = map(external_hash, block_hashes(ada, 2))
+    stored = BlockStored([first, second], None, [1, 2, 3, 4], 2, "GPU", [("blue",), None])
+    assert manager.take_events() == [stored] and manager.take_events() == []
+    assert manager.swap_out(ada) is not None and manager.take_events() == [], "they can be found still"
+    admit(manager, bo := Request("Bo", [9] * 7))
+    assert manager.take_events()[:2] == [BlockRemoved([second]), BlockRemoved([first])]
+    manager.evict_blocks(manager.block_ids("Bo"))
+    manager.free(bo)
+    assert [type(event) for event in manager.take_events()] == [BlockRemoved] * 3
+    assert manager.swap_in(ada) is not None and manager.take_events() == [stored]
+    assert more(manager, ada, 6, 7) is not None
+    assert manager.take_events() == [
+        BlockStored([external_hash(block_hashes(ada, 2)[2])], second, [5, 6], 2, "GPU", [None])
+    ]
+    assert not manager.reset_prefix_cache() and manager.take_events() == []
+    manager.free(ada)
+    assert manager.reset_prefix_cache() and manager.take_events() == [AllBlocksCleared()]

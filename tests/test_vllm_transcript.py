@@ -1,4 +1,4 @@
-"""The manager against vLLM's own: the same operations, recorded there, give the same blocks and free queue here."""
+"""The manager against vLLM's own: the same operations, recorded there, give the same blocks, events and free queue."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from pagedattn_lab.block_pool import KVCacheBlock
+from pagedattn_lab.kv_events import AllBlocksCleared, BlockStored, KVCacheEvent
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.request import Request
 from tests.record_vllm_transcript import TRANSCRIPT
@@ -23,7 +24,10 @@ class Replay:
     """Does to our manager what was done to vLLM's, and compares what each call gives."""
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
-        self.manager = KVCacheManager(num_blocks, block_size, enable_prefix_caching)
+        self.manager = KVCacheManager(
+            num_blocks, block_size, enable_prefix_caching, enable_kv_cache_events=enable_prefix_caching
+        )
+        self.numbers: dict[int, int] = {}  # which hash is which of the recording's
         self.requests: dict[str, Request] = {}
 
     def admit(
@@ -58,6 +62,21 @@ class Replay:
                 request.append_token(token)
             request.num_computed_tokens += num_new + len(accepted)
 
+    def plain(self, event: KVCacheEvent) -> list:
+        """Give an event as the recording does: each hash by its number, in the order of their first appearance."""
+        if isinstance(event, AllBlocksCleared):
+            return ["AllBlocksCleared"]
+        name = [type(event).__name__, [self.number(block_hash) for block_hash in event.block_hashes]]
+        if isinstance(event, BlockStored):
+            parent = event.parent_block_hash
+            name += [None if parent is None else self.number(parent), event.token_ids, event.block_size]
+            keys = event.extra_keys
+            name.append(keys and [of_block and list(of_block) for of_block in keys])
+        return [*name, event.medium, event.group_idx]
+
+    def number(self, block_hash: int) -> int:
+        return self.numbers.setdefault(block_hash, len(self.numbers))
+
     def free(self, name: str) -> None:
         self.manager.free(self.requests.pop(name))
 
@@ -67,10 +86,13 @@ class Replay:
 
 @pytest.mark.parametrize("run", RUNS, ids=range(len(RUNS)))
 def test_blocks_are_those_that_vllm_gives(run: dict) -> None:
-    """Catches a block found, taken, given back or evicted where vLLM chooses another, or in another order."""
+    """Catches a block found, taken, given back or evicted where vLLM chooses another, or in another order, and an event
+    that vLLM does not tell, or tells otherwise.
+    """
     replay = Replay(run["num_blocks"], run["block_size"], run["enable_prefix_caching"])
-    for name, *arguments, queue in run["operations"]:
+    for name, *arguments, events, queue in run["operations"]:
         getattr(replay, name)(*arguments)
+        assert [replay.plain(event) for event in replay.manager.take_events()] == events
         assert ids(replay.manager.block_pool.free_block_queue.get_all_free_blocks()) == queue
     assert not replay.requests and replay.manager.block_pool.num_used_blocks == 0
 
@@ -79,7 +101,10 @@ def test_transcript_has_every_case() -> None:
     """Catches a recording in which nothing is ever found, refused, preempted, rejected, salted or reset in vain."""
     cases: Counter[str] = Counter()
     for run in RUNS:
-        for name, *arguments, _ in run["operations"]:
+        for name, *arguments, events, _ in run["operations"]:
+            cases.update(event[0] for event in events)
+            cases["stored behind others"] += any(event[0] == "BlockStored" and event[2] is not None for event in events)
+            cases["stored with a salt"] += any(event[0] == "BlockStored" and any(event[5]) for event in events)
             if name == "admit":
                 _, _, salt, found, _, new = arguments
                 cases += Counter({"found": bool(found), "refused": new is None, "salted": bool(found and salt)})
@@ -91,4 +116,4 @@ def test_transcript_has_every_case() -> None:
                 cases["rejected"] += new is not None and len(accepted) < num_slots - num_new
             elif name == "reset":
                 cases["reset" if arguments[0] else "not reset"] += 1
-    assert all(times >= 5 for times in cases.values()) and len(cases) == 9, cases
+    assert all(times >= 5 for times in cases.values()) and len(cases) == 14, cases

@@ -89,6 +89,14 @@ def finite(argument: str) -> float:
     return number
 
 
+def share(argument: str) -> float:
+    """A number from 0 to below 1."""
+    number = finite(argument)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not a share from 0 to below 1")
+    return number
+
+
 def temperature(argument: str) -> float:
     """A finite number of at least 0."""
     number = finite(argument)

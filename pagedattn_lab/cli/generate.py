@@ -243,7 +243,7 @@ def _refuse_what_memory_cannot_hold(
     """Say which option asks for too much; an allocator would name bytes only, or the system end the process."""
     shape = KVShape.from_config(model.config, KV_CACHE_DTYPES[arguments.kv_cache_dtype] or model.dtype)
     num_bytes = num_blocks * shape.bytes_per_block(arguments.block_size)
-    room = _memory(model.device)
+    room = free_memory(model.device)
     if num_bytes <= room:
         return
     if arguments.block_size > prompt_len + arguments.max_tokens:
@@ -258,7 +258,7 @@ def _refuse_what_memory_cannot_hold(
     )
 
 
-def _memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Bytes that are free on a GPU; all that the machine has otherwise, for the system can make room."""
     import torch
 

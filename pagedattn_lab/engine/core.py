@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.engine.scheduler import Scheduler, SchedulerOutput
@@ -209,7 +208,7 @@ class EngineCore:
             token_ids += request.token_ids[request.num_computed_tokens : stop]
             if stop == request.num_tokens:
                 sampled.append(place)
-        metadata = attention_metadata(tables, query_lens, self.runner.model.device)
+        metadata = self.runner.input_batch.prepare(tables, query_lens)
         logits = self.runner.execute(token_ids, metadata, sampled)
         return tuple(requests[place] for place in sampled), logits
 

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pagedattn_lab import models
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.engine.core import Choice, EngineCore
-from pagedattn_lab.engine.outputs import RequestOutput
-from pagedattn_lab.engine.sampler import Sampler
+from pagedattn_lab.engine.metrics import Metrics
+from pagedattn_lab.engine.output_processor import RunningOutput, RunningRequest
+from pagedattn_lab.engine.outputs import FinishReason, RequestOutput
+from pagedattn_lab.engine.sampler import SamplingState, sample_tokens
 from pagedattn_lab.engine.sampling_params import SamplingParams
 from pagedattn_lab.engine.scheduler import SchedulerOutput
+from pagedattn_lab.engine.stop import StopChecker
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.model_runner import ModelRunner
+from pagedattn_lab.models.support import rotary_limit
 from pagedattn_lab.request import Request, RequestStatus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pagedattn_lab.engine.progress import ProgressDisplay
 
 KV_POLICIES = ("paged", "contiguous-max", "contiguous-pow2", "contiguous-oracle")
 """How KV memory is given to requests: in blocks as they grow, or, to compare with, in one piece as before paging."""
@@ -115,7 +121,253 @@ class LLMEngine:
             num_blocks = kv_memory // shape.bytes_per_block(block_size)
             if num_blocks < 2:
                 raise ValueError(
-                    f"kv_memory of {kv_memory:,} bytes holds {num_blocks} blocks of {shape.bytes_per_block(block_size):,} "
-                    "bytes: at least 2 are needed, one of them the null block"
+                    f"kv_memory of {kv_memory:,} bytes holds {num_blocks} blocks of "
+                    f"{shape.bytes_per_block(block_size):,} bytes: at least 2 are needed, one of them the null block"
                 )
-        runner = ModelRunner(model, num_blocks, block_size, attention, kv_cache_dtype, forward=forward)
+        manager = None
+        runner = ModelRunner(
+            model, num_blocks, block_size, attention, kv_cache_dtype, forward=forward, num_host_blocks=num_host_blocks
+        )
+        self.model, self.tokenizer = model, tokenizer
+        num_slots = (num_blocks - 1) * block_size
+        self.max_model_len = _check_length(model, max_model_len, num_slots, is_paged=kv_policy == "paged")
+        if kv_policy != "paged":
+            # Late, and the one thing that a server takes from the book's apparatus: what it is compared with.
+            from pagedattn_lab.baselines.kv_manager import ContiguousKVCacheManager
+
+            reserve = kv_policy.removeprefix("contiguous-")
+            manager = ContiguousKVCacheManager(num_blocks, block_size, reserve, max_model_len=self.max_model_len)
+        else:
+            manager = KVCacheManager(num_blocks, block_size, enable_prefix_caching, num_host_blocks=num_host_blocks)
+        self.core = EngineCore(
+            runner,
+            manager=manager,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            policy=policy,
+            watermark=watermark,
+            preemption=preemption,
+        )
+        self.metrics = Metrics()
+        self._seed = seed
+        self._eos_token_id, self._other_eos_token_ids = _eos_token_ids(model, tokenizer)
+        self._num_added = 0  # requests so far: they give the numbers that those without a seed draw from
+        self._requests: dict[str, RunningRequest] = {}
+        self._outputs: dict[str, RunningOutput] = {}
+        runner.warm_up()
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        arrival_time: float | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> None:
+        """Let a request wait for its turn.
+
+        Args:
+            request_id: a name that no unfinished request has.
+            prompt: a text, or token ids.
+            params: how its tokens are chosen and when it ends.
+            arrival_time: in seconds on :func:`time.monotonic`'s clock; now by default.
+            priority: under ``policy="priority"`` the smallest runs first.
+            cache_salt: the request shares blocks only with those of the same salt.
+
+        Raises:
+            ValueError: a name that is taken, a prompt that is empty or no text of this model, or lengths that can never
+                fit. Nothing changed.
+        """
+        params = SamplingParams() if params is None else params
+        if request_id in self._requests:
+            raise ValueError(f"there is an unfinished request {request_id!r} already: give this one another name")
+        token_ids = self._encode(prompt)
+        room = self.max_model_len - len(token_ids)
+        wanted = 1 if params.max_tokens is None else params.max_tokens
+        if wanted > room:
+            block_size = self.core.manager.block_pool.block_size
+            raise ValueError(
+                f"request {request_id!r} has a prompt of {len(token_ids)} tokens and asks for {wanted} more, which "
+                f"take {cdiv(len(token_ids) + wanted - 1, block_size)} blocks of {block_size} tokens: prompt and "
+                f"output have at most {self.max_model_len} tokens here"
+            )
+        arrival_time = time.monotonic() if arrival_time is None else arrival_time
+        group = RunningRequest(request_id, prompt if isinstance(prompt, str) else None, token_ids, self.tokenizer)
+        end_tokens = params.end_tokens(self._eos_token_id, self._other_eos_token_ids)
+        for index in range(params.n):
+            request = Request(
+                request_id if params.n == 1 else f"{index}_{request_id}",
+                token_ids,
+                cache_salt,
+                max_tokens=room if params.max_tokens is None else params.max_tokens,
+                priority=priority,
+                arrival_time=arrival_time,
+            )
+            self.core.scheduler.add_request(request)  # refuses the first of them, if any: they are alike
+            state = SamplingState(request, params, end_tokens.held_back, self._seed, self._num_added, index)
+            checker = StopChecker(self.tokenizer, params, end_tokens, request.max_tokens, token_ids)
+            group.sequences.append(RunningOutput(group, request, state, checker))
+            self._outputs[request.request_id] = group.sequences[-1]
+            self.metrics.on_arrival(request, max_tokens=request.max_tokens, n=params.n, arrival_time=arrival_time)
+        self._requests[request_id] = group
+        self._num_added += 1
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether anything waits or runs."""
+        return self.core.scheduler.has_unfinished
+
+    def step(self) -> list[RequestOutput]:
+        """Schedule a step, compute it, and choose tokens.
+
+        Returns:
+            For each request that got a token, all of its output so far.
+
+        Raises:
+            StepFailedError: the model failed, or ran out of memory. The engine is as it was, but for the blocks of the
+                step's requests, which wait to be computed again.
+        """
+        started = self.metrics.clock()
+        groups: dict[str, RunningRequest] = {}  # with something new
+        sampled: list[Request] = []
+        scheduled: list[SchedulerOutput] = []
+
+        def choose(requests: Sequence[Request], logits: torch.Tensor) -> list[Choice]:
+            sequences = [self._outputs[request.request_id] for request in requests]
+            tokens = sample_tokens(logits, [sequence.state for sequence in sequences])
+            choices = []
+            for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+                groups[sequence.group.request_id] = sequence.group
+                if sequence.goes_on_with(token):
+                    choices.append(Choice(place, token.token_id))
+            sampled.extend(requests)
+            return choices
+
+        def on_scheduled(output: SchedulerOutput) -> None:
+            scheduled.append(output)
+            for request in output.requests:
+                sequence = self._outputs[request.request_id]
+                if sequence.num_cached_tokens is None:
+                    sequence.num_cached_tokens = request.num_computed_tokens
+
+        try:
+            output = self.core.step(choose, on_scheduled)
+        except Exception as error:
+            if not scheduled:
+                raise
+            failed = (self._outputs[request.request_id].group.request_id for request in scheduled[0].requests)
+            raise StepFailedError(list(dict.fromkeys(failed))) from error
+        if output.requests or output.preempted:
+            self.metrics.on_step(output, self.core.scheduler, sampled, started)
+        for request in sampled:
+            if request.status.is_finished:
+                sequence = self._outputs.pop(request.request_id)
+                self.metrics.on_finished(request, sequence.finish_reason)
+        outputs = [group.output() for group in groups.values()]
+        for group_output in outputs:
+            if group_output.finished:
+                del self._requests[group_output.request_id]
+        return outputs
+
+    def abort(self, request_ids: Iterable[str], reason: FinishReason = "abort") -> None:
+        """Give requests up, and their blocks back; those that are not here, or not any more, do not matter."""
+        status = RequestStatus.FINISHED_ERROR if reason == "error" else RequestStatus.FINISHED_ABORTED
+        for group in [self._requests.pop(name) for name in dict.fromkeys(request_ids) if name in self._requests]:
+            for sequence in group.sequences:
+                if self._outputs.pop(sequence.request.request_id, None) is not None:
+                    self.core.scheduler.finish(sequence.request, status)
+                    self.metrics.on_finished(sequence.request, reason)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        show_progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer prompts, as many at a time as fit.
+
+        Args:
+            prompts: texts, or lists of token ids; one of them will do by itself.
+            sampling_params: for all of them, or one for each.
+            show_progress: draw a line that says how far it is, with ``rich``.
+
+        Returns:
+            One for each prompt, in their order.
+
+        Raises:
+            ValueError: a prompt that is refused, or not one ``SamplingParams`` a prompt. None has been computed.
+            StepFailedError: the model failed; all of these requests are given up.
+        """
+        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
+            prompts = [prompts]
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params] * len(prompts)
+        if len(sampling_params) != len(prompts):
+            raise ValueError(
+                f"{len(prompts)} prompts and {len(sampling_params)} sampling_params: give one, or one each"
+            )
+        names = []
+        finished: dict[str, RequestOutput] = {}
+        with _display(self.metrics, len(prompts)) if show_progress else nullcontext():
+            try:
+                for prompt, params in zip(prompts, sampling_params, strict=True):
+                    name = f"generate-{self._num_added}"
+                    self.add_request(name, prompt, params)
+                    names.append(name)
+                while len(finished) < len(names):
+                    finished.update((one.request_id, one) for one in self.step() if one.finished)
+            finally:
+                self.abort(names)  # none unless something failed
+        return [finished[name] for name in names]
+
+    def _encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Give a prompt's tokens, all of them words of the model."""
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError(f"prompt {prompt!r} is a text, and there is no tokenizer: give token ids")
+            token_ids = self.tokenizer(prompt)["input_ids"]
+        else:
+            token_ids = list(prompt)
+        if not token_ids:
+            raise ValueError("the prompt is empty: give it at least one token")
+        vocab_size = self.model.config.get_text_config().vocab_size
+        for token_id in token_ids:
+            if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+                raise ValueError(f"token id {token_id!r} is no word of this model: use 0 to {vocab_size - 1}")
+        return token_ids
+
+
+def _check_length(model: PreTrainedModel, max_model_len: int | None, num_slots: int, *, is_paged: bool) -> int:
+    """Say how long a sequence may be: as asked, if the model was made for it and the cache can hold it."""
+    # A last token that is not continued needs no slot. What is contiguous reserves one for it all the same.
+    limits = {"all blocks hold": num_slots + is_paged}
+    made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if made_for is not None:
+        limits["the model was made for"] = made_for
+    rotary = rotary_limit(model)
+    if rotary is not None:
+        limits["the model's rotary angles allow"] = rotary
+    what, limit = min(limits.items(), key=lambda item: item[1])
+    if max_model_len is None:
+        return limit
+    if not 2 <= max_model_len <= limit:
+        raise ValueError(f"max_model_len is {max_model_len}: give 2 to {limit}, which is what {what}")
+    return max_model_len
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int | None, list[int]]:
+    """The tokenizer's end-of-sequence token, and others that the model's generation settings name."""
+    eos = None if tokenizer is None else tokenizer.eos_token_id
+    configured = model.generation_config.eos_token_id
+    others = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    if eos is None and others:
+        eos = others[0]
+    return eos, [token for token in others if token != eos]
+
+
+def _display(metrics: Metrics, num_requests: int) -> ProgressDisplay:
+    from pagedattn_lab.engine.progress import ProgressDisplay  # late: rich is needed for this only
+
+    return ProgressDisplay(metrics, num_requests)

@@ -5,7 +5,8 @@ Source: names as in vLLM's ``vllm/outputs.py`` and ``vllm/logprobs.py``, release
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -24,6 +25,20 @@ class Logprob:
     logprob: float
     rank: int | None = None
     decoded_token: str | None = None
+
+
+def with_decoded_tokens(logprobs: Mapping[int, Logprob], decode: Callable[[list[int]], str]) -> dict[int, Logprob]:
+    """Add each token's text by itself.
+
+    Args:
+        logprobs: by token id.
+        decode: of a tokenizer.
+
+    Example:
+        >>> with_decoded_tokens({7: Logprob(-0.5, 1)}, lambda token_ids: f"<{token_ids[0]}>")
+        {7: Logprob(logprob=-0.5, rank=1, decoded_token='<7>')}
+    """
+    return {token_id: replace(info, decoded_token=decode([token_id])) for token_id, info in logprobs.items()}
 
 
 @dataclass(frozen=True)

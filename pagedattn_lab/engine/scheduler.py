@@ -15,74 +15,13 @@ import sys
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.block_pool import KVCacheBlock, NoFreeBlocksError
+from pagedattn_lab.engine.scheduler_output import SchedulerOutput, StepInTheMaking
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.request import Request, RequestStatus
-
-
-@dataclass(frozen=True)
-class SchedulerOutput:
-    """One step: who computes how much, and who had to make room.
-
-    Whoever executes it copies ``swap_out`` first, then ``swap_in``, then what page tables wait for, and only then
-    writes anything. A request's next token is sampled in this step if its ``num_computed_tokens`` and the tokens of
-    this step are all that it has.
-
-    Attributes:
-        requests: who computes, in the order of the batch.
-        num_scheduled_tokens: tokens of this step, by request id, in the same order.
-        preempted: who lost its blocks while this was made.
-        swap_out: ``(block, host block)`` to copy away.
-        swap_in: ``(host block, block)`` to copy back.
-    """
-
-    requests: tuple[Request, ...] = ()
-    num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
-    preempted: tuple[Request, ...] = ()
-    swap_out: tuple[tuple[int, int], ...] = ()
-    swap_in: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def total_num_scheduled_tokens(self) -> int:
-        """Tokens of the whole batch."""
-        return sum(self.num_scheduled_tokens.values())
-
-
-class _Step:
-    """A step in the making."""
-
-    def __init__(self, budget: int, max_chunk: int) -> None:
-        self.budget = budget  # tokens that may still be scheduled
-        self.max_chunk = max_chunk  # tokens of one request at most
-        self.scheduled: dict[str, tuple[Request, int]] = {}
-        self.preempted: list[Request] = []
-        self.swap_out: list[tuple[int, int]] = []
-        self.swap_in: list[tuple[int, int]] = []
-
-    def num_new_tokens(self, request: Request, num_computed_tokens: int) -> int:
-        """How many tokens a request may compute in this step."""
-        return min(request.num_tokens - num_computed_tokens, self.max_chunk, self.budget)
-
-    def add(self, request: Request, num_new_tokens: int) -> None:
-        self.scheduled[request.request_id] = request, num_new_tokens
-        self.budget -= num_new_tokens
-
-    def take_back(self, request: Request) -> None:
-        _, num_new_tokens = self.scheduled.pop(request.request_id, (request, 0))
-        self.budget += num_new_tokens
-
-    def output(self) -> SchedulerOutput:
-        return SchedulerOutput(
-            tuple(request for request, _ in self.scheduled.values()),
-            {name: num_new_tokens for name, (_, num_new_tokens) in self.scheduled.items()},
-            tuple(self.preempted),
-            tuple(self.swap_out),
-            tuple(self.swap_in),
-        )
 
 
 class Scheduler:
@@ -227,7 +166,7 @@ class Scheduler:
             raise RuntimeError("the last step has not ended: call update or roll_back with it before the next schedule")
         num_requests = len(self._requests)
         max_chunk = self.long_prefill_token_threshold if num_requests > 1 else None
-        step = _Step(self.max_num_batched_tokens or sys.maxsize, max_chunk or sys.maxsize)
+        step = StepInTheMaking(self.max_num_batched_tokens or sys.maxsize, max_chunk or sys.maxsize)
         try:
             self._schedule_running(step)
             if not step.preempted:
@@ -320,7 +259,7 @@ class Scheduler:
 
     # --- a step in the making
 
-    def _schedule_running(self, step: _Step) -> None:
+    def _schedule_running(self, step: StepInTheMaking) -> None:
         """Give tokens to those that run; preempt until there are blocks for them."""
         place = 0
         while place < len(self.running) and step.budget > 0:
@@ -339,7 +278,7 @@ class Scheduler:
                 step.add(request, num_new_tokens)
                 place += 1
 
-    def _preempt(self, victim: Request, step: _Step) -> None:
+    def _preempt(self, victim: Request, step: StepInTheMaking) -> None:
         """Take all blocks from a request that runs, and let it wait in front of the others."""
         pairs = self.manager.swap_out(victim) if self.preemption == "swap" else None
         step.take_back(victim)
@@ -353,7 +292,7 @@ class Scheduler:
         victim.status = RequestStatus.PREEMPTED
         victim.num_preemptions += 1
 
-    def _schedule_waiting(self, step: _Step) -> None:
+    def _schedule_waiting(self, step: StepInTheMaking) -> None:
         """Admit those that wait, one after the other, until one does not fit; first those that were swapped out."""
         has_room = True
         while has_room and step.budget > 0 and len(self.running) < (self.max_num_seqs or sys.maxsize):
@@ -362,7 +301,7 @@ class Scheduler:
             else:
                 has_room = bool(self.waiting) and self._admit(self.waiting[0], step)
 
-    def _admit(self, request: Request, step: _Step) -> bool:
+    def _admit(self, request: Request, step: StepInTheMaking) -> bool:
         """Give a request the blocks of its first chunk, those found in the cache included, if all of it would fit."""
         blocks, num_hit_tokens = self.manager.get_computed_blocks(request)
         num_new_tokens = step.num_new_tokens(request, num_hit_tokens)
@@ -372,7 +311,7 @@ class Scheduler:
         self._run(self.waiting.popleft(), num_new_tokens, step)
         return True
 
-    def _swap_in(self, request: Request, step: _Step) -> bool:
+    def _swap_in(self, request: Request, step: StepInTheMaking) -> bool:
         """Bring all blocks of a swapped request back, and give it those of its next tokens."""
         pairs = self.manager.swap_in(request) if self._fits(request) else None
         if pairs is None:
@@ -387,7 +326,7 @@ class Scheduler:
         self._undo(SchedulerOutput(requests=(request,), swap_in=tuple(pairs)))
         return False
 
-    def _run(self, request: Request, num_new_tokens: int, step: _Step) -> None:
+    def _run(self, request: Request, num_new_tokens: int, step: StepInTheMaking) -> None:
         self.running.append(request)
         request.status = RequestStatus.RUNNING
         step.add(request, num_new_tokens)

@@ -16,7 +16,7 @@ from pagedattn_lab.models.default import (
     is_cached,
 )
 from pagedattn_lab.models.detokenize import IncrementalDetokenizer, detokenize
-from pagedattn_lab.models.prompts import encode_prefix, encode_prompt
+from pagedattn_lab.models.prompts import encode_conversation, encode_prefix, encode_prompt
 from pagedattn_lab.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "cache_directory",
     "corrupted_file",
     "detokenize",
+    "encode_conversation",
     "encode_prefix",
     "encode_prompt",
     "ensure_default",

@@ -9,7 +9,7 @@ Source: the two offsets follow vLLM's ``vllm/v1/engine/detokenizer.py``, and so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 REPLACEMENT = "\ufffd"
 """What decoders put in the place of bytes that are no character, or not yet."""
 
+_PROMPT_CONTEXT = 5  # tokens of the prompt, of which some may be special and have no text
+
 
 class IncrementalDetokenizer:
-    """The text of one output, piece by piece as its tokens come. Special tokens have no text.
+    """The text of one output, piece by piece as its tokens come.
 
     Args:
         tokenizer: from :func:`pagedattn_lab.models.load`.
+        prompt_token_ids: what the output follows. Without it, some tokenizers drop a space in front of the output.
+        skip_special_tokens: whether special tokens have no text.
 
     Example:
         >>> from tokenizers import Tokenizer, decoders, models
@@ -35,10 +39,18 @@ class IncrementalDetokenizer:
         (['H', 'i', '', 'é', '\\n', ''], '�')
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_token_ids: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
-        self._token_ids: list[int] = []  # those that are needed still: context, then tokens whose text is not out
-        self._num_context = 0
+        self._skip_special_tokens = skip_special_tokens
+        # Those that are needed still: context, then tokens whose text is not out.
+        self._token_ids = list(prompt_token_ids[-_PROMPT_CONTEXT:])
+        self._num_context = len(self._token_ids)
 
     def update(self, token_id: int) -> str:
         """Take one more token; give the text that is certain now, which may be empty."""
@@ -64,7 +76,9 @@ class IncrementalDetokenizer:
         return self._decode(self._token_ids[self._num_context :])  # they have spoiled what is out: read them alone
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            token_ids, skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
+        )
 
 
 def detokenize(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,6 +44,34 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, system: str | N
         if system is None:
             raise
         raise ValueError(f"the chat template takes no system message ({error}): put it into the prompt") from error
+
+
+def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Turn a conversation into the token ids behind which the assistant speaks next.
+
+    Args:
+        tokenizer: from :func:`pagedattn_lab.models.load`.
+        messages: each with its ``"role"`` and ``"content"``.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or it does not take this conversation.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1, ">": 2}, [])))
+        >>> tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}>"
+        >>> encode_conversation(tokenizer, [{"role": "user", "content": "ab"}])
+        [0, 1, 2]
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("the model has no chat template, so it knows no conversations: send it a plain text")
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
+    except TemplateError as error:
+        raise ValueError(f"the chat template does not take this conversation: {error}") from error
 
 
 def encode_prefix(tokenizer: PreTrainedTokenizerBase, system: str) -> list[int]:

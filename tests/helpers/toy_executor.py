@@ -100,5 +100,8 @@ def check_books(scheduler: Scheduler) -> None:
         assert request.status is RequestStatus.RUNNING
     for request in scheduler.waiting:
         assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED) and request.num_computed_tokens == 0
+    host = manager.swap_space
+    assert sorted(host.tables if host else []) == sorted(request.request_id for request in scheduler.swapped)
+    assert not host or host.block_pool.num_used_blocks == sum(len(table.blocks) for table in host.tables.values())
     for request in scheduler.swapped:
         assert request.status is RequestStatus.PREEMPTED and request.num_computed_tokens > 0

@@ -1,0 +1,148 @@
+"""What a prefix cache tells the world: which blocks can be found now, and which no longer (chapter 11).
+
+A router in front of several servers sends a request where most of its prompt is cached. It learns who caches what from
+these events, in the order in which they happened.
+
+Source: vLLM's ``vllm/distributed/kv_events.py``, release 0.33.0, whose names and fields these are, for one group of
+full-attention layers and without adapters. ``tests/test_vllm_transcript.py`` compares them with those of that release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pagedattn_lab.block_pool import KVCacheBlock
+from pagedattn_lab.prefix_cache import HashIndex, PrefixIndex
+from pagedattn_lab.request import Request
+
+MEDIUM_GPU = "GPU"
+"""The memory that attention reads. vLLM calls it so on every device."""
+
+
+@dataclass(frozen=True)
+class BlockStored:
+    """Blocks of one request, one behind the other, can be found from now on.
+
+    A block that was computed twice is stored twice, and removed twice.
+
+    Attributes:
+        block_hashes: one for each block, as :func:`external_hash` gives it.
+        parent_block_hash: of the block before the first; ``None`` if there is none.
+        token_ids: of all these blocks.
+        block_size: tokens per block.
+        medium: where they lie.
+        extra_keys: for each block, what beside tokens decides what it holds, a salt for instance; ``None`` for nothing.
+        group_idx: of the layers whose blocks these are.
+    """
+
+    block_hashes: list[int]
+    parent_block_hash: int | None
+    token_ids: list[int]
+    block_size: int
+    medium: str | None = MEDIUM_GPU
+    extra_keys: list[tuple[str | int, ...] | None] | None = None
+    group_idx: int | None = 0
+
+
+@dataclass(frozen=True)
+class BlockRemoved:
+    """Blocks can no longer be found, each in as many places as it is named here; fields as in :class:`BlockStored`."""
+
+    block_hashes: list[int]
+    medium: str | None = MEDIUM_GPU
+    group_idx: int | None = 0
+
+
+@dataclass(frozen=True)
+class AllBlocksCleared:
+    """No block can be found any more."""
+
+
+KVCacheEvent = BlockStored | BlockRemoved | AllBlocksCleared
+
+
+def external_hash(block_hash: bytes) -> int:
+    """Shorten a hash to the 64 bits that events carry: its last eight bytes, the most significant first.
+
+    Example:
+        >>> external_hash(bytes(30) + bytes([1, 2]))
+        258
+    """
+    return int.from_bytes(block_hash[-8:], "big")
+
+
+class EventIndex:
+    """An index of cached blocks that keeps an event of each change; all else it leaves to the index behind it.
+
+    Args:
+        index: where blocks are looked up. Events name blocks by hash, so it must be one of hashes.
+
+    Raises:
+        ValueError: another kind of index, or none.
+
+    Example:
+        >>> index = EventIndex(HashIndex(block_size=2))
+        >>> block = KVCacheBlock(1)
+        >>> index.insert(Request("Ada", [5, 6, 7]), [block], 0, 1)
+        >>> index.forget(block)
+        >>> stored, removed = index.take()
+        >>> stored.token_ids, stored.parent_block_hash, stored.block_hashes == removed.block_hashes
+        ([5, 6], None, True)
+        >>> index.take()
+        []
+    """
+
+    def __init__(self, index: PrefixIndex | None) -> None:
+        if not isinstance(index, HashIndex):
+            raise ValueError(f"events name blocks by hash, and {type(index).__name__} has none: use a HashIndex")
+        self.index, self.block_size = index, index.block_size
+        self._events: list[KVCacheEvent] = []
+
+    def take(self) -> list[KVCacheEvent]:
+        """Hand the events out that have happened since the last time."""
+        events, self._events = self._events, []
+        return events
+
+    def find(self, request: Request, num_blocks: int) -> list[KVCacheBlock]:
+        """As :class:`pagedattn_lab.prefix_cache.HashIndex` does."""
+        return self.index.find(request, num_blocks)
+
+    def holds(self, request: Request, blocks: Sequence[KVCacheBlock]) -> bool:
+        """As :class:`pagedattn_lab.prefix_cache.HashIndex` does."""
+        return self.index.holds(request, blocks)
+
+    def insert(self, request: Request, blocks: Sequence[KVCacheBlock], start: int, stop: int) -> None:
+        """Make blocks known, and tell it in one event.
+
+        Raises:
+            ValueError: as for :class:`pagedattn_lab.prefix_cache.HashIndex`; nothing is told then.
+        """
+        self.index.insert(request, blocks, start, stop)
+        if start == stop:
+            return
+        hashes, size = [external_hash(block_hash) for block_hash in self.index.hashes(request)[:stop]], self.block_size
+        keys = [request.extra_keys(at, at + size) for at in range(start * size, stop * size, size)]
+        self._events.append(
+            BlockStored(
+                block_hashes=hashes[start:],
+                parent_block_hash=hashes[start - 1] if start else None,
+                token_ids=request.token_ids[start * size : stop * size],
+                block_size=size,
+                extra_keys=[tuple(value for _, value in of_block) or None for of_block in keys],
+            )
+        )
+
+    def forget(self, block: KVCacheBlock) -> None:
+        """Drop a block, and tell it."""
+        self.index.forget(block)
+        if isinstance(block.block_hash, bytes):
+            self._events.append(BlockRemoved([external_hash(block.block_hash)]))
+
+    def clear(self) -> None:
+        """Drop every block, and tell it in one event."""
+        self.index.clear()
+        self._events.append(AllBlocksCleared())
+
+    def __len__(self) -> int:
+        return len(self.index)
