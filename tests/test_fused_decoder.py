@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pagedattn_lab import models
+from pagedattn_lab.attention import cpu
 from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
@@ -180,8 +181,8 @@ def test_the_modules_stay_as_they_were() -> None:
 def test_a_shared_prefix_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a cascade that the loop leaves out, or merges wrongly."""
     calls = []
-    prefix_product = fused_decoder.prefix_product
-    monkeypatch.setattr(fused_decoder, "prefix_product", lambda *call: calls.append(call) or prefix_product(*call))
+    prefix_product = cpu.prefix_product
+    monkeypatch.setattr(cpu, "prefix_product", lambda *call: calls.append(call) or prefix_product(*call))
     model = tiny_kind("llama")
     sequences = Sequences(poisoned(ModelRunner(model, 400, 4, forward="fused")), [300])
     sequences.step([280])

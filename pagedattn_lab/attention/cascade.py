@@ -210,11 +210,14 @@ def prefix_product(
     rows = (query.to(compute) * scale).reshape(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
     result = None
     for some in blocks.split(max(1, TOKENS_AT_A_TIME // block_size)):
-        slots = some.repeat_interleave(block_size), torch.arange(block_size, device=some.device).repeat(len(some))
-        # [num_kv_heads, tokens, head_dim]
-        key = dequantized(key_cache[some].flatten(0, 1), variant.k_scale, *slots, compute).transpose(0, 1)
-        value = dequantized(value_cache[some].flatten(0, 1), variant.v_scale, *slots, compute).transpose(0, 1)
-        part = _part(rows, key, value, variant.softcap)
+        key, value = key_cache[some].flatten(0, 1), value_cache[some].flatten(0, 1)  # [tokens, num_kv_heads, ...]
+        if variant.k_scale is None and variant.v_scale is None:
+            key, value = key.to(compute), value.to(compute)
+        else:
+            slots = some.repeat_interleave(block_size), torch.arange(block_size, device=some.device).repeat(len(some))
+            key = dequantized(key, variant.k_scale, *slots, compute)
+            value = dequantized(value, variant.v_scale, *slots, compute)
+        part = _part(rows, key.transpose(0, 1), value.transpose(0, 1), variant.softcap)
         result = part if result is None else merge_attention(*result, *part)
     assert result is not None  # a shared prefix has at least one block
     output, lse = (x.unflatten(1, (num_tokens, group)).transpose(0, 1).flatten(1, 2) for x in result)

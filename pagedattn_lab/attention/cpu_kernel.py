@@ -335,3 +335,19 @@ def merge(parts, rows, starts, sinks, tops, totals, accs, output, lse):
             for d in range(value_dim):
                 output[rows[row, 0], head, d] = rounded(summed[d] / total, output)
             lse[rows[row, 0], head] = (top + np.log2(total)) / f32(LOG2_E)
+
+
+@jit
+def merge_range(tokens, other, other_lse, output, lse):
+    """Merge into some tokens' outputs what they found in another range of keys, weighed by the log-sum-exps of both."""
+    for row in range(len(tokens)):
+        token = tokens[row]
+        for head in range(output.shape[1]):
+            mine, theirs = lse[token, head] * f32(LOG2_E), other_lse[row, head] * f32(LOG2_E)
+            top = max(mine, theirs)
+            mine, theirs = exp2(mine - top), exp2(theirs - top)
+            total = mine + theirs
+            mine, theirs = mine / total, theirs / total
+            for d in range(output.shape[2]):
+                both = load(output[token, head, d]) * mine + other[row, head, d] * theirs
+                output[token, head, d] = rounded(both, output)
