@@ -135,8 +135,9 @@ def test_logits_equal_those_of_the_modules(kind: str, block_size: int, weights: 
     runner = poisoned(ModelRunner(model, num_blocks=2 + 120 // block_size + 6, block_size=block_size, forward="fused"))
     assert runner.forward == "fused"
     sequences = Sequences(runner, [30, 12, 25, 9, 20, 14])
-    # Whole prompts; prompts beside decodes and chunks; two and four tokens of one sequence; a sequence that pauses.
-    for query_lens in ([11, 1, 6, 0, 0, 0], [1, 1, 9, 9, 13, 0], [4, 2, 1, 0, 1, 14], [1, 1, 1, 0, 1, 0]):
+    # Whole prompts; prompts beside decodes and chunks; two and four tokens of one sequence; a sequence that pauses; one
+    # that becomes more than twice as long as any was at first.
+    for query_lens in ([11, 1, 6, 0, 0, 0], [1, 1, 9, 9, 13, 0], [4, 2, 1, 0, 1, 14], [14, 1, 1, 0, 1, 0]):
         got = sequences.step(query_lens)
         active = [i for i, query_len in enumerate(query_lens) if query_len]
         assert_close(model, got, sequences.expected(active), 30)
