@@ -80,8 +80,8 @@ class FusedDecoder:
 
     Args:
         model: one that :func:`pagedattn_lab.models.support.fused_obstacle` has nothing against. Its weights are copied,
-            which takes as much memory again as the model, and what is changed in them later is not seen. The model's own
-            stay, so that it can still run by itself.
+            which takes as much memory again as the model, and later changes of them are not seen. The model's own stay,
+            so that it can still run by itself.
         cache: in the model's dtype.
     """
 
