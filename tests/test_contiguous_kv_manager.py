@@ -205,7 +205,13 @@ def test_refusals() -> None:
     for num_new, message in ((0, "num_new_tokens is 0"), (17, "computes 17 tokens, and 16 slots are reserved")):
         with pytest.raises(ValueError, match=message):
             manager.allocate_slots(ada, num_new)
+    ada.num_computed_tokens = 3
+    with pytest.raises(ValueError, match="holds no blocks, yet num_computed_tokens is 3"):
+        manager.allocate_slots(ada, 2)
+    ada.num_computed_tokens = 0
     assert not manager.runs and manager.strip.gaps == [(0, 11)]
+    with pytest.raises(ValueError, match="needs 16 blocks of 4 tokens in a row"):
+        oracle_manager.allocate_slots(Request("Ada", range(30), max_tokens=5), 30)
     assert len(manager.allocate_slots(ada, 5)) == 4
     ada.num_computed_tokens = 5
     for num_new, message in ((0, "num_new_tokens is 0"), (12, "computes 17 tokens, and 16 slots are reserved")):

@@ -21,7 +21,7 @@ PURE = (
     "baselines.paged", "baselines.kv_manager",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
-    "bench.allocator", "bench.slots", "bench.prefix",
+    "bench.allocator", "bench.slots", "bench.prefix", "bench.serving", "bench.vllm_worker", "bench.engine",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
 )  # fmt: skip
@@ -74,6 +74,7 @@ APPARATUS = [
     "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "bench.attention", "bench.attention_gpu", "bench.step",
+    "bench.serving", "bench.vllm_worker", "bench.peers", "bench.engine",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares",
     "viz.looks", "viz.tiles", "viz.tables", "viz.board", "viz.strips", "viz.memory", "viz.player",

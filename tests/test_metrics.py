@@ -168,7 +168,7 @@ def test_json_lines() -> None:
 
 
 # Of vLLM 0.33.0, as its /metrics shows them; those of features that this engine does not have are left out.
-GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}
+GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info"}
 COUNTERS = {
     "prefix_cache_queries_total", "prefix_cache_hits_total", "num_preemptions_total", "prompt_tokens_total",
     "generation_tokens_total", "request_success_total",
@@ -205,6 +205,12 @@ def test_prometheus_has_vllms_names_and_values() -> None:
     names = {name for name, _ in end} - {name for name, _ in end if name.endswith("_created")}
     parts = {f"{name}{part}" for name in HISTOGRAMS for part in ("_bucket", "_count", "_sum")}
     assert names == {f"vllm:{name}" for name in GAUGES | COUNTERS | parts}
+    assert (
+        end.pop(
+            ("vllm:cache_config_info", 'block_size="4",enable_prefix_caching="True",engine="0",num_gpu_blocks="11"')
+        )
+        == 1
+    )
     assert all('model_name="toy"' in labels and 'engine="0"' in labels for _, labels in end)
     expected = {
         "num_requests_running": 0, "num_requests_waiting": 0, "kv_cache_usage_perc": 0, "prompt_tokens_total": 9,

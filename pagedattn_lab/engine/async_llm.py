@@ -93,8 +93,9 @@ class AsyncLLM:
         >>> from pagedattn_lab.engine.llm_engine import LLMEngine
         >>> config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
         ...                      num_attention_heads=4, num_key_value_heads=2)
+        >>> engine = LLMEngine(LlamaForCausalLM(config), None, num_blocks=20, block_size=4, attention="reference")
         >>> async def main() -> list[int]:
-        ...     async with AsyncLLM(LLMEngine(LlamaForCausalLM(config), None, num_blocks=20, block_size=4)) as llm:
+        ...     async with AsyncLLM(engine) as llm:
         ...         return [len(output.outputs[0].token_ids) async for output in llm.generate(
         ...             [7, 8, 9], SamplingParams(temperature=0.0, max_tokens=3))]
         >>> asyncio.run(main())[-1]

@@ -15,6 +15,7 @@ from pagedattn_lab.engine.metrics import FinishedRequestStats, StepStats, kv_cac
 
 if TYPE_CHECKING:
     from pagedattn_lab.engine.scheduler import Scheduler
+    from pagedattn_lab.kv_manager import KVCacheManager
 
 LATENCY = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
@@ -60,6 +61,7 @@ class PrometheusStatLogger:
             self._gauge("kv_cache_usage_perc", "KV cache in use; 1 means 100 percent.").set_function(
                 lambda: kv_cache_usage(scheduler.manager)
             )
+            self._describe_cache(scheduler.manager, engine)
         self._of_steps = {
             "prefix_cache_queries": self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache."),
             "prefix_cache_hits": self._counter("prefix_cache_hits", "Tokens found in the prefix cache."),
@@ -110,6 +112,17 @@ class PrometheusStatLogger:
     def text(self) -> str:
         """Give all metrics in Prometheus' text format."""
         return generate_latest(self.registry).decode()
+
+    def _describe_cache(self, manager: KVCacheManager, engine: int) -> None:
+        """Say what the cache is like: a gauge that is always 1, with the facts as its labels."""
+        facts = {
+            "block_size": manager.block_pool.block_size,
+            "num_gpu_blocks": len(manager.block_pool.blocks),
+            "enable_prefix_caching": manager.prefix_cache is not None,
+            "engine": engine,
+        }
+        info = Gauge("vllm:cache_config_info", "The KV cache's configuration.", list(facts), registry=self.registry)
+        info.labels(**facts).set(1)
 
     def _gauge(self, name: str, what: str) -> Gauge:
         return self._labelled(Gauge, name, what)

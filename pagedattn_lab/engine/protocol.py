@@ -72,6 +72,11 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
+def _texts(value: Any) -> Any:
+    """Read one text as a list of texts."""
+    return [value] if isinstance(value, str) else value
+
+
 class SamplingRequest(_Strict):
     """What both kinds of requests may say."""
 
@@ -86,7 +91,7 @@ class SamplingRequest(_Strict):
     temperature: float | None = None
     top_p: float | None = None
     seed: Whole | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_texts)] = None
     # vLLM's own
     repetition_penalty: float | None = None
     top_k: Whole | None = None
@@ -163,11 +168,19 @@ class TextPart(_Strict):
     text: str
 
 
+def _parts(value: Any) -> Any:
+    """Read a text as a list of one part."""
+    parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        raise ValueError('give a text, or a list of parts {"type": "text", "text": ...}: this server reads no others')
+    return parts
+
+
 class ChatMessage(_Strict):
     """One message of a conversation."""
 
     role: str
-    content: str | list[TextPart]
+    content: Annotated[list[TextPart], BeforeValidator(_parts)]
     name: str | None = None
 
 
@@ -195,12 +208,7 @@ class ChatCompletionRequest(SamplingRequest):
             [{'role': 'user', 'content': 'Hi\\nthere'}]
         """
         return [
-            {
-                "role": message.role,
-                "content": message.content
-                if isinstance(message.content, str)
-                else "\n".join(part.text for part in message.content),
-            }
+            {"role": message.role, "content": "\n".join(part.text for part in message.content)}
             | ({} if message.name is None else {"name": message.name})
             for message in self.messages
         ]

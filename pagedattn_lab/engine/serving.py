@@ -76,7 +76,7 @@ class Serving:
     async def completions(self, body: CompletionRequest, http: Request) -> Response:
         """Continue texts."""
         with _bad_input():
-            self._check_model(body)
+            self._check(body)
             params = body.sampling_params(body.max_tokens, body.logprobs)
             prompts = [
                 await self._encode(lambda text=prompt: self.tokenizer(text)["input_ids"])
@@ -96,7 +96,7 @@ class Serving:
     async def chat_completions(self, body: ChatCompletionRequest, http: Request) -> Response:
         """Continue a conversation."""
         with _bad_input():
-            self._check_model(body)
+            self._check(body)
             prompt = await self._encode(lambda: encode_conversation(self.tokenizer, body.conversation))
             max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
             num_top = (body.top_logprobs or 0) if body.logprobs else None
@@ -126,9 +126,17 @@ class Serving:
         card = {"id": self.model_name, "object": "model", "created": 0, "owned_by": "pagedattn-lab"}
         return card | {"max_model_len": self.max_model_len}
 
-    def _check_model(self, body: SamplingRequest) -> None:
+    def _check(self, body: SamplingRequest) -> None:
+        """Refuse another model, and a priority that nobody would heed."""
         if body.model not in (None, self.model_name):
             raise self._unknown(str(body.model))
+        if body.priority and self.llm.engine.core.scheduler.policy != "priority":
+            raise ApiError(
+                400,
+                f"priority is {body.priority}, and this server serves who came first: start it with "
+                "--scheduling-policy priority, or leave it out",
+                "priority",
+            )
 
     def _unknown(self, name: str) -> ApiError:
         return ApiError(
