@@ -790,3 +790,5 @@ def test_events() -> None:
     assert not manager.reset_prefix_cache() and manager.take_events() == []
     manager.free(ada)
     assert manager.reset_prefix_cache() and manager.take_events() == [AllBlocksCleared()]
+    admit(manager, cy := Request("Cy", [1]))
+    assert manager.swap_out(cy) and manager.swap_in(cy) and manager.take_events() == [], "no full block, no event"

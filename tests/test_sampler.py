@@ -166,25 +166,63 @@ def test_the_largest_number_finds_a_token() -> None:
     assert {sampled.token_id for sampled in sample_tokens(logits, states)} == {995}
 
 
+def test_sums_are_exact_in_a_large_vocabulary() -> None:
+    """Catches sums in float32, where 60,000 chances of 1e-7 behind one of 0.994 are rounded to the steps of 6e-8 that
+    it has there. In float64 it is less than a millionth of a chance.
+    """
+
+    class InTheTail(SamplingState):
+        def draw(self) -> float:
+            return 0.995 + 0.004 * super().draw()
+
+    logits = torch.zeros(1, 60_000)
+    logits[0, 0] = math.log(160 * 60_000)
+    states = [InTheTail(Request("Ada", [0]), SamplingParams(), number=number) for number in range(64)]
+    sums = logits.softmax(-1)[0].double().numpy().cumsum()
+    places = [int(np.searchsorted(sums, state.draw() * sums[-1], side="right")) for state in states]
+    assert [one.token_id for one in sample_tokens(logits.expand(64, -1), states)] == places
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        ({"top_p": 0.49}, 1),
+        ({"top_p": 0.51}, 2),
+        ({"top_k": 2, "top_p": 0.6}, 1),  # of what top_k leaves, 2/3; of all, 1/2
+        ({"min_p": 0.4, "top_p": 0.6}, 1),
+        ({"temperature": 0.5, "min_p": 0.26}, 1),  # 1/4 as likely, once divided by the temperature
+        ({"temperature": 2.0, "top_p": 0.45}, 2),
+    ],
+)
+def test_filters_work_on_what_is_left(params: dict[str, Any], kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches top-p before top-k or min-p, and filters before the temperature."""
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log2() * math.log(2)
+    found = set()
+    for step in range(200):
+        monkeypatch.setattr(SamplingState, "draw", lambda self, step=step: step / 200)
+        found.add(sample_tokens(logits, [state_of(**params)])[0].token_id)
+    assert found == set(range(kept))
+
+
 def test_numbers_drawn_are_uniform_and_independent() -> None:
     """Catches numbers with a pattern: over tokens, over requests, over seeds, over outputs, and in pairs of neighbours.
 
-    The statistic is chi-square over 64 cells for 6,400 numbers of fixed seeds; the bar is its 1 - 1e-6 quantile
+    The statistic is chi-square over 64 cells for 25,600 numbers of fixed seeds; the bar is its 1 - 1e-6 quantile
     (136 for 63 degrees of freedom), so a right generator fails with 5e-6 for all five, and this one always passes.
     """
 
     def numbers(name: str) -> list[float]:
         if name == "tokens":
             state, found = state_of(seed=0), []
-            for _ in range(6400):
+            for _ in range(25_600):
                 found.append(state.draw())
                 state.request.append_token(0)
             return found
         ways = {"number": {}, "index": {"seed": 3}, "engine_seed": {}, "seed": {}}
-        return [state_of(**{name: value}, **ways[name]).draw() for value in range(6400)]
+        return [state_of(**{name: value}, **ways[name]).draw() for value in range(25_600)]
 
     def chi_square(cells: list[int]) -> float:
-        return float(((np.bincount(cells, minlength=64) - 100) ** 2 / 100).sum())
+        return float(((np.bincount(cells, minlength=64) - 400) ** 2 / 400).sum())
 
     found = {name: numbers(name) for name in ("tokens", "number", "index", "engine_seed", "seed")}
     for name, drawn in found.items():
@@ -290,6 +328,16 @@ def test_filters_are_those_of_transformers(logits: np.ndarray, value: float, top
     sums = np.sort(probs / probs.sum())[::-1].cumsum()
     assume(len({*logits.tolist()}) == len(logits) and np.abs(sums - value).min() > 64 * EPS)
     assert kept(keep_top_p, value) == theirs(TopPLogitsWarper(value))
+
+
+def test_bars_are_exact() -> None:
+    """Catches a token more or less where a sum or a weight equals what is wanted; all are exact in binary."""
+    for keep, wanted, kept in (
+        (keep_top_p, 0.5, 1), (keep_top_p, 0.75, 2), (keep_min_p, 0.5, 2), (keep_min_p, 0.25, 3), (keep_top_k, 2, 2),
+    ):  # fmt: skip
+        weights = torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]])
+        keep(weights, [wanted])
+        assert (weights > 0).sum() == kept, (keep, wanted)
 
 
 def test_ties_stay_or_go_together() -> None:

@@ -88,6 +88,7 @@ stops = st.lists(st.text("abc é\ufffd🙂", min_size=1, max_size=5), max_size=3
 @example(ids("a", "a", "a", "b"), ["aab"], set(), False, False, 0, 14)
 @example(ids("aab", "abcab", "ba"), ["cabb", "bcabba"], set(), False, False, 0, 14)
 @example(ids("a", "b", "ab"), ["ab"], set(), False, False, 2, 14)
+@example(ids("a", "ba", "ba"), ["aba"], set(), False, False, 2, 14)
 def test_outputs_end_where_the_rules_say(
     token_ids: list[int], stop: list[str], stop_token_ids: set[int], include: bool, ignore_eos: bool, min_tokens: int,
     max_tokens: int,

@@ -10,10 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pagedattn_lab.arithmetic import at_least_one
 from pagedattn_lab.baselines.accounting import Account, num_kv_tokens
 from pagedattn_lab.baselines.strip import Buddy, FirstFit, Region
+
+
+def reserve_max_length(prompt_len: int, output_len: int, max_model_len: int) -> int:
+    """Orca (Max): nobody knows how long the answer will be, so reserve the model's maximum."""
+    return max_model_len
+
+
+def reserve_power_of_two(prompt_len: int, output_len: int, max_model_len: int) -> int:
+    """Orca (Pow2): reserve the prompt and the next power of two of the output."""
+    return min(prompt_len + Buddy.rounded(output_len), max_model_len)
+
+
+def reserve_exactly(prompt_len: int, output_len: int, max_model_len: int) -> int:
+    """Orca (Oracle): reserve what the request will use, as if its length were known."""
+    return num_kv_tokens(prompt_len, output_len)
 
 
 @dataclass(slots=True)
@@ -155,7 +171,7 @@ def max_length(num_slots: int, max_model_len: int) -> ContiguousAllocator:
         ValueError: a number below 1.
     """
     at_least_one("max_model_len", max_model_len)
-    return ContiguousAllocator(FirstFit(num_slots), lambda prompt_len, output_len: max_model_len)
+    return ContiguousAllocator(FirstFit(num_slots), partial(reserve_max_length, max_model_len=max_model_len))
 
 
 def next_power_of_two(num_slots: int, max_model_len: int) -> ContiguousAllocator:
@@ -171,9 +187,7 @@ def next_power_of_two(num_slots: int, max_model_len: int) -> ContiguousAllocator
         42
     """
     at_least_one("max_model_len", max_model_len)
-    return ContiguousAllocator(
-        Buddy(num_slots), lambda prompt_len, output_len: min(prompt_len + Buddy.rounded(output_len), max_model_len)
-    )
+    return ContiguousAllocator(Buddy(num_slots), partial(reserve_power_of_two, max_model_len=max_model_len))
 
 
 def oracle(num_slots: int, strip: type[FirstFit] | type[Buddy] = Buddy) -> ContiguousAllocator:

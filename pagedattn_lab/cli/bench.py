@@ -1,14 +1,16 @@
-"""``bench``: what memory management and attention cost on this machine."""
+"""``bench``: what memory management, attention and a whole engine cost on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import os
+import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
-from pagedattn_lab.cli.arguments import add_json
+from pagedattn_lab.cli.arguments import add_json, at_least, positive
 from pagedattn_lab.cli.output import print_json
 from pagedattn_lab.cli.terminal import waiting
 
@@ -18,9 +20,9 @@ def add(commands: Any) -> None:
     benchmarks = commands.add_parser(
         "bench",
         help="measure this machine",
-        description="Measure what memory management and attention cost on this machine.",
+        description="Measure what memory management, attention and a whole engine cost on this machine.",
         examples=[("bench allocator", "blocks and tokens"), ("bench prefix --json", "look-ups, for programs")],
-    ).add_subparsers(dest="benchmark", required=True, metavar="{allocator,prefix,attention,step}")
+    ).add_subparsers(dest="benchmark", required=True, metavar="{allocator,prefix,attention,step,engine}")
     for name, benchmarks_of, help_, description in (
         (
             "allocator",
@@ -56,6 +58,43 @@ def add(commands: Any) -> None:
         parser = benchmarks.add_parser(name, help=help_, description=description, examples=examples)
         add_json(parser)
         parser.set_defaults(run=run, modules=benchmarks_of)
+    _add_engine(benchmarks)
+
+
+def _add_engine(benchmarks: Any) -> None:
+    parser = benchmarks.add_parser(
+        "engine",
+        help="how many tokens per second an engine gives, and its rivals",
+        description="Serve 64 ragged requests with the book's model on one thread: by the book's engine with a fused "
+        "loop and through transformers' modules, with paged and with contiguous KV memory of the same size, by "
+        "transformers' own ways to batch, and with a shared prefix, cached and not. It takes half an hour or more.",
+        examples=[
+            ("bench engine --quick", "whether everything works"),
+            ("bench engine --parts policies --json", "one comparison, for programs"),
+            ("bench engine --vllm-python ~/vllm/bin/python", "beside vLLM, which that Python has"),
+        ],
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=("systems", "policies", "transformers", "prefix"), metavar="PART",
+        help="what to compare: systems, policies, transformers, prefix (default: all)",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="very few and short requests: only to see it work")
+    parser.add_argument("--repetitions", type=at_least(2), metavar="N", help="runs of each engine (default: 3)")
+    parser.add_argument(
+        "--kv-seqs", type=positive, metavar="N",
+        help="KV memory that policies share, in requests of 2,048 tokens (default: 8)",
+    )  # fmt: skip
+    parser.add_argument("--vllm-python", type=program, metavar="PATH", help="a Python that has vLLM: measure it too")
+    add_json(parser)
+    parser.set_defaults(run=run_engine)
+
+
+def program(argument: str) -> str:
+    """The name or path of a program that can be run; gives its path, not resolved: a link may be a virtual one's."""
+    found = shutil.which(os.path.expanduser(argument))
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{argument!r} is no program that can be run")
+    return os.path.abspath(found)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,4 +110,22 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(report)
     else:
         print("\n".join(module.describe(report) for module in modules))
+    return 0
+
+
+def run_engine(arguments: argparse.Namespace) -> int:
+    """Compare engines, and print what was measured."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from pagedattn_lab.bench import engine
+
+    chosen = {name: getattr(arguments, name) for name in ("repetitions", "kv_seqs", "vllm_python")}
+    setup = replace(
+        engine.QUICK if arguments.quick else engine.Setup(),
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    report = engine.measure(arguments.parts or tuple(engine.PARTS), setup)
+    if arguments.json:
+        print_json(report)
+    else:
+        print(engine.describe(report))
     return 0

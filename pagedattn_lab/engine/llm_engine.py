@@ -152,8 +152,8 @@ class LLMEngine:
         self._seed = seed
         self._eos_token_id, self._other_eos_token_ids = _eos_token_ids(model, tokenizer)
         self._num_added = 0  # requests so far: they give the numbers that those without a seed draw from
-        self._groups: dict[str, RunningRequest] = {}
-        self._sequences: dict[str, RunningOutput] = {}
+        self._requests: dict[str, RunningRequest] = {}
+        self._outputs: dict[str, RunningOutput] = {}
         runner.warm_up()
 
     def add_request(
@@ -181,7 +181,7 @@ class LLMEngine:
                 fit. Nothing changed.
         """
         params = SamplingParams() if params is None else params
-        if request_id in self._groups:
+        if request_id in self._requests:
             raise ValueError(f"there is an unfinished request {request_id!r} already: give this one another name")
         token_ids = self._encode(prompt)
         room = self.max_model_len - len(token_ids)
@@ -209,9 +209,9 @@ class LLMEngine:
             state = SamplingState(request, params, end_tokens.held_back, self._seed, self._num_added, index)
             checker = StopChecker(self.tokenizer, params, end_tokens, request.max_tokens, token_ids)
             group.sequences.append(RunningOutput(group, request, state, checker))
-            self._sequences[request.request_id] = group.sequences[-1]
+            self._outputs[request.request_id] = group.sequences[-1]
             self.metrics.on_arrival(request, max_tokens=request.max_tokens, n=params.n, arrival_time=arrival_time)
-        self._groups[request_id] = group
+        self._requests[request_id] = group
         self._num_added += 1
 
     def has_unfinished_requests(self) -> bool:
@@ -234,7 +234,7 @@ class LLMEngine:
         scheduled: list[SchedulerOutput] = []
 
         def choose(requests: Sequence[Request], logits: torch.Tensor) -> list[Choice]:
-            sequences = [self._sequences[request.request_id] for request in requests]
+            sequences = [self._outputs[request.request_id] for request in requests]
             tokens = sample_tokens(logits, [sequence.state for sequence in sequences])
             choices = []
             for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
@@ -247,7 +247,7 @@ class LLMEngine:
         def on_scheduled(output: SchedulerOutput) -> None:
             scheduled.append(output)
             for request in output.requests:
-                sequence = self._sequences[request.request_id]
+                sequence = self._outputs[request.request_id]
                 if sequence.num_cached_tokens is None:
                     sequence.num_cached_tokens = request.num_computed_tokens
 
@@ -256,26 +256,26 @@ class LLMEngine:
         except Exception as error:
             if not scheduled:
                 raise
-            failed = (self._sequences[request.request_id].group.request_id for request in scheduled[0].requests)
+            failed = (self._outputs[request.request_id].group.request_id for request in scheduled[0].requests)
             raise StepFailedError(list(dict.fromkeys(failed))) from error
         if output.requests or output.preempted:
             self.metrics.on_step(output, self.core.scheduler, sampled, started)
         for request in sampled:
             if request.status.is_finished:
-                sequence = self._sequences.pop(request.request_id)
+                sequence = self._outputs.pop(request.request_id)
                 self.metrics.on_finished(request, sequence.finish_reason)
         outputs = [group.output() for group in groups.values()]
         for group_output in outputs:
             if group_output.finished:
-                del self._groups[group_output.request_id]
+                del self._requests[group_output.request_id]
         return outputs
 
     def abort(self, request_ids: Iterable[str], reason: FinishReason = "abort") -> None:
         """Give requests up, and their blocks back; those that are not here, or not any more, do not matter."""
         status = RequestStatus.FINISHED_ERROR if reason == "error" else RequestStatus.FINISHED_ABORTED
-        for group in [self._groups.pop(name) for name in dict.fromkeys(request_ids) if name in self._groups]:
+        for group in [self._requests.pop(name) for name in dict.fromkeys(request_ids) if name in self._requests]:
             for sequence in group.sequences:
-                if self._sequences.pop(sequence.request.request_id, None) is not None:
+                if self._outputs.pop(sequence.request.request_id, None) is not None:
                     self.core.scheduler.finish(sequence.request, status)
                     self.metrics.on_finished(sequence.request, reason)
 

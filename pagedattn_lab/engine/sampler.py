@@ -228,9 +228,8 @@ def _draw(scores: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor
             f"min_tokens={params[row].min_tokens} holds back every token"
         )
     draws = torch.tensor([[state.draw()] for state in states], dtype=torch.float64, device=scores.device)
-    # Below the whole, even where rounding says otherwise, so that some token's sum is above it.
-    draws = torch.minimum(draws * wholes, wholes.nextafter(torch.zeros_like(wholes)))
-    return torch.searchsorted(sums, draws, right=True)[:, 0]
+    # At most 1 - 2^-53 times the whole, which float64 rounds to less than the whole: some token's sum is above it.
+    return torch.searchsorted(sums, draws * wholes, right=True)[:, 0]
 
 
 def _filter(
