@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
         help="serve a model to OpenAI's clients",
+        usage="%(prog)s [options] [model]",  # as a list, the pair about caching is wider than a terminal
         description="Serve a model over HTTP as OpenAI's API does: /v1/completions, /v1/chat/completions, /v1/models, "
         "and /health and /metrics beside them. Only programs on this machine can use it, unless --host and "
         "--allowed-host say otherwise. Ctrl-C lets running requests finish; the second one does not.",
