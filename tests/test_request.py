@@ -95,5 +95,5 @@ def test_a_fork_goes_its_own_way() -> None:
 @pytest.mark.parametrize("rest", [{"priority": None}, {"priority": "high"}, {"arrival_time": math.nan}])
 def test_what_cannot_be_compared_is_refused(rest: dict[str, Any]) -> None:
     """Catches a request that takes a place in a queue in which no other finds its own any more."""
-    with pytest.raises(ValueError, match="request 'Ada' has priority .* which others can be compared with"):
+    with pytest.raises(ValueError, match=r"request 'Ada' has priority .* which others can be compared with"):
         Request("Ada", [1], **rest)
