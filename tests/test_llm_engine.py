@@ -379,6 +379,18 @@ def test_prompts_of_any_whole_numbers(kind: Callable[[list[int]], Any]) -> None:
     assert alone.outputs[0].token_ids == said[0] and all(type(token) is int for token in alone.prompt_token_ids)
 
 
+def test_generate_beside_other_requests() -> None:
+    """Catches a generate that counts others' outputs as its own, and then misses one of its own and loses theirs."""
+    engine = engine_of()
+    engine.add_request("mine", PROMPT, greedily(2))
+    with pytest.raises(RuntimeError, match="requests mine are unfinished"):
+        engine.generate([PROMPT], greedily(6))
+    [first], [second] = engine.step(), engine.step()
+    assert not first.finished and second.outputs[0].token_ids == greedy_small(tuple(PROMPT), 2)
+    assert tokens_of(engine.generate([PROMPT], greedily(6))) == [greedy_small(tuple(PROMPT), 6)]
+    assert_idle(engine)
+
+
 @pytest.mark.parametrize("penalty", [1e-300, 1e-40, 1e300])
 @pytest.mark.parametrize("temperature", [0.0, 0.01, 1.0])
 def test_no_penalty_fails_a_step(penalty: float, temperature: float) -> None:

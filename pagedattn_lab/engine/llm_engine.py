@@ -310,7 +310,13 @@ class LLMEngine:
         Raises:
             ValueError: a prompt that is refused, or not one ``SamplingParams`` a prompt. None has been computed.
             StepFailedError: the model failed; all of these requests are given up.
+            RuntimeError: requests that were added otherwise are unfinished: their outputs would be lost here.
         """
+        if self._requests:
+            raise RuntimeError(
+                f"requests {', '.join(map(str, self._requests))} are unfinished, and what they say would be lost here: "
+                "call step until nothing is unfinished, or abort them"
+            )
         if isinstance(prompts, str) or (len(prompts) and is_whole(prompts[0])):
             prompts = [prompts]
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
