@@ -1,4 +1,4 @@
-"""Exercises of chapter 09, Continuous batching: a scheduling step, a log, a flag that survives, a request that starves."""
+"""Exercises of chapter 09, Continuous batching: a step, a log, a flag that survives, a request that starves."""
 
 from __future__ import annotations
 

@@ -141,14 +141,15 @@ share_out = Exercise(
         "forget the budget": _with_a_mistake("no budget"),
     },
     hints=(
-        "Follow Bo through the second cell: which of his facts does the preemption put right, and which does it forget?",
+        "Follow Bo through the second cell: which facts about him does the preemption put right, and which does it "
+        "forget?",
         "He is still out of `in_prefill`, so he computes one token with nothing before it. Put him back in, as in "
         "chapter 04, and count again: he has four tokens when he comes back. How many does the prefill compute?",
         "Two, his prompt: the flag knows prompts only. Do without it: a step computes up to `num_tokens - "
         "num_computed`, and chooses a token when these two are equal.",
     ),
-    explanation="A prompt, a decode and a request that comes back are one case: tokens that are known and not computed. "
-    "The flag told two cases apart and knew nothing of the third. Setting it back makes the prompt come again and loses "
-    "the answer's keys; without the flag there is nothing to set back. vLLM dropped it with V1.",
+    explanation="A prompt, a decode and a request that comes back are one case: tokens that are known and not "
+    "computed. The flag told two cases apart and knew nothing of the third. Set back, it has the prompt computed again "
+    "and the answer not; without it there is nothing to set back. vLLM's V1 has no such flag.",
 )
 """``share_out(prompts, plan, budget)``: what each step computes, some requests being preempted now and then."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.engine.scheduler import Scheduler
@@ -33,6 +34,24 @@ def scheduler_of(num_blocks: int, block_size: int, budget: int, max_num_seqs: in
     )
 
 
+class Served(NamedTuple):
+    """One step: what was before it, and what the scheduler made of it.
+
+    Attributes:
+        running: name, number of tokens and of computed ones of each that runs before it.
+        waiting: name and number of tokens of each that waits before it.
+        num_free_blocks: before it.
+        output: the step.
+        num_waiting: after it.
+    """
+
+    running: list[tuple[str, int, int]]
+    waiting: list[tuple[str, int]]
+    num_free_blocks: int
+    output: SchedulerOutput
+    num_waiting: int
+
+
 @dataclass(frozen=True)
 class Load:
     """Requests that come together, and the limits under which they are served.
@@ -49,15 +68,22 @@ class Load:
     max_num_seqs: int
     keep_free: int = 0
 
-    def steps(self) -> Iterator[tuple[Scheduler, SchedulerOutput | None]]:
-        """Serve to the end. Give the scheduler before each step with ``None``, and again with what it has decided."""
+    def steps(self) -> Iterator[Served]:
+        """Serve to the end, with the library's scheduler.
+
+        Example:
+            >>> [step.output.num_scheduled_tokens for step in Load(((2, 3), (6, 1)), 8, 4, 4, 2).steps()]
+            [{'Ada': 2, 'Bo': 2}, {'Ada': 1, 'Bo': 3}, {'Ada': 1, 'Bo': 1}]
+        """
         scheduler = scheduler_of(self.num_blocks, self.block_size, self.budget, self.max_num_seqs, self.keep_free)
         for name, (prompt, answer) in zip(NAMES, self.lengths, strict=False):
             scheduler.add_request(Request(name, [0] * prompt, max_tokens=answer))
         while scheduler.has_unfinished:
-            yield scheduler, None
+            running = [(each.request_id, each.num_tokens, each.num_computed_tokens) for each in scheduler.running]
+            waiting = [(each.request_id, each.num_tokens) for each in scheduler.waiting]
+            num_free_blocks = scheduler.manager.block_pool.num_free_blocks
             output = scheduler.schedule()
-            yield scheduler, output
+            yield Served(running, waiting, num_free_blocks, output, len(scheduler.waiting))
             scheduler.update(output)
             for request in output.requests:
                 if request.num_computed_tokens == request.num_tokens:

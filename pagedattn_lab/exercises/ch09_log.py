@@ -21,9 +21,8 @@ _EXAMPLE = Load(((5, 4), (6, 6), (4, 6), (6, 2), (3, 3)), num_blocks=7, block_si
 def log_of(load: Load) -> Log:
     """Serve a load with the library's scheduler, and write down each step."""
     return [
-        (output.num_scheduled_tokens, [each.request_id for each in output.preempted], len(scheduler.waiting))
-        for scheduler, output in load.steps()
-        if output is not None
+        (step.output.num_scheduled_tokens, [each.request_id for each in step.output.preempted], step.num_waiting)
+        for step in load.steps()
     ]
 
 
@@ -32,7 +31,7 @@ def example_log() -> Log:
 
     Example:
         >>> example_log()[0]
-        ({'Ada': 5, 'Bo': 6}, [], 3)
+        ({'Ada': 5, 'Bo': 6, 'Cy': 1}, [], 2)
     """
     return log_of(_EXAMPLE)
 
@@ -48,9 +47,9 @@ def _reference_diagnose(log: Log, budget: int, max_num_seqs: int) -> dict[str, A
         computed.update(tokens)
         num_steps.update(tokens.keys())
         if num_waiting:
-            if not preempted and sum(tokens.values()) == budget:
+            if sum(tokens.values()) == budget:
                 held_up["max_num_batched_tokens"] += 1
-            elif not preempted and len(tokens) == max_num_seqs:
+            elif len(tokens) == max_num_seqs:
                 held_up["max_num_seqs"] += 1
             else:
                 held_up["num_blocks"] += 1
@@ -58,59 +57,66 @@ def _reference_diagnose(log: Log, budget: int, max_num_seqs: int) -> dict[str, A
     return {"recomputed": recomputed, "too_early": too_early, "held_up": held_up, "change": change}
 
 
-def _steps_saved(load: Load, setting: str) -> int:
+def steps_saved(load: Load, setting: str) -> int:
     """How many steps fewer a load takes with twice as much of a setting."""
     more = replace(load, **{SETTINGS[setting]: 2 * getattr(load, SETTINGS[setting])})
     return len(log_of(load)) - len(log_of(more))
 
 
-def _is_clear(load: Load) -> bool:
-    """Whether twice as much of what the log names saves more steps than twice as much of anything else."""
+def change_of(load: Load) -> str | None:
+    """Name the setting that held up most steps of a load; ``None`` if no other is as far behind as it should be.
+
+    It should also be the one of which twice as much saves more steps than twice as much of any other.
+    """
     held_up = _reference_diagnose(log_of(load), load.budget, load.max_num_seqs)["held_up"]
     change, most = max(held_up.items(), key=lambda each: each[1])
-    if list(held_up.values()).count(most) > 1 or not most:
-        return False
-    saved = {setting: _steps_saved(load, setting) for setting in SETTINGS}
-    return all(saved[change] > steps for setting, steps in saved.items() if setting != change)
+    if list(held_up.values()).count(most) > 1:
+        return None
+    saved = {setting: steps_saved(load, setting) for setting in SETTINGS}
+    return change if all(saved[change] > steps for setting, steps in saved.items() if setting != change) else None
 
 
-def _clear_loads() -> Iterator[Load]:
-    """Draw loads, as many that lack blocks as others."""
+def known_loads() -> list[Load]:
+    """Give loads that show one thing each."""
+    return [
+        Load(((3, 2), (2, 2), (2, 1)), num_blocks=8, block_size=4, budget=9, max_num_seqs=2),
+        Load(((2, 2), (6, 1), (5, 2)), num_blocks=8, block_size=4, budget=4, max_num_seqs=4),
+        Load(((4, 1), (3, 1), (5, 1)), num_blocks=5, block_size=4, budget=5, max_num_seqs=2),
+        Load(((3, 4), (4, 2), (2, 3)), num_blocks=3, block_size=3, budget=9, max_num_seqs=4),
+        Load(((3, 2), (2, 4), (2, 4)), num_blocks=4, block_size=2, budget=7, max_num_seqs=3),
+        _EXAMPLE,
+    ]
+
+
+def clear_loads() -> Iterator[Load]:
+    """Draw loads, for each setting as many that lack it."""
     rng, found = random.Random(17), Counter[str]()
     while sum(found.values()) < 36:
         load = replace(random_load(rng), keep_free=0)
-        if _is_clear(load):
-            change = _reference_diagnose(log_of(load), load.budget, load.max_num_seqs)["change"]
-            if found[change] < 12:
-                found[change] += 1
-                yield load
+        change = change_of(load)
+        if change and found[change] < 12:
+            found[change] += 1
+            yield load
 
 
 def _log_cases() -> list[Case]:
     about = "Twice as much of the setting that held up most steps saves more of them than twice as much of another."
-    known = [
-        Load(((3, 2), (2, 2), (2, 1)), num_blocks=8, block_size=4, budget=9, max_num_seqs=2),
-        Load(((2, 2), (6, 1), (5, 2)), num_blocks=8, block_size=4, budget=4, max_num_seqs=4),
-        Load(((3, 4), (4, 2), (2, 3)), num_blocks=3, block_size=3, budget=9, max_num_seqs=4),
-        _EXAMPLE,
-    ]
-    loads = [*known, *sorted(_clear_loads(), key=lambda load: len(repr(log_of(load))))]
+    loads = [*known_loads(), *sorted(clear_loads(), key=lambda load: len(repr(log_of(load))))]
     return [Case((log_of(load), load.budget, load.max_num_seqs), about) for load in loads]
 
 
 _SAY = {
-    "recomputed": "“recomputed” is not right: a request that loses its blocks has computed in vain what it has computed "
-    "since it was last admitted.",
-    "too_early": "“too_early” is not right: count the steps in which the victim has computed since it was last admitted.",
-    "held_up": "“held_up” is not right: only steps after which somebody waits count, and for each of them one reason.",
-    "change": "“change” is not the setting that held up most steps.",
+    "recomputed": "what a request has computed since it was last admitted is in vain when it loses its blocks.",
+    "too_early": "count the steps in which the victim has computed since it was last admitted.",
+    "held_up": "only steps after which somebody waits count, and for each of them one reason.",
+    "change": "it is the setting that held up most steps.",
 }
 
 
 def _look_at_diagnosis(_: tuple[Any, ...], expected: dict[str, Any], got: dict[str, Any]) -> str | None:
     if got is None:
         return None
-    return next((words for name, words in _SAY.items() if got[name] != expected[name]), None)
+    return next((f"“{name}”: {words}" for name, words in _SAY.items() if got[name] != expected[name]), None)
 
 
 def _with_a_mistake(mistake: str) -> Callable[..., dict[str, Any]]:
@@ -131,12 +137,11 @@ def _with_a_mistake(mistake: str) -> Callable[..., dict[str, Any]]:
             computed.update(tokens)
             num_steps.update(tokens.keys())
             last |= tokens
-            blamed = preempted and mistake != "budget first"
             if num_waiting or mistake == "nobody waits":
                 full = sum(tokens.values()) == budget, len(tokens) == max_num_seqs
-                if not blamed and full[0] and not (mistake == "places first" and full[1]):
+                if full[0] and not (mistake == "places first" and full[1]):
                     held_up["max_num_batched_tokens"] += 1
-                elif not blamed and full[1]:
+                elif full[1]:
                     held_up["max_num_seqs"] += 1
                 elif preempted or mistake != "only preemptions":
                     held_up["num_blocks"] += 1
@@ -158,18 +163,18 @@ diagnose = Exercise(
         "Keep two counts for each request, of tokens and of steps. When do they begin anew?",
         "First deal with `preempted`: add the victim's tokens to `recomputed`, look at its steps, and set both counts "
         "to 0. Then count what the step computes.",
-        "Where `num_waiting` is not 0, ask in this order: did the step preempt? Are its tokens `budget`? Has it "
-        "`max_num_seqs` requests? If none of these, only blocks are left to have kept him out.",
+        "Where `num_waiting` is not 0, ask in this order: are the step's tokens `budget`? Has it `max_num_seqs` "
+        "requests? If neither, only blocks are left to have kept them out.",
     ),
     explanation="A scheduler that lets somebody wait has a reason, and the log tells which, though it does not say so: "
-    "each limit leaves its own trace. For every log here, twice as much of the setting that held up most steps saves "
-    "more steps than twice as much of another. Preemptions early in a stay are of another kind: the request should not "
-    "have been admitted yet, and a watermark keeps it out.",
+    "each limit leaves its own trace, and blocks are what is left when the other two have room. A step that preempted "
+    "never uses its budget up: the victim was last in line, and its tokens go to nobody. For every log here, twice as "
+    "much of the setting that held up most steps saves more steps than twice as much of another. A request that is "
+    "preempted early in its stay should not have been admitted yet: that is what a watermark prevents.",
     wrong={
         "count what a request had lost before once more": _with_a_mistake("from the beginning"),
         "count a victim's last step only": _with_a_mistake("last step"),
         "count only preemptions one step after the admission": _with_a_mistake("one step"),
-        "blame the budget though the step preempted": _with_a_mistake("budget first"),
         "blame the places where the budget is used up, too": _with_a_mistake("places first"),
         "count steps after which nobody waits": _with_a_mistake("nobody waits"),
         "see a lack of blocks only in a step that preempted": _with_a_mistake("only preemptions"),

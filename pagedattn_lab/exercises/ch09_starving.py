@@ -18,11 +18,7 @@ KEPT = Words("both promises kept")
 
 
 def _next_to_run(waiting: Sequence[Request], now: int, patience: int) -> str:
-    def due(request):
-        _, priority, arrival = request
-        return arrival + patience * priority
-
-    return min(waiting, key=due)[0]
+    return min(waiting, key=lambda request: request[2] + patience * request[1])[0]
 
 
 def _serve(answer: Callable[..., Any], arguments: tuple[Any, ...]) -> Words:
@@ -35,10 +31,11 @@ def _serve(answer: Callable[..., Any], arguments: tuple[Any, ...]) -> Words:
         for request in waiting:
             ahead.setdefault(request[0], len(waiting) - 1)
         for name, priority, arrival in waiting:
-            if now - arrival > ahead[name] + patience * priority:
+            promised = ahead[name] + patience * priority
+            if now - arrival > promised:
                 return Words(
-                    f"{name} starves: priority {priority}, {ahead[name]} waited when it came, and it has waited "
-                    f"{counted(now - arrival, 'step')}"
+                    f"{name} starves: priority {priority}, {ahead[name]} waited when it came. Promised are "
+                    f"{counted(promised, 'step')}, and it still waits after {now - arrival}"
                 )
         if waiting:
             name = answer(list(waiting), now, patience)
@@ -109,11 +106,11 @@ def _starving_cases() -> list[Case]:
     return cases
 
 
-def _look_at_service(_: tuple[Any, ...], expected: str, got: str) -> str | None:
+def _look_at_service(arguments: tuple[Any, ...], expected: str, got: str) -> str | None:
     if got is not None and "starves" in got:
         return "Whoever waits must gain on those who come later, whatever their priority."
     if got is not None and "too early" in got:
-        return "Waiting makes up for one unit of priority after `patience` steps, and no sooner."
+        return f"Waiting makes up for one unit of priority after {counted(arguments[1], 'step')}, and no sooner."
     return None
 
 
@@ -139,7 +136,7 @@ next_to_run = Exercise(
         "let a request rise in every step": lambda waiting, now, patience: min(
             waiting, key=lambda each: each[1] + each[2]
         )[0],
-        "let anybody who has waited `patience` steps go first": lambda waiting, now, patience: min(
+        "let anybody go first who has waited for as long as patience says": lambda waiting, now, patience: min(
             waiting, key=lambda each: (now - each[2] < patience, each[2] if now - each[2] >= patience else each[1])
         )[0],
         "let a request rise by one unit at most": lambda waiting, now, patience: min(
@@ -152,9 +149,9 @@ next_to_run = Exercise(
         "In step `arrival + 2 * patience`. Before that the urgent one goes first. Compare other pairs in the same way.",
         "Give each request a due step, `arrival + patience * priority`, and serve the one that is due first.",
     ),
-    explanation="Each request gets a due step, and the first that is due goes first. Of those who come later, only the "
-    "ones of the next `patience * priority` steps can overtake it, one a step; that is the bound. It does not depend on "
-    "`now`, so no scheduler has to be changed: a client that sends `arrival + patience * priority` as the priority gets "
-    "the same from `policy=\"priority\"`. Other orders keep both promises, too.",
+    explanation="Each request gets a due step, and the first that is due goes first. Of those who come later, only "
+    "the ones of the next `patience * priority` steps can overtake it, one a step: hence the bound. The due step does "
+    "not depend on `now`, so no scheduler has to be changed: a client that sends it as the priority gets this order "
+    "from `policy='priority'`. Other orders keep both promises, too.",
 )
 """Whom to serve: ``next_to_run(waiting, now, patience)`` -> a name."""

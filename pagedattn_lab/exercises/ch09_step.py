@@ -115,23 +115,11 @@ def _by_the_library(
 
 def _step_cases() -> list[Case]:
     def make(rng: random.Random) -> tuple[Any, ...]:
-        load, found = random_load(rng), []
-        for scheduler, output in load.steps():
-            if output is not None:
-                if output.preempted:
-                    found += [state] * 2  # they are rarer
-                found.append(state)
-                continue
-            state = (
-                [(each.request_id, each.num_tokens, each.num_computed_tokens) for each in scheduler.running],
-                [(each.request_id, each.num_tokens) for each in scheduler.waiting],
-                load.budget,
-                load.max_num_seqs,
-                scheduler.manager.block_pool.num_free_blocks,
-                load.block_size,
-                load.keep_free,
-            )
-        return rng.choice(found)
+        load = random_load(rng)
+        served = list(load.steps())
+        served += [step for step in served if step.output.preempted]  # they are rarer
+        step, limits = rng.choice(served), (load.budget, load.max_num_seqs)
+        return step.running, step.waiting, *limits, step.num_free_blocks, load.block_size, load.keep_free
 
     known = [Case(tuple(case), about) for *case, about in _STEPS]
     return known + random_cases(9, 80, make, "A step of the library's scheduler, in the middle of a small load.")
