@@ -144,6 +144,8 @@ def test_continuous_batching_generates_what_was_asked_for(tiny: LlamaForCausalLM
 FAKE = """
 import sys
 
+from timing import MINE
+
 __version__ = "1.2.3"
 print("vLLM has much to say")
 
@@ -198,9 +200,7 @@ class LLM:
 def python(tmp_path: Path) -> Path:
     """A Python that has something in the place of vLLM."""
     (tmp_path / "vllm.py").write_text(FAKE)
-    # Names of modules beside the worker: found there, they would not be these.
-    for name in ("timing", "engine"):
-        (tmp_path / f"{name}.py").write_text("")
+    (tmp_path / "timing.py").write_text("MINE = True")  # beside the worker lies a module of this name
     path = tmp_path / "python"
     path.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
     path.chmod(0o755)

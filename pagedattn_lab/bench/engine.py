@@ -156,13 +156,17 @@ class _Builder:
 
     Attributes:
         setup, model: what they are made of.
+        bytes_per_token: of keys and values.
         vllm_version: of the vLLM that was used.
     """
 
     def __init__(
         self, setup: Setup, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stack: ExitStack
     ) -> None:
+        from pagedattn_lab.kv_shape import KVShape
+
         self.setup, self.model = setup, model
+        self.bytes_per_token = KVShape.from_config(model.config, model.dtype).bytes_per_block(1)
         self._tokenizer, self._stack = tokenizer, stack
         self.vllm_version: str | None = None
 
@@ -195,7 +199,7 @@ class _Builder:
                 max_num_seqs=MAX_NUM_SEQS,
                 enforce_eager=True,
                 block_size=peers.PAGE_SIZE,
-                num_gpu_blocks_override=self.setup.ample_seqs * MAX_MODEL_LEN // peers.PAGE_SIZE,
+                kv_cache_memory_bytes=self.setup.ample_seqs * MAX_MODEL_LEN * self.bytes_per_token,
                 enable_prefix_caching=enable_prefix_caching,
                 disable_log_stats=False,
             )
@@ -272,7 +276,6 @@ def measure(
     from tqdm import tqdm
 
     from pagedattn_lab import models
-    from pagedattn_lab.kv_shape import KVShape
 
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -287,7 +290,6 @@ def measure(
         report |= asdict(setup) | {"block_size": BLOCK_SIZE, "max_model_len": MAX_MODEL_LEN, "vllm_version": None}
         report["vllm_python"] = setup.vllm_python is not None  # its path is nobody's business
         report["parts"] = {}
-        bytes_per_token = KVShape.from_config(model.config, torch.bfloat16).bytes_per_block(1)
         disable = None if progress is None else not progress
         with tqdm(unit=" runs", delay=1, leave=False, disable=disable) as bar:
             for part in parts:
@@ -298,7 +300,7 @@ def measure(
                     report["vllm_version"] = build.vllm_version or report["vllm_version"]
                 kv_tokens = MAX_MODEL_LEN * (setup.kv_seqs if part == "policies" else setup.ample_seqs)
                 sizes = {"num_prompt_tokens": load.num_prompt_tokens, "num_output_tokens": load.num_output_tokens}
-                sizes |= {"kv_tokens": kv_tokens, "kv_bytes": kv_tokens * bytes_per_token}
+                sizes |= {"kv_tokens": kv_tokens, "kv_bytes": kv_tokens * build.bytes_per_token}
                 report["parts"][part] = sizes | row
     finally:
         torch.set_num_threads(before)
