@@ -152,7 +152,6 @@ next_to_run = Exercise(
     explanation="Each request gets a due step, and the first that is due goes first. Of those who come later, only "
     "the ones of the next `patience * priority` steps can overtake it, one a step: hence the bound. The due step does "
     "not depend on `now`, so no scheduler has to be changed: a client that sends it as the priority gets this order "
-    "from `policy='priority'`. Operating systems call it aging. Other orders keep "
-    "both promises, too.",
+    "from `policy='priority'`. Operating systems call this aging. Other orders keep both promises, too.",
 )
 """Whom to serve: ``next_to_run(waiting, now, patience)`` -> a name."""
