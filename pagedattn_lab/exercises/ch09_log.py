@@ -26,14 +26,17 @@ def log_of(load: Load) -> Log:
     ]
 
 
-def example_log() -> Log:
-    """Give a log to look at: a server with 12 tokens a step, and places for 4.
+def example_in_words() -> str:
+    """Tell a log of a server with 12 tokens a step and places for 4, a line a step, somewhat as vLLM's logs do.
 
     Example:
-        >>> example_log()[0]
-        ({'Ada': 5, 'Bo': 6, 'Cy': 1}, [], 2)
+        >>> print(example_in_words().splitlines()[2])
+        Running: 2 reqs, Waiting: 3 reqs, scheduled {'Ada': 1, 'Bo': 1}, preempted ['Cy']
     """
-    return log_of(_EXAMPLE)
+    return "\n".join(
+        f"Running: {len(tokens)} reqs, Waiting: {num_waiting} reqs, scheduled {tokens}, preempted {preempted}"
+        for tokens, preempted, num_waiting in log_of(_EXAMPLE)
+    )
 
 
 def _reference_diagnose(log: Log, budget: int, max_num_seqs: int) -> dict[str, Any]:
