@@ -312,8 +312,8 @@ def describe(report: Mapping[str, Any]) -> str:
     """Write down what :func:`measure` measured."""
     lines = [
         f"{report['model']} in {report['dtype']} on one thread, {report['num_requests']} requests at once.",
-        f"Medians of {report['repetitions']} runs, engines in turns (and quartiles). Times to the first token and",
-        "per output token are medians over requests.",
+        f"Medians of {report['repetitions']} runs, engines in turns (and quartiles). Times to the first",
+        "token and per output token are medians over requests.",
     ]
     for part, row in report["parts"].items():
         lines += [
