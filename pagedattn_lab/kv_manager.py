@@ -82,6 +82,22 @@ class KVCacheManager:
         self.stats = PrefixCacheStats()
         self._num_cached_blocks: dict[str, int] = {}  # of each request: blocks from the first on that are remembered
 
+    def check_fits(self, request: Request) -> None:
+        """Refuse a request that could not be served even alone: of its tokens, all but the last need a slot.
+
+        Raises:
+            ValueError: it needs more blocks than there are; the message says how many.
+        """
+        block_size, max_tokens = self.block_pool.block_size, request.max_tokens or 1
+        num_slots = max(request.num_tokens, request.num_prompt_tokens + max_tokens - 1)
+        num_blocks = cdiv(num_slots, block_size)
+        if num_blocks > self.block_pool.num_blocks - 1:
+            raise ValueError(
+                f"request {request.request_id!r} needs {num_blocks} blocks of {block_size} tokens for "
+                f"{request.num_prompt_tokens} tokens and up to {max_tokens} more, and there are "
+                f"{self.block_pool.num_blocks - 1}: shorten it or give the cache more blocks"
+            )
+
     def get_computed_blocks(self, request: Request) -> tuple[list[KVCacheBlock], int]:
         """Find the full blocks that hold a request's first tokens already. Nothing changes.
 

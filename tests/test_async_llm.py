@@ -181,6 +181,28 @@ def test_an_engine_that_breaks_tells_everyone(monkeypatch: pytest.MonkeyPatch) -
     run(main())
 
 
+def test_who_asks_while_an_engine_breaks_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a client that waits for ever, since nobody reads any more what it asked for."""
+    asked = threading.Event()
+
+    def broken() -> list[RequestOutput]:
+        assert asked.wait(60)
+        raise ZeroDivisionError("a mistake in the engine itself")
+
+    async def main() -> list[object]:
+        llm = AsyncLLM(of)
+        await llm.add_request(OutputCollector(), "Ada", "abc", SHORT)
+        late = asyncio.create_task(last(llm.generate("bcd", SHORT)))
+        await asyncio.sleep(0)  # it has asked, and the engine is in its step
+        asked.set()
+        return await asyncio.gather(late, return_exceptions=True)
+
+    of = engine()
+    monkeypatch.setattr(of, "step", broken)
+    [result] = run(main())
+    assert isinstance(result, EngineClosedError)
+
+
 def test_what_the_engine_refuses_its_client_hears() -> None:
     """Catches a refusal that ends the thread, is swallowed, or leaves the name taken."""
 

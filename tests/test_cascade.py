@@ -20,6 +20,7 @@ from pagedattn_lab.attention.cascade import (
     plan_cascade,
     prefix_product,
 )
+from pagedattn_lab.attention.cpu import Caches, Plan
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.shared_prefix import SharedPrefix, shared_prefixes
 from pagedattn_lab.attention.variant import Variant
@@ -100,6 +101,12 @@ def run(batch: Batch, variant: Variant, backend: str = "reference", min_tokens: 
         return None
     scale = 1 / math.sqrt(batch.query.shape[2])
     arguments = (batch.query, batch.key_cache, batch.value_cache, plan, batch.query_start_loc, scale, variant)
+    if backend == "cpu, planned":
+        caches = Caches.of(batch.key_cache, batch.value_cache)
+        output = batch.query.new_full((*batch.query.shape[:2], batch.value_cache.shape[3]), math.nan)
+        tensors = batch.block_tables, batch.seq_lens, batch.query_start_loc
+        Plan(batch.query.shape[1], caches, *tensors, variant, plan).attend(batch.query, caches, scale, output)
+        return output
     if backend == "reference":  # an oracle, which by itself does not cascade
         return cascade_attention(reference_attention, prefix_product, *arguments)
     return cascade_attention(BACKENDS[backend].run, BACKENDS[backend].prefix, *arguments)
@@ -110,7 +117,10 @@ OPTIONS = [{}, {"softcap": 1.5}, {"sinks": torch.linspace(-3, 9, 6)}]
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "softcap", "sinks"])
 @pytest.mark.parametrize("query_lens", [[1] * 6, [4, 1, 3, 1, 3, 9]], ids=["decode", "mixed"])
-@pytest.mark.parametrize(("backend", "tile"), [("reference", 4), ("reference", 1024), ("cpu", 1024), ("triton", 1024)])
+@pytest.mark.parametrize(
+    ("backend", "tile"),
+    [("reference", 4), ("reference", 1024), ("cpu", 1024), ("cpu, planned", 1024), ("triton", 1024)],
+)
 def test_cascade_matches_oracle(
     options: dict[str, object], query_lens: list[int], backend: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,11 +137,25 @@ def test_cascade_matches_oracle(
     assert_matches(output, dense_attention(batch, **options))
 
 
-def test_bfloat16_is_merged_once_more() -> None:
+@pytest.mark.parametrize("tile", [4, 1024])
+@pytest.mark.parametrize("flash", [cascade.FLASH, None], ids=["flash", "products"])
+def test_scores_kept_in_caches_or_written_out(flash: object, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches log-sum-exps of other rows or in base 2, scores scaled twice, and a causal mask on a prefix."""
+    monkeypatch.setattr(cascade, "TOKENS_AT_A_TIME", tile)
+    monkeypatch.setattr(cascade, "FLASH", flash)
+    batch = ragged_batch([40, 17, 25, 33, 19, 21], [4, 1, 3, 1, 2, 1], block_size=4, head_dim=24, seed=8)
+    share(batch, [[0, 2, 3], [4, 1]], num_blocks=4)
+    output = run(batch, Variant(), "cpu")
+    assert output is not None
+    assert_matches(output, dense_attention(batch))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu, planned"])
+def test_bfloat16_is_merged_once_more(backend: str) -> None:
     """Catches partial results that are merged in bfloat16: only the two parts and their sum may be rounded."""
     batch = ragged_batch([40, 30, 26], [1, 1, 1], block_size=4, head_dim=32, dtype=torch.bfloat16, seed=7)
     share(batch, [[0, 1, 2]], num_blocks=6)
-    output = run(batch, Variant())
+    output = run(batch, Variant(), backend)
     assert output is not None
     answer, bound = dense_attention(batch)
     largest = max(float(value.double().abs().max()) for _, value in batch.dense)

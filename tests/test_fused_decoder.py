@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pagedattn_lab import models
+from pagedattn_lab.attention import cpu
 from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
@@ -134,8 +135,9 @@ def test_logits_equal_those_of_the_modules(kind: str, block_size: int, weights: 
     runner = poisoned(ModelRunner(model, num_blocks=2 + 120 // block_size + 6, block_size=block_size, forward="fused"))
     assert runner.forward == "fused"
     sequences = Sequences(runner, [30, 12, 25, 9, 20, 14])
-    # Whole prompts; prompts beside decodes and chunks; two and four tokens of one sequence; a sequence that pauses.
-    for query_lens in ([11, 1, 6, 0, 0, 0], [1, 1, 9, 9, 13, 0], [4, 2, 1, 0, 1, 14], [1, 1, 1, 0, 1, 0]):
+    # Whole prompts; prompts beside decodes and chunks; two and four tokens of one sequence; a sequence that pauses; one
+    # that becomes more than twice as long as any was at first.
+    for query_lens in ([11, 1, 6, 0, 0, 0], [1, 1, 9, 9, 13, 0], [4, 2, 1, 0, 1, 14], [14, 1, 1, 0, 1, 0]):
         got = sequences.step(query_lens)
         active = [i for i, query_len in enumerate(query_lens) if query_len]
         assert_close(model, got, sequences.expected(active), 30)
@@ -180,8 +182,8 @@ def test_the_modules_stay_as_they_were() -> None:
 def test_a_shared_prefix_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a cascade that the loop leaves out, or merges wrongly."""
     calls = []
-    prefix_product = fused_decoder.prefix_product
-    monkeypatch.setattr(fused_decoder, "prefix_product", lambda *call: calls.append(call) or prefix_product(*call))
+    prefix_product = cpu.prefix_product
+    monkeypatch.setattr(cpu, "prefix_product", lambda *call: calls.append(call) or prefix_product(*call))
     model = tiny_kind("llama")
     sequences = Sequences(poisoned(ModelRunner(model, 400, 4, forward="fused")), [300])
     sequences.step([280])

@@ -253,6 +253,15 @@ def test_memory_is_given_as_asked(kv_policy: str, monkeypatch: pytest.MonkeyPatc
     assert_idle(engine)
 
 
+def test_a_run_that_no_memory_has_is_refused() -> None:
+    """Catches a request that waits for ever: 20 of 24 blocks would do in pieces, and the longest run has 16."""
+    engine = engine_of(num_blocks=25, block_size=1, kv_policy="contiguous-oracle")
+    with pytest.raises(ValueError, match="needs 32 blocks of 1 tokens in a row, and the longest run has 16"):
+        engine.add_request("Ada", PROMPT, greedily(13))
+    assert_idle(engine)
+    assert tokens_of(engine.generate([PROMPT], greedily(9))) == [greedy_small(tuple(PROMPT), 9)]
+
+
 # --- faults ---------------------------------------------------------------------------------------------------------
 
 

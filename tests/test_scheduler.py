@@ -106,6 +106,7 @@ class Load:
         assert not self.scheduler.running and not self.scheduler.waiting and not self.scheduler.swapped
         assert self.scheduler.manager.block_pool.num_used_blocks == 0
         for request in self.requests:
+            assert request.status is not ABORTED or request.num_computed_tokens == 0  # it has no blocks
             if request.status is not ABORTED:
                 start = self.given[request.request_id]
                 given, chosen = request.token_ids[:start], request.token_ids[start:]
@@ -398,6 +399,23 @@ def test_blocks_of_a_step_that_somebody_lost_are_forgotten() -> None:
     assert num_hit_tokens == 2 and len(blocks) == 1
 
 
+def test_those_behind_a_victim_take_its_tokens_and_their_turn() -> None:
+    """Catches a request that loses its turn because one in front of it was preempted, or a budget that stays spent."""
+    scheduler = make(num_blocks=8, block_size=2, caching=False, policy="priority")
+    toy = ToyExecutor(scheduler)
+    ada, bo, cy = (
+        Request(name, [1, 2, 3], max_tokens=9, priority=priority)
+        for name, priority in zip("ABC", (2, 0, 1), strict=True)
+    )
+    for request in (ada, bo, cy):
+        scheduler.add_request(request)
+        toy.step()
+    assert scheduler.running == [ada, bo, cy] and scheduler.manager.block_pool.num_free_blocks == 0
+    scheduler.max_num_batched_tokens = 2  # Ada and Bo would take them; but Bo needs a block, and Ada is the victim
+    output = toy.step()
+    assert output.preempted == (ada,) and output.num_scheduled_tokens == {"B": 1, "C": 1}
+
+
 def test_a_step_that_failed_leaves_nothing_to_be_found() -> None:
     """Catches blocks of a failed step in the cache: of one that was to compute them, of one that shared them at once,
     and of one whose client has gone meanwhile.
@@ -484,3 +502,14 @@ def test_misuse_is_refused_and_changes_nothing() -> None:
     scheduler.finish(ada, RequestStatus.FINISHED_STOPPED)
     assert ada.status is ABORTED and not scheduler.has_unfinished and not scheduler.requests
     scheduler.update(scheduler.schedule())  # nothing to do is no mistake
+
+
+def test_one_that_has_nothing_to_compute_holds_nobody_up() -> None:
+    """Catches a step that ends at a request whose next token has not been chosen yet."""
+    scheduler = make()
+    ada, bo = Request("Ada", [1, 2], max_tokens=2), Request("Bo", [3], max_tokens=2)
+    scheduler.add_request(ada)
+    scheduler.add_request(bo)
+    scheduler.update(scheduler.schedule())
+    bo.append_token(4)
+    assert scheduler.schedule().num_scheduled_tokens == {"Bo": 1}

@@ -58,14 +58,16 @@ def test_streamed_completion(client: openai.OpenAI) -> None:
 def test_several_prompts_and_outputs(client: openai.OpenAI, stream: bool) -> None:
     """Catches choices under another number than their prompt's, and texts that are mixed up."""
     prompts = ["abc", "defg"]
-    params = {"n": 3, "seed": 5, "max_tokens": 6, "temperature": 1.0}
+    params = {"n": 3, "seed": 5, "max_tokens": 12, "temperature": 1.0, "stop": ["a", "d", "h"]}  # some end early
     answer = client.completions.create(model=MODEL, prompt=prompts, stream=stream, **params)
-    texts = dict.fromkeys(range(6), "")
+    texts, reasons = dict.fromkeys(range(6), ""), {index: [] for index in range(6)}
     for chunk in answer if stream else [answer]:
         for choice in chunk.choices:
             texts[choice.index] += choice.text
+            reasons[choice.index] += [choice.finish_reason] if choice.finish_reason else []
     expected = [output.text for prompt in prompts for output in alone(prompt, **params).outputs]
-    assert list(texts.values()) == expected and len(set(expected)) > 2
+    assert list(texts.values()) == expected and len(set(map(len, expected))) > 2
+    assert all(len(of_one) == 1 for of_one in reasons.values()), "each ends once"
 
 
 def test_token_ids_echo_and_stop(client: openai.OpenAI) -> None:
@@ -86,6 +88,7 @@ def test_token_ids_echo_and_stop(client: openai.OpenAI) -> None:
 def test_vllms_own_parameters(client: openai.OpenAI) -> None:
     """Catches a parameter that is accepted and not handed on."""
     plain = {"prompt": "abcabcabc", "max_tokens": 12}
+    token = alone("abcabcabc", temperature=0.0).outputs[0].token_ids[1]  # what would be the second one
     for extra in (
         {"top_k": 1, "temperature": 1.5},
         {"min_p": 0.9, "temperature": 1.5, "seed": 3},
@@ -94,7 +97,7 @@ def test_vllms_own_parameters(client: openai.OpenAI) -> None:
         {"frequency_penalty": 1.9, "temperature": 0.0},
         {"top_p": 0.3, "temperature": 1.5, "seed": 3},
         {"stop_token_ids": [0, 1, 2, 3, 4, 5], "temperature": 0.0, "include_stop_str_in_output": True},
-        {"stop_token_ids": list(range(12)), "min_tokens": 3, "ignore_eos": True, "temperature": 0.0},
+        {"stop_token_ids": [token], "min_tokens": 5, "temperature": 0.0},
     ):
         answer = client.completions.create(model=MODEL, **plain, extra_body=extra)
         [expected] = alone(plain["prompt"], max_tokens=12, **extra).outputs

@@ -34,6 +34,10 @@ CPU kernel reads keys faster, once for each query, than it could gather them."""
 MIN_TOKENS_SAVED = 4096
 """A prefix that saves fewer tokens from being read costs as much as it saves: a pass of its own, and a merge."""
 
+FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""torch's attention on a CPU, whose scores stay in the processor's caches, with log-sum-exps; private, so it may be
+missing."""
+
 
 @dataclass(frozen=True)
 class Cascade:
@@ -206,11 +210,14 @@ def prefix_product(
     rows = (query.to(compute) * scale).reshape(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
     result = None
     for some in blocks.split(max(1, TOKENS_AT_A_TIME // block_size)):
-        slots = some.repeat_interleave(block_size), torch.arange(block_size, device=some.device).repeat(len(some))
-        # [num_kv_heads, tokens, head_dim]
-        key = dequantized(key_cache[some].flatten(0, 1), variant.k_scale, *slots, compute).transpose(0, 1)
-        value = dequantized(value_cache[some].flatten(0, 1), variant.v_scale, *slots, compute).transpose(0, 1)
-        part = _part(rows, key, value, variant.softcap)
+        key, value = key_cache[some].flatten(0, 1), value_cache[some].flatten(0, 1)  # [tokens, num_kv_heads, ...]
+        if variant.k_scale is None and variant.v_scale is None:
+            key, value = key.to(compute), value.to(compute)
+        else:
+            slots = some.repeat_interleave(block_size), torch.arange(block_size, device=some.device).repeat(len(some))
+            key = dequantized(key, variant.k_scale, *slots, compute)
+            value = dequantized(value, variant.v_scale, *slots, compute)
+        part = _part(rows, key.transpose(0, 1), value.transpose(0, 1), variant.softcap)
         result = part if result is None else merge_attention(*result, *part)
     assert result is not None  # a shared prefix has at least one block
     output, lse = (x.unflatten(1, (num_tokens, group)).transpose(0, 1).flatten(1, 2) for x in result)
@@ -222,12 +229,11 @@ def _part(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend with all rows to all keys, scaled already: ``[num_kv_heads, num_rows, value_dim]`` and log-sum-exps.
 
-    torch has this on a CPU with scores that stay in its caches, as a private function, and without softcap.
+    On a CPU :data:`FLASH` does it faster, without softcap.
     """
-    flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
     plain = softcap is None and key.shape[2] == value.shape[2] and rows.device.type == "cpu"
-    if plain and flash is not None:
-        output, lse = flash(rows[None], key[None], value[None], scale=1.0)
+    if plain and FLASH is not None:
+        output, lse = FLASH(rows[None], key[None], value[None], scale=1.0)
         return output[0], lse[0]
     scores = rows @ key.transpose(1, 2)  # [num_kv_heads, num_rows, tokens]
     if softcap is not None:

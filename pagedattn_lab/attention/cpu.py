@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from pagedattn_lab.arithmetic import cdiv
-from pagedattn_lab.attention.cascade import MAX_QUERIES
-from pagedattn_lab.attention.cpu_kernel import LOG2_E, TILE, Cache, as_array, merge, run_part
+from pagedattn_lab.attention.cascade import MAX_QUERIES, Cascade, can_cascade, prefix_product
+from pagedattn_lab.attention.cpu_kernel import LOG2_E, TILE, Cache, as_array, merge, merge_range, run_part
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
 
@@ -70,6 +70,7 @@ class Plan:
         num_heads: query heads.
         caches: those of one layer; all layers have the same shapes and strides.
         block_tables, seq_lens, query_start_loc, variant: as in :func:`pagedattn_lab.attention.paged_attention`.
+        cascade: shared prefixes to be read once, where the variant allows it; what a step's metadata has.
 
     A plan has the kernel's working memory, so one thread at a time may attend by it.
     """
@@ -82,8 +83,13 @@ class Plan:
         seq_lens: torch.Tensor,
         query_start_loc: torch.Tensor,
         variant: Variant = PLAIN,
+        cascade: Cascade | None = None,
     ) -> None:
         self.variant = variant
+        self._prefixes: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+        if cascade is not None and can_cascade(variant):
+            self._prefixes = cascade.prefixes
+            block_tables, seq_lens = cascade.block_tables, cascade.seq_lens  # what is left of each sequence
         starts, lens = query_start_loc.numpy().astype(np.int64), seq_lens.numpy().astype(np.int64)
         query_lens = np.diff(starts)
         by_kernel = query_lens <= MAX_QUERIES
@@ -132,11 +138,12 @@ class Plan:
             wants_lse: whether every log-sum-exp is needed that a cascade may ask for.
 
         Returns:
-            The log-sum-exp of each query's scores, ``[num_tokens, num_heads]`` float32, to be used before the next
-            call. It may be NaN where a sequence has more than ``MAX_QUERIES`` queries: SDPA keeps it to itself, and no
-            cascade asks for it.
+            The log-sum-exp of each query's scores outside of shared prefixes, ``[num_tokens, num_heads]`` float32, to
+            be used before the next call. It may be NaN where a sequence has more than ``MAX_QUERIES`` queries: SDPA
+            keeps it to itself, and no cascade asks for it.
         """
         variant, lse = self.variant, self._lse
+        wants_lse = wants_lse or bool(self._prefixes)
         for prompt in self._prompts:
             queries, tokens = query[prompt.tokens], prompt.tokens
             if (wants_lse and len(queries) <= MAX_QUERIES) or variant.softcap is not None or variant.sinks is not None:
@@ -156,6 +163,10 @@ class Plan:
             for other in others:
                 other.result()
             merge(*common, sinks, *self._sums, as_array(output), lse.numpy())
+        for tokens, blocks in self._prefixes:
+            tensors = query[tokens], caches.key_cache, caches.value_cache, blocks
+            ahead, ahead_lse = prefix_product(*tensors, scale, variant)
+            merge_range(tokens.numpy(), ahead.numpy(), ahead_lse.numpy(), as_array(output), lse.numpy())
         return lse
 
 

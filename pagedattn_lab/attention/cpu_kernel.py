@@ -2,10 +2,10 @@
 
 A step of decode reads every key and value once and does little with each, so the order of reading decides. The kernel
 takes a tile of tokens, looks up where they lie, and goes through memory as it lies there: all KV heads of a token
-before the next token, and each row of a key or a value once for two query heads. Threads share the work by tiles: each
-takes an equal run of all sequences' tiles in a row, and partial softmaxes are merged at the end. So one long sequence
-keeps all threads busy, as split-KV does on a GPU. The functions have no type hints: numba infers types from a call's
-arguments, and compiles once for each kind.
+before the next token, and each row of a key or a value once for two or three query heads. Threads share the work by
+tiles: each takes an equal run of all sequences' tiles in a row, and partial softmaxes are merged at the end. So one
+long sequence keeps all threads busy, as split-KV does on a GPU. The functions have no type hints: numba infers types
+from a call's arguments, and compiles once for each kind.
 
 Source: Milakov and Gimelshein 2018, arXiv 1805.02867, for the online softmax; Flash-Decoding (Dao et al. 2023,
 https://pytorch.org/blog/flash-decoding), for cutting one sequence into parts.
@@ -163,7 +163,8 @@ def _ask_for(cache, at, t, kv_head):
             _prefetch(cache.memory, row + d)
 
 
-# Two query heads share a pass. Where a group has an odd one, it shares with a spare row, the last, that nobody reads.
+# Two query heads share a pass, or three where that leaves none alone. The only head of a group shares its pass with a
+# spare row, the last, that nobody reads.
 
 
 @jit
@@ -174,8 +175,24 @@ def _score(scores, query, key, at, t, group, value, values_at):
         _ask_for(value, values_at, t, kv_head)
         first = u64(kv_head) * key.head_stride
         i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
-        for head in range(kv_head * group, (kv_head + 1) * group, 2):
-            other = head + 1 if head + 1 < (kv_head + 1) * group else spare
+        head, end = kv_head * group, (kv_head + 1) * group
+        if group % 2 and group > 1:
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = f32(0)
+            for d in range(key.head_dim):
+                a, b, c = query[head, d], query[head + 1, d], query[head + 2, d]
+                w, x = load(key.memory[i + d]), load(key.memory[j + d])
+                y, z = load(key.memory[k + d]), load(key.memory[m + d])
+                a0, a1, a2, a3 = a0 + a * w, a1 + a * x, a2 + a * y, a3 + a * z
+                b0, b1, b2, b3 = b0 + b * w, b1 + b * x, b2 + b * y, b3 + b * z
+                c0, c1, c2, c3 = c0 + c * w, c1 + c * x, c2 + c * y, c3 + c * z
+            scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = a0, a1, a2, a3
+            head += 1
+            scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = b0, b1, b2, b3
+            head += 1
+            scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = c0, c1, c2, c3
+            head += 1
+        while head < end:
+            other = head + 1 if head + 1 < end else spare
             a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = f32(0)
             for d in range(key.head_dim):
                 a, b = query[head, d], query[other, d]
@@ -185,6 +202,7 @@ def _score(scores, query, key, at, t, group, value, values_at):
                 b0, b1, b2, b3 = b0 + b * w, b1 + b * x, b2 + b * y, b3 + b * z
             scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = a0, a1, a2, a3
             scores[other, t], scores[other, t + 1], scores[other, t + 2], scores[other, t + 3] = b0, b1, b2, b3
+            head += 2
 
 
 @jit
@@ -229,8 +247,21 @@ def _add(acc, scores, value, at, t, group, key, next_at):
         _ask_for(key, next_at, t, kv_head)
         first = u64(kv_head) * value.head_stride
         i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
-        for head in range(kv_head * group, (kv_head + 1) * group, 2):
-            other = head + 1 if head + 1 < (kv_head + 1) * group else spare
+        head, end = kv_head * group, (kv_head + 1) * group
+        if group % 2 and group > 1:
+            second, third = head + 1, head + 2
+            a0, a1, a2, a3 = scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3]
+            b0, b1, b2, b3 = scores[second, t], scores[second, t + 1], scores[second, t + 2], scores[second, t + 3]
+            c0, c1, c2, c3 = scores[third, t], scores[third, t + 1], scores[third, t + 2], scores[third, t + 3]
+            for d in range(value.head_dim):
+                w, x = load(value.memory[i + d]), load(value.memory[j + d])
+                y, z = load(value.memory[k + d]), load(value.memory[m + d])
+                acc[head, d] += a0 * w + a1 * x + a2 * y + a3 * z
+                acc[second, d] += b0 * w + b1 * x + b2 * y + b3 * z
+                acc[third, d] += c0 * w + c1 * x + c2 * y + c3 * z
+            head += 3
+        while head < end:
+            other = head + 1 if head + 1 < end else spare
             a0, a1, a2, a3 = scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3]
             b0, b1, b2, b3 = scores[other, t], scores[other, t + 1], scores[other, t + 2], scores[other, t + 3]
             for d in range(value.head_dim):
@@ -238,6 +269,7 @@ def _add(acc, scores, value, at, t, group, key, next_at):
                 y, z = load(value.memory[k + d]), load(value.memory[m + d])
                 acc[head, d] += a0 * w + a1 * x + a2 * y + a3 * z
                 acc[other, d] += b0 * w + b1 * x + b2 * y + b3 * z
+            head += 2
 
 
 # --- a thread's share, and the sum of all ---------------------------------------------------------------------------
@@ -303,3 +335,19 @@ def merge(parts, rows, starts, sinks, tops, totals, accs, output, lse):
             for d in range(value_dim):
                 output[rows[row, 0], head, d] = rounded(summed[d] / total, output)
             lse[rows[row, 0], head] = (top + np.log2(total)) / f32(LOG2_E)
+
+
+@jit
+def merge_range(tokens, other, other_lse, output, lse):
+    """Merge into some tokens' outputs what they found in another range of keys, weighed by the log-sum-exps of both."""
+    for row in range(len(tokens)):
+        token = tokens[row]
+        for head in range(output.shape[1]):
+            mine, theirs = lse[token, head] * f32(LOG2_E), other_lse[row, head] * f32(LOG2_E)
+            top = max(mine, theirs)
+            mine, theirs = exp2(mine - top), exp2(theirs - top)
+            total = mine + theirs
+            mine, theirs = mine / total, theirs / total
+            for d in range(output.shape[2]):
+                both = load(output[token, head, d]) * mine + other[row, head, d] * theirs
+                output[token, head, d] = rounded(both, output)

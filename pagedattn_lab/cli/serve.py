@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
         help="serve a model to OpenAI's clients",
+        usage="%(prog)s [options] [model]",  # as a list, the pair about caching is wider than a terminal
         description="Serve a model over HTTP as OpenAI's API does: /v1/completions, /v1/chat/completions, /v1/models, "
         "and /health and /metrics beside them. Only programs on this machine can use it, unless --host and "
         "--allowed-host say otherwise. Ctrl-C lets running requests finish; the second one does not.",
@@ -132,7 +133,6 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.model or models.DEFAULT
     with listener:
         with waiting(f"loading {name}"):
-            models._find(name)
             import torch
 
             model, tokenizer = models.load(name, getattr(torch, arguments.dtype))
@@ -171,24 +171,21 @@ def _engine(arguments: argparse.Namespace, model: PreTrainedModel, tokenizer: Pr
             f"{memory(num_bytes)} for keys and values exceed the {memory(room)} of this {model.device.type}: lower "
             f"--{'kv-memory' if kv_memory else 'num-blocks'}"
         )
-    engine = LLMEngine(
-        model,
-        tokenizer,
-        kv_memory=kv_memory,
-        num_blocks=arguments.num_blocks,
-        block_size=arguments.block_size,
-        max_num_batched_tokens=arguments.max_num_batched_tokens,
-        max_num_seqs=arguments.max_num_seqs,
-        max_model_len=arguments.max_model_len,
-        enable_prefix_caching=arguments.enable_prefix_caching,
-        watermark=arguments.watermark,
-        policy=arguments.scheduling_policy,
-        attention=arguments.attention,
-    )
-    if arguments.attention in ("auto", "cpu"):
-        with waiting("compiling attention for this CPU"):
-            engine.core.runner.warm_up()
-    return engine
+    with waiting("compiling attention for this CPU"):
+        return LLMEngine(
+            model,
+            tokenizer,
+            kv_memory=kv_memory,
+            num_blocks=arguments.num_blocks,
+            block_size=arguments.block_size,
+            max_num_batched_tokens=arguments.max_num_batched_tokens,
+            max_num_seqs=arguments.max_num_seqs,
+            max_model_len=arguments.max_model_len,
+            enable_prefix_caching=arguments.enable_prefix_caching,
+            watermark=arguments.watermark,
+            policy=arguments.scheduling_policy,
+            attention=arguments.attention,
+        )
 
 
 def _serve(arguments: argparse.Namespace, engine: LLMEngine, name: str, listener: socket.socket) -> int:

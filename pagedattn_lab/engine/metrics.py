@@ -19,7 +19,8 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.request import Request
 
 if TYPE_CHECKING:
-    from pagedattn_lab.engine.scheduler import Scheduler, SchedulerOutput
+    from pagedattn_lab.engine.scheduler import Scheduler
+    from pagedattn_lab.engine.scheduler_output import SchedulerOutput
 
 
 @dataclass(frozen=True)

@@ -134,14 +134,7 @@ class Scheduler:
             raise ValueError(f"there is a request {name!r} already: give this one another name")
         if request.status is not RequestStatus.WAITING or request.num_computed_tokens:
             raise ValueError(f"{request!r} has begun elsewhere: add a new request")
-        max_tokens = 1 if request.max_tokens is None else request.max_tokens
-        num_blocks = self._num_blocks(max(request.num_tokens, request.num_prompt_tokens + max_tokens - 1))
-        if num_blocks > self._max_num_blocks:
-            raise ValueError(
-                f"request {name!r} needs {num_blocks} blocks of {self.manager.block_pool.block_size} tokens for "
-                f"{request.num_prompt_tokens} tokens and up to {max_tokens} more, and there are "
-                f"{self._max_num_blocks}: shorten it or give the cache more blocks"
-            )
+        self.manager.check_fits(request)
         self._requests[name] = request
         if self.policy == "priority":
             insort(self.waiting, request, key=_urgency)

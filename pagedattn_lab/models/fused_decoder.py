@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from pagedattn_lab.attention.cascade import can_cascade, cascade_attention, prefix_product
 from pagedattn_lab.attention.cpu import Caches, Plan
 from pagedattn_lab.attention.cpu_kernel import as_array
 from pagedattn_lab.attention.metadata import AttentionMetadata
@@ -81,7 +80,8 @@ class FusedDecoder:
 
     Args:
         model: one that :func:`pagedattn_lab.models.support.fused_obstacle` has nothing against. Its weights are copied,
-            and what is changed in them later is not seen.
+            which takes as much memory again as the model, and later changes of them are not seen. The model's own stay,
+            so that it can still run by itself.
         cache: in the model's dtype.
     """
 
@@ -134,7 +134,7 @@ class FusedDecoder:
         residual = self._embedding[ids].float()
         stream = residual.numpy()
         delta = np.empty((0, stream.shape[1]), x_array.dtype)
-        plans: dict[int | None, Callable[..., None]] = {}
+        plans: dict[int | None, Plan] = {}
         for layer in self._layers:
             add_rms_norm(stream, delta, layer.attention_norm, self._epsilon, x_array)
             rotate_and_write(
@@ -143,33 +143,15 @@ class FusedDecoder:
             )  # fmt: skip
             window = None if layer.window is None or metadata.max_seq_len <= layer.window else layer.window
             if window not in plans:
-                plans[window] = self._plan(layer.caches, metadata, window)
-            plans[window](query, layer.caches, attended)
+                tensors = metadata.block_tables, metadata.seq_lens, metadata.query_start_loc
+                variant = Variant(sliding_window=window)
+                plans[window] = Plan(self._num_heads, layer.caches, *tensors, variant, metadata.cascade)
+            plans[window].attend(query, layer.caches, self._scale, attended)
             add_rms_norm(stream, as_array(layer.out(flat)), layer.mlp_norm, self._epsilon, x_array)
             silu_and_mul(as_array(layer.gate_up(x)), activated_array)
             delta = as_array(layer.down(activated))
         add_rms_norm(stream, delta, self._norm, self._epsilon, x_array)
         return self._head(x if last_tokens is None else x[last_tokens])
-
-    def _plan(self, caches: Caches, metadata: AttentionMetadata, window: int | None) -> Callable[..., None]:
-        """Make what layers of one window attend with: a function of query, a layer's caches, and the output."""
-        variant, cascade = Variant(sliding_window=window), metadata.cascade
-        if cascade is None or not can_cascade(variant):
-            tensors = metadata.block_tables, metadata.seq_lens, metadata.query_start_loc
-            plan = Plan(self._num_heads, caches, *tensors, variant)
-            return lambda query, caches, output: plan.attend(query, caches, self._scale, output)
-        tails = Plan(self._num_heads, caches, cascade.block_tables, cascade.seq_lens, metadata.query_start_loc, variant)
-
-        def attend(query: torch.Tensor, caches: Caches, output: torch.Tensor) -> None:
-            def to_tails(*_: object, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:
-                return output, tails.attend(query, caches, self._scale, output, return_lse)
-
-            cascade_attention(
-                to_tails, prefix_product, query, caches.key_cache, caches.value_cache, cascade,
-                metadata.query_start_loc, self._scale, variant,
-            )  # fmt: skip
-
-        return attend
 
     def _grow(self, num_tokens: int, num_positions: int) -> None:
         """Make buffers and rotary tables as large as a step needs; they are kept, and grow by doubling."""

@@ -43,22 +43,25 @@ def add_rms_norm(residual, delta, weight, epsilon, out):
 
 
 @jit
-def _norm_and_rotate(row, begin, norm, epsilon, cos, sin, out):
-    """Rotate the head that begins at ``row[begin]``, of the width of ``out``, after a norm if that has weights."""
+def _norm_and_rotate(head, norm, epsilon, cos, sin, wide, out):
+    """Rotate one head, after a norm if that has weights. ``wide`` is room for its numbers in float32.
+
+    Loops over what lies in ``wide`` become vector instructions: nothing else can lie in the same place.
+    """
     size, half = out.shape[0], out.shape[0] // 2
-    scale = f32(1)
+    for i in range(size):
+        wide[i] = load(head[i])
     if len(norm):
         squares = f32(0)
         for i in range(size):
-            x = load(row[begin + i])
-            squares += x * x
+            squares += wide[i] * wide[i]
         scale = f32(1) / np.sqrt(squares / f32(size) + epsilon)
+        for i in range(size):
+            wide[i] *= scale * norm[i]
     for i in range(half):
-        a, b = load(row[begin + i]) * scale, load(row[begin + half + i]) * scale
-        if len(norm):
-            a, b = a * norm[i], b * norm[half + i]
-        out[i] = rounded(a * cos[i] - b * sin[i], out)
-        out[half + i] = rounded(b * cos[i] + a * sin[i], out)
+        out[i] = rounded(wide[i] * cos[i] - wide[half + i] * sin[i], out)
+    for i in range(half):
+        out[half + i] = rounded(wide[half + i] * cos[i] + wide[i] * sin[i], out)
 
 
 @jit
@@ -76,16 +79,15 @@ def rotate_and_write(qkv, positions, slots, cos, sin, q_norm, k_norm, epsilon, q
     """
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads = key_cache.shape[1]
+    wide = np.empty(head_dim, f32)
     for token in range(num_tokens):
-        row, c, s, slot = qkv[token], cos[positions[token]], sin[positions[token]], slots[token]
+        heads = qkv[token].reshape(num_heads + 2 * num_kv_heads, head_dim)
+        c, s, slot = cos[positions[token]], sin[positions[token]], slots[token]
         for head in range(num_heads):
-            _norm_and_rotate(row, head * head_dim, q_norm, epsilon, c, s, query[token, head])
+            _norm_and_rotate(heads[head], q_norm, epsilon, c, s, wide, query[token, head])
         for head in range(num_kv_heads):
-            begin = (num_heads + head) * head_dim
-            _norm_and_rotate(row, begin, k_norm, epsilon, c, s, key_cache[slot, head])
-            begin += num_kv_heads * head_dim
-            for i in range(head_dim):
-                value_cache[slot, head, i] = row[begin + i]
+            _norm_and_rotate(heads[num_heads + head], k_norm, epsilon, c, s, wide, key_cache[slot, head])
+        value_cache[slot] = heads[num_heads + num_kv_heads :]
 
 
 @jit

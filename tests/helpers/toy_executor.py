@@ -46,6 +46,8 @@ class ToyExecutor:
 
     def execute(self, output: SchedulerOutput) -> None:
         """Copy, write, then read every token back through the page tables, as attention would."""
+        held = {block_id for request in output.requests for block_id in self.manager.block_ids(request.request_id)}
+        assert {block_id for _, block_id in output.swap_in} <= held, "a copy to a block that nobody here holds"
         self.copy(output.swap_out, self.device, self.host)
         self.copy(output.swap_in, self.host, self.device)
         copies = take_copies(self.manager.tables[request.request_id] for request in output.requests)
