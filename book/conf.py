@@ -14,6 +14,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fastapi  # noqa: F401  - before autodoc, which pretends to check types while it imports; pydantic cannot bear that
+
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
@@ -72,8 +74,11 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(abc|anywidget|argparse|collections|concurrent|contextlib|enum|io|ipywidgets|matplotlib|np|numba|numpy|os|pathlib|random|t|torch|traitlets|transformers|triton)\..*",
+        r"(abc|annotated_types|anywidget|argparse|asyncio|collections|concurrent|contextlib|enum|fastapi|io|ipywidgets|matplotlib|np|numba|numpy|os|pathlib|pydantic|random|socket|starlette|t|time|torch|traitlets|transformers|triton|types|uvicorn)\..*",
     ),
+    # Annotations that say how a value is read, or which words there are.
+    (r"py:class", r"pagedattn_lab\.engine\.protocol\._(parts|prompts|texts)"),
+    (r"py:obj", r"typing\.Literal\['stop'"),
 ]
 
 bibtex_bibfiles = ["references.bib"]

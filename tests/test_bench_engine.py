@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,8 +14,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pagedattn_lab import models
 from pagedattn_lab.bench import engine, peers
 from pagedattn_lab.bench.serving import Load, Served, make_load
+from pagedattn_lab.cli import main
+from pagedattn_lab.engine.llm_engine import LLMEngine
 
 LOAD = Load(((7, 8, 9), (3,), (4, 5), (6, 7, 8, 9, 3)), (5, 2, 1, 3))
 
@@ -77,12 +82,13 @@ def test_ratios_are_those_of_one_repetition() -> None:
     def serve(name: str) -> Any:
         def run(load: Load) -> Served:
             now = seconds[name].pop(0)
-            return Served(now, now, [now / 2] * len(load.prompts), [now] * len(load.prompts), 3, None)
+            return Served(now, 2.0, [now / 2] * len(load.prompts), [now] * len(load.prompts), 3, None)
 
         return run
 
     report = engine.compare({name: serve(name) for name in seconds}, LOAD, 3)
     assert report["ratios"] == {"one / other": 4.0, "one / other_quartiles": pytest.approx([2.5, 7.0])}
+    assert report["cpu_ratios"]["one / other"] == 1
     one = report["engines"]["one"]
     assert one["seconds"] == 2 and one["ttft_s"] == 1
     assert one["output_tokens_per_s"] == 11 / 2 and one["total_tokens_per_s"] == (11 + 11) / 2
@@ -245,3 +251,82 @@ def test_vllm_gets_one_core_and_no_path_of_ours(python: Path, monkeypatch: pytes
         pass
     assert "PYTHONPATH" not in seen and seen["OMP_NUM_THREADS"] == "1"
     assert int(seen["VLLM_CPU_OMP_THREADS_BIND"]) in os.sched_getaffinity(0)
+
+
+# --- the book's engine ----------------------------------------------------------------------------------------------
+
+
+def test_own_engine_serves_the_load(tiny: LlamaForCausalLM) -> None:
+    """Catches prompts found because of the run before, an output cut short, and times of other requests."""
+    own = LLMEngine(tiny, None, num_blocks=40, block_size=4, max_num_seqs=2)
+    load = Load(tuple((7,) * 8 + prompt for prompt in LOAD.prompts), LOAD.output_lens)
+    for _ in range(2):
+        served = engine.serve(own, load)
+        first, last = served.first_token_s, served.last_token_s
+        assert first[0] == first[1] < last[1] < last[0] <= served.seconds and first[2] == last[2] > last[1]
+        assert served.preemptions == 0 and served.hit_rate == 3 * 8 / load.num_prompt_tokens
+    own.add_request("somebody else", [3])
+    own.step()
+    with pytest.raises(RuntimeError, match="still holds blocks"):
+        engine.serve(own, load)
+
+
+def test_preemptions_are_those_of_the_run(tiny: LlamaForCausalLM) -> None:
+    """Catches a count that goes on from run to run."""
+    own = LLMEngine(tiny, None, num_blocks=5, block_size=4, enable_prefix_caching=False)
+    load = Load(((7, 8, 9), (3, 4, 5)), (9, 9))
+    counts = [engine.serve(own, load).preemptions for _ in range(2)]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("kind", ["json", "table"])
+def test_bench_engine(
+    kind: str, tiny: LlamaForCausalLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a command that measures something else than it was asked to, lines too wide, and a path in a report."""
+    monkeypatch.setattr(models, "load", lambda **_: (tiny, None))
+    monkeypatch.setattr(engine.peers, "vllm", lambda python, **options: nullcontext(FakeVLLM(options)))
+    small = engine.Setup(num_requests=3, most_output=3, shared_prefix=32, ample_seqs=1, kv_seqs=2, repetitions=2)
+    monkeypatch.setattr(engine, "QUICK", small)
+    options = ["--vllm-python", sys.executable, "--quick", *(["--json"] if kind == "json" else [])]
+    monkeypatch.setattr(engine, "make_load", lambda *_, shared_prefix, most_output: _tiny_load(shared_prefix))
+    assert main(["bench", "engine", *options]) == 0
+    printed = capsys.readouterr().out
+    if kind == "table":
+        assert [line for line in printed.splitlines() if len(line) > 80] == []
+        assert all(title in printed for title in engine.TITLES.values())
+        return
+    report = json.loads(printed)
+    assert {part: list(row["engines"]) for part, row in report["parts"].items()} == {
+        "systems": ["fused", "modules", "vllm"],
+        "policies": ["paged", "contiguous-oracle", "contiguous-pow2", "contiguous-max"],
+        "transformers": ["fused", "modules", "static batches", "continuous batching"],
+        "prefix": ["cached", "not cached", "vllm cached", "vllm not cached"],
+    }
+    needed = {"output_tokens_per_s", "total_tokens_per_s", "ttft_s", "tpot_s", "preemptions", "hit_rate"}
+    assert all(needed <= figures.keys() for row in report["parts"].values() for figures in row["engines"].values())
+    prefix = report["parts"]["prefix"]
+    assert prefix["engines"]["cached"]["hit_rate"] > 0.5 and prefix["engines"]["not cached"]["hit_rate"] == 0
+    assert report["parts"]["policies"]["kv_tokens"] == 2 * engine.MAX_MODEL_LEN and report["vllm_version"] == "1.2.3"
+    assert len(prefix["ratios"]) == 2 * 6 and report["repetitions"] == 2 and sys.executable not in printed
+    assert torch.get_num_threads() == NUM_THREADS
+
+
+NUM_THREADS = torch.get_num_threads()
+
+
+def _tiny_load(shared_prefix: int) -> Load:
+    return Load(tuple((7,) * shared_prefix + prompt for prompt in LOAD.prompts), LOAD.output_lens)
+
+
+class FakeVLLM:
+    """In the place of a process with vLLM: it takes as long as it pleases."""
+
+    version = "1.2.3"
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        assert options["kv_cache_memory_bytes"] == 1 * engine.MAX_MODEL_LEN * 2 * 2 * 2 * 8 * 4
+        self.caches = options["enable_prefix_caching"]
+
+    def serve(self, load: Load) -> Served:
+        return Served(1.0, 1.0, [0.1] * len(load.prompts), [0.5] * len(load.prompts), 0, float(self.caches))

@@ -145,7 +145,7 @@ def test_model_is_left_as_it_was() -> None:
 def test_a_prompt_that_does_not_fit_leaks_nothing() -> None:
     """Catches blocks taken by a call that could not work."""
     engine = EngineCore(ModelRunner(tiny("llama", num_hidden_layers=1), num_blocks=8, block_size=4))
-    with pytest.raises(NoFreeBlocksError, match="needs blocks for 60 more tokens, and 7 blocks are free"):
+    with pytest.raises(ValueError, match="needs 15 blocks of 4 tokens for 60 tokens and up to 1 more, and there are 7"):
         generate_greedily(engine, requests_of([[1] * 60]), max_tokens=3)
     assert engine.manager.block_pool.num_used_blocks == 0
 

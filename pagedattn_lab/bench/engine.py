@@ -120,6 +120,7 @@ def compare(
         ``engines``: for each the medians of what :meth:`~pagedattn_lab.bench.serving.Served.figures` gives, with the
         quartiles of its throughput. ``ratios``: for each pair, under ``"one / other"``, the median of how many times
         more output tokens per second the one gave than the other in the same repetition, and its quartiles.
+        ``cpu_ratios``: the same per second of CPU time, which others that use the machine disturb less.
 
     Raises:
         ValueError: fewer than 2 repetitions.
@@ -135,7 +136,7 @@ def compare(
             with no_collection():
                 rows[name].append(engines[name](load).figures(load))
             on_run()
-    report: dict[str, Any] = {"engines": {}, "ratios": {}}
+    report: dict[str, Any] = {"engines": {}, "ratios": {}, "cpu_ratios": {}}
     for name, figures in rows.items():
         values = {
             key: [row[key] for row in figures] for key in figures[0] if all(row[key] is not None for row in figures)
@@ -145,9 +146,9 @@ def compare(
             "output_tokens_per_s_quartiles": medians["output_tokens_per_s_quartiles"]
         }
     for one, other in combinations(rows, 2):
-        pairs = zip(rows[one], rows[other], strict=True)
-        ratio = [mine["output_tokens_per_s"] / theirs["output_tokens_per_s"] for mine, theirs in pairs]
-        report["ratios"] |= summary({f"{one} / {other}": ratio})
+        for ratios, clock in (("ratios", "seconds"), ("cpu_ratios", "cpu_seconds")):
+            pairs = zip(rows[one], rows[other], strict=True)  # the same tokens, so throughputs are as times inverted
+            report[ratios] |= summary({f"{one} / {other}": [theirs[clock] / mine[clock] for mine, theirs in pairs]})
     return report
 
 
@@ -311,8 +312,8 @@ def describe(report: Mapping[str, Any]) -> str:
     """Write down what :func:`measure` measured."""
     lines = [
         f"{report['model']} in {report['dtype']} on one thread, {report['num_requests']} requests at once.",
-        f"Medians of {report['repetitions']} runs, engines in turns. Times to first token and per output token are",
-        "medians over requests.",
+        f"Medians of {report['repetitions']} runs, engines in turns (and quartiles). Times to the first",
+        "token and per output token are medians over requests.",
     ]
     for part, row in report["parts"].items():
         lines += [
@@ -330,8 +331,11 @@ def describe(report: Mapping[str, Any]) -> str:
                 f"{name:<21}{figures['output_tokens_per_s']:>9.0f}{figures['total_tokens_per_s']:>9.0f}"
                 f"{figures['ttft_s']:>9.2f}{tpot:>11}{preempted:>11}{hits:>7}"
             )
-        lines.append("")
+        lines += ["", f"{'output tokens/s, one over the other':<40}{'on the wall':>20}{'of CPU time':>20}"]
         for pair in (key for key in row["ratios"] if not key.endswith("_quartiles")):
-            low, high = row["ratios"][f"{pair}_quartiles"]
-            lines.append(f"{pair:<42}{row['ratios'][pair]:>6.2f} ({low:.2f}-{high:.2f})")
+            columns = (
+                "{:.3g} ({:.3g}-{:.3g})".format(ratios[pair], *ratios[f"{pair}_quartiles"])
+                for ratios in (row["ratios"], row["cpu_ratios"])
+            )
+            lines.append(f"{pair:<40}" + "".join(f"{column:>20}" for column in columns))
     return "\n".join(lines)

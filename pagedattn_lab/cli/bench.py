@@ -71,7 +71,7 @@ def _add_engine(benchmarks: Any) -> None:
         examples=[
             ("bench engine --quick", "whether everything works"),
             ("bench engine --parts policies --json", "one comparison, for programs"),
-            ("bench engine --vllm-python ~/vllm/bin/python", "beside vLLM, which that Python has"),
+            ("bench engine --vllm-python python3", "beside vLLM, if that Python has it"),
         ],
     )
     parser.add_argument(

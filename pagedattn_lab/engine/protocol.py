@@ -55,7 +55,7 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": type_, "param": self._param, "code": self._code}}
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
     """No value is turned into one of another type; one that is null counts as left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -66,7 +66,7 @@ class _Strict(BaseModel):
         return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
-class StreamOptions(_Strict):
+class StreamOptions(StrictModel):
     """What a stream has beside its tokens."""
 
     include_usage: bool = False
@@ -77,7 +77,7 @@ def _texts(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class SamplingRequest(_Strict):
+class SamplingRequest(StrictModel):
     """What both kinds of requests may say."""
 
     model: str | None = None
@@ -161,7 +161,7 @@ class CompletionRequest(SamplingRequest):
         return self
 
 
-class TextPart(_Strict):
+class TextPart(StrictModel):
     """A part of a message; this server knows texts only."""
 
     type: Literal["text"]
@@ -176,7 +176,7 @@ def _parts(value: Any) -> Any:
     return parts
 
 
-class ChatMessage(_Strict):
+class ChatMessage(StrictModel):
     """One message of a conversation."""
 
     role: str

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.helpers import second_kernels
+from tests.helpers import second_kernels, second_schedules
 
 
 def bytes_per_token_per_rank(config, tensor_parallel_size, dtype_bytes):
@@ -299,4 +299,8 @@ SECOND: dict[str, Callable[..., Any]] = {
     "08.1": second_kernels.one_read_decode,
     "08.2": second_kernels.merge_splits,
     "08.3": second_kernels.quantised_write,
+    "09.1": second_schedules.schedule_step,
+    "09.2": second_schedules.diagnose,
+    "09.3": second_schedules.share_out,
+    "09.4": second_schedules.next_to_run,
 }
