@@ -150,7 +150,7 @@ def real() -> tuple[PreTrainedModel, Any, list[list[int]], list[int], list[list[
     "options",
     [
         {"num_blocks": 6, "forward": "fused", "max_num_batched_tokens": 37},
-        {"num_blocks": 8, "forward": "fused", "preemption": "swap", "num_host_blocks": 40},
+        {"num_blocks": 6, "forward": "fused", "preemption": "swap", "num_host_blocks": 40},
         {"num_blocks": 40, "forward": "modules", "enable_prefix_caching": False, "max_num_batched_tokens": 150},
     ],
     ids=["tight", "swap", "modules"],
