@@ -121,13 +121,14 @@ def test_preemptions_and_hits() -> None:
     toy.add("Cleo", 8, 1)
     toy.step()
     assert toy.steps[-1].prefix_cache_queries == 8 and toy.steps[-1].prefix_cache_hits == stats.hits - before[1] == 4
-    toy.scheduler.manager.reset_prefix_cache()
-    toy.add("Dora", 6, 1)
-    toy.step()
-    assert (toy.steps[-1].prefix_cache_queries, toy.steps[-1].prefix_cache_hits) == (6, 0)
+    for name, num_tokens in (("Dora", 6), ("Ed", 7)):  # the second looks up more than had been counted
+        assert toy.scheduler.manager.reset_prefix_cache()
+        toy.add(name, num_tokens, 1)
+        toy.step()
+        assert (toy.steps[-1].prefix_cache_queries, toy.steps[-1].prefix_cache_hits) == (num_tokens, 0)
     summary = toy.metrics.summary()
     assert summary["preemptions"] == preempted
-    assert summary["hit_rate"] == sum(step.prefix_cache_hits for step in toy.steps) / (before[0] + 14)
+    assert summary["hit_rate"] == sum(step.prefix_cache_hits for step in toy.steps) / (before[0] + 21)
 
 
 def test_summary() -> None:

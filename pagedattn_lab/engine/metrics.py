@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from pagedattn_lab.kv_manager import KVCacheManager
+from pagedattn_lab.prefix_cache import PrefixCacheStats
 from pagedattn_lab.request import Request
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Metrics:
     def __post_init__(self) -> None:
         self._start = self.clock()
         self._states: dict[str, _RequestState] = {}
-        self._seen = (0, 0)  # queries and hits of the manager when the step before had ended
+        self._seen = PrefixCacheStats(), 0, 0  # of the manager, with its queries and hits when the last step had ended
 
     def on_arrival(
         self, request: Request, *, max_tokens: int | None = None, n: int = 1, arrival_time: float | None = None
@@ -287,8 +288,10 @@ class Metrics:
     def _look_ups(self, manager: KVCacheManager) -> tuple[int, int]:
         """Tokens looked up, and found, since the last call; a cache that was reset counts from 0 again."""
         queries, hits = manager.stats.queries, manager.stats.hits
-        old_queries, old_hits = self._seen if queries >= self._seen[0] else (0, 0)
-        self._seen = queries, hits
+        counted, old_queries, old_hits = self._seen
+        if manager.stats is not counted:  # the cache was reset
+            old_queries = old_hits = 0
+        self._seen = manager.stats, queries, hits
         return queries - old_queries, hits - old_hits
 
     def _tell(self, stats: StepStats | FinishedRequestStats) -> None:
