@@ -38,11 +38,11 @@ def test_every_cell_says_what_happens() -> None:
 def test_words_tell_the_same() -> None:
     """Catches an alternative text, or a caption, of another step than the last."""
     picture = show_timeline(STEPS, ["Ada", "Bo"], num_blocks=4)
-    assert picture.caption == "Step 3: Ada decodes; 1 place empty. 2 of 4 blocks held."
+    assert picture.caption == "Step 3: Ada computes 1 token; 1 place empty. 2 of 4 blocks held."
     assert picture.alt.endswith("Tokens by step: Ada 5, 1, 1; Bo 3, preempted, idle.")
     captions = [frame.caption for frame in timeline(STEPS, ["Ada", "Bo"], num_blocks=4)]
     assert captions[0] == "Step 1: Ada computes 5 tokens; Bo computes 3 tokens. 3 of 4 blocks held."
-    assert captions[1] == "Step 2: Ada decodes; Bo loses its blocks. 2 of 4 blocks held."
+    assert captions[1] == "Step 2: Ada computes 1 token; Bo loses its blocks. 2 of 4 blocks held."
 
 
 def test_what_is_refused() -> None:

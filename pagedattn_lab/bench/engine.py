@@ -238,7 +238,7 @@ def _prefix(build: _Builder) -> dict[str, Serve]:
     return engines
 
 
-PARTS: dict[str, Callable[[_Builder], dict[str, Serve]]] = {
+PARTS: dict[str, Callable[..., dict[str, Serve]]] = {
     "systems": _systems,
     "policies": _policies,
     "transformers": _transformers,

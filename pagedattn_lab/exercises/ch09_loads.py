@@ -34,7 +34,7 @@ def scheduler_of(num_blocks: int, block_size: int, budget: int, max_num_seqs: in
     )
 
 
-class Served(NamedTuple):
+class ServedStep(NamedTuple):
     """One step: what was before it, and what the scheduler made of it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Served(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Load:
+class SmallLoad:
     """Requests that come together, and the limits under which they are served.
 
     Attributes:
@@ -68,11 +68,11 @@ class Load:
     max_num_seqs: int
     keep_free: int = 0
 
-    def steps(self) -> Iterator[Served]:
+    def steps(self) -> Iterator[ServedStep]:
         """Serve to the end, with the library's scheduler.
 
         Example:
-            >>> [step.output.num_scheduled_tokens for step in Load(((2, 3), (6, 1)), 8, 4, 4, 2).steps()]
+            >>> [step.output.num_scheduled_tokens for step in SmallLoad(((2, 3), (6, 1)), 8, 4, 4, 2).steps()]
             [{'Ada': 2, 'Bo': 2}, {'Ada': 1, 'Bo': 3}, {'Ada': 1, 'Bo': 1}]
         """
         scheduler = scheduler_of(self.num_blocks, self.block_size, self.budget, self.max_num_seqs, self.keep_free)
@@ -83,7 +83,7 @@ class Load:
             waiting = [(each.request_id, each.num_tokens) for each in scheduler.waiting]
             num_free_blocks = scheduler.manager.block_pool.num_free_blocks
             output = scheduler.schedule()
-            yield Served(running, waiting, num_free_blocks, output, len(scheduler.waiting))
+            yield ServedStep(running, waiting, num_free_blocks, output, len(scheduler.waiting))
             scheduler.update(output)
             for request in output.requests:
                 if request.num_computed_tokens == request.num_tokens:
@@ -92,10 +92,10 @@ class Load:
                     scheduler.finish(request, RequestStatus.FINISHED_LENGTH_CAPPED)
 
 
-def random_load(rng: random.Random) -> Load:
+def random_load(rng: random.Random) -> SmallLoad:
     """Draw a load in which each request would fit alone."""
     lengths = tuple((rng.randint(1, 12), rng.randint(1, 9)) for _ in range(rng.randint(3, 6)))
     block_size = rng.randint(2, 4)
     longest = max(cdiv(prompt + answer - 1, block_size) for prompt, answer in lengths)
     num_blocks = longest + rng.randint(1, 8)
-    return Load(lengths, num_blocks, block_size, rng.randint(3, 16), rng.randint(2, 5), rng.randint(0, 1))
+    return SmallLoad(lengths, num_blocks, block_size, rng.randint(3, 16), rng.randint(2, 5), rng.randint(0, 1))

@@ -9,16 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from pagedattn_lab.exercises.cases import Case
-from pagedattn_lab.exercises.ch09_loads import Load, random_load
+from pagedattn_lab.exercises.ch09_loads import SmallLoad, random_load
 from pagedattn_lab.exercises.grading import Exercise
 
 Log = Sequence[tuple[dict[str, int], list[str], int]]
 SETTINGS = {"num_blocks": "num_blocks", "max_num_batched_tokens": "budget", "max_num_seqs": "max_num_seqs"}
 """What may hold somebody up, and what it is called in a load."""
-_EXAMPLE = Load(((5, 4), (6, 6), (4, 6), (6, 2), (3, 3)), num_blocks=7, block_size=3, budget=12, max_num_seqs=4)
+_EXAMPLE = SmallLoad(((5, 4), (6, 6), (4, 6), (6, 2), (3, 3)), num_blocks=7, block_size=3, budget=12, max_num_seqs=4)
 
 
-def log_of(load: Load) -> Log:
+def log_of(load: SmallLoad) -> Log:
     """Serve a load with the library's scheduler, and write down each step."""
     return [
         (step.output.num_scheduled_tokens, [each.request_id for each in step.output.preempted], step.num_waiting)
@@ -60,13 +60,13 @@ def _reference_diagnose(log: Log, budget: int, max_num_seqs: int) -> dict[str, A
     return {"recomputed": recomputed, "too_early": too_early, "held_up": held_up, "change": change}
 
 
-def steps_saved(load: Load, setting: str) -> int:
+def steps_saved(load: SmallLoad, setting: str) -> int:
     """How many steps fewer a load takes with twice as much of a setting."""
     more = replace(load, **{SETTINGS[setting]: 2 * getattr(load, SETTINGS[setting])})
     return len(log_of(load)) - len(log_of(more))
 
 
-def change_of(load: Load) -> str | None:
+def change_of(load: SmallLoad) -> str | None:
     """Name the setting that held up most steps of a load; ``None`` if no other is as far behind as it should be.
 
     It should also be the one of which twice as much saves more steps than twice as much of any other.
@@ -79,19 +79,19 @@ def change_of(load: Load) -> str | None:
     return change if all(saved[change] > steps for setting, steps in saved.items() if setting != change) else None
 
 
-def known_loads() -> list[Load]:
+def known_loads() -> list[SmallLoad]:
     """Give loads that show one thing each."""
     return [
-        Load(((3, 2), (2, 2), (2, 1)), num_blocks=8, block_size=4, budget=9, max_num_seqs=2),
-        Load(((2, 2), (6, 1), (5, 2)), num_blocks=8, block_size=4, budget=4, max_num_seqs=4),
-        Load(((4, 1), (3, 1), (5, 1)), num_blocks=5, block_size=4, budget=5, max_num_seqs=2),
-        Load(((3, 4), (4, 2), (2, 3)), num_blocks=3, block_size=3, budget=9, max_num_seqs=4),
-        Load(((3, 2), (2, 4), (2, 4)), num_blocks=4, block_size=2, budget=7, max_num_seqs=3),
+        SmallLoad(((3, 2), (2, 2), (2, 1)), num_blocks=8, block_size=4, budget=9, max_num_seqs=2),
+        SmallLoad(((2, 2), (6, 1), (5, 2)), num_blocks=8, block_size=4, budget=4, max_num_seqs=4),
+        SmallLoad(((4, 1), (3, 1), (5, 1)), num_blocks=5, block_size=4, budget=5, max_num_seqs=2),
+        SmallLoad(((3, 4), (4, 2), (2, 3)), num_blocks=3, block_size=3, budget=9, max_num_seqs=4),
+        SmallLoad(((3, 2), (2, 4), (2, 4)), num_blocks=4, block_size=2, budget=7, max_num_seqs=3),
         _EXAMPLE,
     ]
 
 
-def clear_loads() -> Iterator[Load]:
+def clear_loads() -> Iterator[SmallLoad]:
     """Draw loads, for each setting as many that lack it."""
     rng, found = random.Random(17), Counter[str]()
     while sum(found.values()) < 36:

@@ -31,7 +31,7 @@ class Step(NamedTuple):
 
 
 def show_timeline(steps: Sequence[Step], names: Sequence[str], num_blocks: int | None = None) -> Picture:
-    """Draw steps: blue for a request that decodes, orange with a number for several tokens, of a prompt or again.
+    """Draw steps: blue for a request that computes one token, orange with a number for several.
 
     A vermilion ``p`` marks a request that is preempted, a grey ``–`` one whose place stays empty. Below stand the
     blocks held, if the steps count them. The last step is framed.
@@ -46,7 +46,7 @@ def show_timeline(steps: Sequence[Step], names: Sequence[str], num_blocks: int |
 
     Example:
         >>> show_timeline([Step({"Ada": 5}), Step({"Ada": 1, "Bo": 3})], ["Ada", "Bo"])
-        Step 2: Ada decodes; Bo computes 3 tokens. Tokens by step: Ada 5, 1; Bo –, 3.
+        Step 2: Ada computes 1 token; Bo computes 3 tokens. Tokens by step: Ada 5, 1; Bo –, 3.
     """
     _check(steps, names, num_blocks)
     has_blocks = steps[-1].used is not None
@@ -81,7 +81,7 @@ def timeline(steps: Sequence[Step], names: Sequence[str], num_blocks: int | None
     Example:
         >>> pictures = timeline([Step({"Ada": 5}), Step({"Ada": 1})], ["Ada"])
         >>> [picture.caption for picture in pictures]
-        ['Step 1: Ada computes 5 tokens.', 'Step 2: Ada decodes.']
+        ['Step 1: Ada computes 5 tokens.', 'Step 2: Ada computes 1 token.']
     """
     return [show_timeline(steps[:end], names, num_blocks) for end in range(1, len(steps) + 1)]
 
@@ -138,8 +138,9 @@ def _word(step: Step, name: str) -> str:
 def _sentence(steps: Sequence[Step], num_blocks: int | None) -> str:
     """Say what the last step does."""
     step = steps[-1]
-    decoding = [name for name, count in step.tokens.items() if count == 1]
-    clauses = [f"{_listed(decoding)} {'decodes' if len(decoding) == 1 else 'decode'}"] if decoding else []
+    single = [name for name, count in step.tokens.items() if count == 1]  # a decode, or a prompt's last token
+    what = "computes 1 token" if len(single) == 1 else "compute 1 token each"
+    clauses = [f"{_listed(single)} {what}"] if single else []
     clauses += [f"{name} computes {count} tokens" for name, count in step.tokens.items() if count > 1]
     clauses += [f"{name} loses its blocks" for name in step.preempted]
     if step.idle:
