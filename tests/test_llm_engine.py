@@ -206,6 +206,14 @@ def test_outputs_of_one_prompt_share_its_blocks() -> None:
     assert [one.token_ids for one in again.outputs] == [one.token_ids for one in output.outputs]
 
 
+def test_a_text_that_is_none(real: tuple) -> None:
+    """Catches half a character that ends in the tokenizer's own error."""
+    engine = LLMEngine(*real[:2], num_blocks=60)
+    with pytest.raises(ValueError, match="is no text: surrogates not allowed"):
+        engine.add_request("Ada", "\ud800")
+    assert_idle(engine)
+
+
 def test_text_and_how_it_ended(real: tuple) -> None:
     """Catches text that is not that of the tokens, a stop string left in it, an end that is not told."""
     model, tokenizer, *_ = real
@@ -413,6 +421,8 @@ def test_no_penalty_fails_a_step(penalty: float, temperature: float) -> None:
         ({"max_model_len": 9999, "num_blocks": 9999}, "which is what the model was made for"),
         ({"max_num_batched_tokens": 0}, "max_num_batched_tokens is 0"),
         ({"watermark": 1.0}, "watermark is 1.0"),
+        ({"kv_policy": "contiguous-max", "preemption": "swap"}, "preempts nobody"),
+        ({"kv_policy": "contiguous-max", "num_host_blocks": 9}, "preempts nobody"),
     ],
 )
 def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:

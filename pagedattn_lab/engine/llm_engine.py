@@ -116,6 +116,8 @@ class LLMEngine:
             raise ValueError(f"kv_memory is {kv_memory} and num_blocks is {num_blocks}: give one of the two")
         if kv_policy not in KV_POLICIES:
             raise ValueError(f"kv_policy {kv_policy!r} is unknown: use one of {', '.join(KV_POLICIES)}")
+        if kv_policy != "paged" and (num_host_blocks or preemption == "swap"):
+            raise ValueError(f"kv_policy {kv_policy!r} preempts nobody: leave preemption and num_host_blocks away")
         at_least_one("block_size", block_size)
         if num_blocks is None:
             shape = KVShape.from_config(model.config, KV_CACHE_DTYPES.get(kv_cache_dtype) or model.dtype)
@@ -344,6 +346,10 @@ class LLMEngine:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError(f"prompt {prompt!r} is a text, and there is no tokenizer: give token ids")
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"prompt {prompt!r} is no text: {error.reason}") from None
             token_ids = self.tokenizer(prompt)["input_ids"]
         else:
             token_ids = list(prompt)

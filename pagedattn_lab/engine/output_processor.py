@@ -6,10 +6,16 @@ Source: ``RequestState`` and ``ParentRequest`` in vLLM's ``vllm/v1/engine/output
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pagedattn_lab.engine.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
+from pagedattn_lab.engine.outputs import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    RequestOutput,
+    with_decoded_tokens,
+)
 from pagedattn_lab.engine.sampler import SampledToken, SamplingState
 from pagedattn_lab.engine.stop import StopChecker
 from pagedattn_lab.request import Request, RequestStatus
@@ -74,17 +80,14 @@ class RunningRequest:
         """Add to log-probabilities what their tokens say."""
         if self.tokenizer is None:
             return logprobs
-        return {
-            token_id: replace(logprob, decoded_token=self.tokenizer.decode([token_id]))
-            for token_id, logprob in logprobs.items()
-        }
+        return with_decoded_tokens(logprobs, self.tokenizer.decode)
 
     def output(self) -> RequestOutput:
         """Give all outputs as far as they have come."""
         return RequestOutput(
             self.request_id,
             self.prompt,
-            self.prompt_token_ids,
+            list(self.prompt_token_ids),
             [sequence.output() for sequence in self.sequences],
             finished=all(sequence.finish_reason is not None for sequence in self.sequences),
             num_cached_tokens=self.sequences[0].num_cached_tokens or 0,

@@ -289,10 +289,14 @@ class Scheduler:
         """Admit those that wait, one after the other, until one does not fit; first those that were swapped out."""
         has_room = True
         while has_room and step.budget > 0 and len(self.running) < (self.max_num_seqs or sys.maxsize):
-            if self.swapped:
+            if self.swapped and not self._is_overtaken(self.swapped[0]):
                 has_room = self._swap_in(self.swapped[0], step)
             else:
                 has_room = bool(self.waiting) and self._admit(self.waiting[0], step)
+
+    def _is_overtaken(self, swapped: Request) -> bool:
+        """Whether one that waits is more urgent than one that was swapped out."""
+        return self.policy == "priority" and bool(self.waiting) and _urgency(self.waiting[0]) < _urgency(swapped)
 
     def _admit(self, request: Request, step: StepInTheMaking) -> bool:
         """Give a request the blocks of its first chunk, those found in the cache included, if all of it would fit."""
