@@ -5,6 +5,7 @@ Source: vLLM's ``vllm/v1/request.py``, release 0.33.0; counts and statuses have 
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Hashable, Iterable
 from enum import Enum
@@ -60,7 +61,8 @@ class Request:
             that each is computed once.
 
     Raises:
-        ValueError: no token, one that is no whole number of 64 bits, an empty salt, or ``max_tokens`` below 1.
+        ValueError: no token, one that is no whole number of 64 bits, an empty salt, ``max_tokens`` below 1, or a
+            ``priority`` or ``arrival_time`` that cannot be compared.
 
     Example:
         >>> request = Request("Ada", [5, 6, 7, 8, 9])
@@ -87,6 +89,11 @@ class Request:
             raise ValueError(f"cache_salt of request {request_id!r} is empty: give a text, or None for none")
         if max_tokens is not None:
             at_least_one(f"max_tokens of request {request_id!r}", max_tokens)
+        if not is_whole(priority) or not math.isfinite(arrival_time):
+            raise ValueError(
+                f"request {request_id!r} has priority {priority!r} and arrival_time {arrival_time!r}: give a whole "
+                "number and a finite one, which others can be compared with"
+            )
         self.cache_salt = cache_salt
         self.max_tokens = max_tokens
         self.priority = priority
@@ -171,13 +178,19 @@ def _whole_numbers(request_id: str, token_ids: Iterable[int]) -> list[int]:
     try:
         return array("q", tokens).tolist()
     except (TypeError, OverflowError):
-        wrong = next(token for token in tokens if not _is_whole(token))
+        wrong = next(token for token in tokens if not is_whole(token))
         raise ValueError(
             f"token id {wrong!r} of request {request_id!r} cannot be used: give whole numbers of 64 bits"
         ) from None
 
 
-def _is_whole(token: Any) -> bool:
+def is_whole(token: Any) -> bool:
+    """Whether something is a whole number of 64 bits, of whatever kind: Python's, NumPy's or a tensor's.
+
+    Example:
+        >>> is_whole(7), is_whole(7.0), is_whole(2**63)
+        (True, False, False)
+    """
     try:
         return -(2**63) <= index(token) < 2**63
     except TypeError:

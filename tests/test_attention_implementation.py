@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
@@ -13,7 +16,7 @@ from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.model_runner import ATTENTION_NAME, ModelRunner
 from pagedattn_lab.models.implementation import attention_of
-from tests.helpers.models import SMALL
+from tests.helpers.models import SMALL, tiny
 
 VISION = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
@@ -120,3 +123,27 @@ def test_a_part_without_its_module() -> None:
     with attention_of(model, ATTENTION_NAME):
         assert model.config.vision_config._attn_implementation == ATTENTION_NAME
     assert parts_of(model) == before
+
+
+def test_two_threads_on_one_model() -> None:
+    """Catches a model left with the name that another thread had put there for a while."""
+    model = tiny("llama")
+    usual, first_is_in, second_is_done = model.config._attn_implementation, threading.Event(), threading.Event()
+
+    def first() -> None:
+        with attention_of(model, ATTENTION_NAME):
+            first_is_in.set()
+            second_is_done.wait(0.2)  # in vain, if the second waits for this one
+
+    def second() -> None:
+        first_is_in.wait()
+        with attention_of(model, "sdpa"):
+            one.join(1)
+            assert model.config._attn_implementation == "sdpa"
+        second_is_done.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        one = threading.Thread(target=first)
+        one.start()
+        pool.submit(second).result()
+    assert model.config._attn_implementation == usual

@@ -19,7 +19,7 @@ from pagedattn_lab import models
 from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import NoFreeBlocksError
 from pagedattn_lab.engine.core import Choice, EngineCore
-from pagedattn_lab.engine.sampling import generate_greedily, sample
+from pagedattn_lab.engine.sampling import Decoded, generate_greedily, sample
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.request import Request, RequestStatus
@@ -37,6 +37,7 @@ from tests.helpers.engine import (
     indices,
     poison,
     requests_of,
+    sharers,
 )
 
 
@@ -416,3 +417,26 @@ def test_a_fork_that_fails_takes_the_others_along(monkeypatch: pytest.MonkeyPatc
         sample(engine, Request("Ada", PROMPT), 5, 4)
     assert_at_rest(engine.manager)
     assert engine.manager.tables == {}
+
+
+@sharers
+@pytest.mark.parametrize(
+    "limits", [{"max_num_batched_tokens": 1}, {"max_num_batched_tokens": 3}, {"max_num_seqs": 2}], ids=str
+)
+def test_limits_that_leave_somebody_out(share: Callable[..., Decoded], limits: dict[str, int]) -> None:
+    """Catches a choice among all that is made from some of their logits, or breaks over them."""
+    engine = engine_of(**limits)
+    with pytest.raises(ValueError, match=r"are left out of a step by|max_num_seqs is 2, and as many run"):
+        share(engine, PROMPT, 4, 5)
+    assert_at_rest(engine.manager)
+    enough = {"max_num_batched_tokens": 4, "max_num_seqs": 8}  # forks come before others end
+    few, all_at_once = (share(engine_of(**some), PROMPT, 4, 5) for some in (enough, {}))
+    assert few.sequences == all_at_once.sequences
+
+
+def test_prompts_that_a_budget_leaves_out() -> None:
+    """Catches a budget of tokens that is told as a want of blocks."""
+    engine = engine_of(max_num_batched_tokens=4)
+    with pytest.raises(ValueError, match="1 of 2 requests are left out of a step by max_num_batched_tokens=4"):
+        generate_greedily(engine, requests_of([PROMPT, PROMPT[:3]]), 3)
+    assert_at_rest(engine.manager)

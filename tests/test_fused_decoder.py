@@ -206,6 +206,11 @@ REFUSED: dict[str, tuple[Callable[[], ModelRunner], str]] = {
     "backend": (lambda: fused(tiny("llama"), attention="reference"), 'by the cpu backend, not by "reference"'),
     "replaced": (lambda: fused(with_a_replaced_projection()), "q_proj is a Scaled"),
     "own class": (lambda: fused(of_own_class()), "LlamaForCausalLM is none of"),
+    "own norm": (lambda: fused(with_part("model.norm", torch.nn.LayerNorm(48))), "model.norm is a LayerNorm"),
+    "no norm": (lambda: fused(with_part("model.layers.1.input_layernorm", torch.nn.Identity())), "is a Identity"),
+    "own layer": (lambda: fused(of_own_mlp()), "model.layers.2.mlp is a Negated"),
+    "hook": (lambda: fused(with_a_hook()), "model.layers.1 has a hook"),
+    "own forward": (lambda: fused(with_a_forward()), "model.layers.1.mlp has a hook or a forward of its own"),
 }
 
 
@@ -235,6 +240,39 @@ def of_own_class() -> PreTrainedModel:
     model = tiny("llama")
     model.__class__ = type("LlamaForCausalLM", (type(model),), {"__module__": "elsewhere"})
     return model
+
+
+def with_part(name: str, module: torch.nn.Module) -> PreTrainedModel:
+    model = tiny("llama")
+    model.set_submodule(name, module)
+    return model
+
+
+def of_own_mlp() -> PreTrainedModel:
+    model = tiny("llama")
+    mlp = model.model.layers[2].mlp
+    mlp.__class__ = type("Negated", (type(mlp),), {"__module__": "elsewhere"})
+    return model
+
+
+def with_a_hook() -> PreTrainedModel:
+    model = tiny("llama")
+    model.model.layers[1].register_forward_hook(lambda module, args, output: 2 * output)
+    return model
+
+
+def with_a_forward() -> PreTrainedModel:
+    model = tiny("llama")
+    model.model.layers[1].mlp.forward = lambda x: x
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_what_transformers_notes_down_is_no_obstacle(kind: str) -> None:
+    """Catches a model that is no longer fused because somebody looked at its hidden states: that leaves hooks."""
+    model = tiny(kind)
+    model(torch.tensor([[1, 2]]), output_hidden_states=True, output_attentions=True)
+    assert ModelRunner(model, 8, 4, forward="fused").forward == "fused"
 
 
 @pytest.mark.parametrize("which", REFUSED)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -149,7 +150,7 @@ def real() -> tuple[PreTrainedModel, Any, list[list[int]], list[int], list[list[
     "options",
     [
         {"num_blocks": 6, "forward": "fused", "max_num_batched_tokens": 37},
-        {"num_blocks": 8, "forward": "fused", "preemption": "swap", "num_host_blocks": 40},
+        {"num_blocks": 6, "forward": "fused", "preemption": "swap", "num_host_blocks": 40},
         {"num_blocks": 40, "forward": "modules", "enable_prefix_caching": False, "max_num_batched_tokens": 150},
     ],
     ids=["tight", "swap", "modules"],
@@ -340,19 +341,65 @@ def test_a_failed_step_can_be_given_up_or_tried_again(monkeypatch: pytest.Monkey
         ([1] * 10, {"max_tokens": 16}, "10 tokens and asks for 16 more, which take 7 blocks of 4 tokens"),
         ([1] * 25, {"max_tokens": None}, "asks for 1 more"),
         ([1], {"request_id": "there"}, "'there' already"),
+        ([1], {"request_id": "1_there", "n": 2, "temperature": 1.0}, "'1_there' already"),
+        ([1], {"request_id": "more", "n": 3}, "'1_more' already"),
+        ([1], {"stop": "end"}, "without a tokenizer there is no text"),
+        ([1], {"stop_token_ids": range(12), "min_tokens": 1}, "min_tokens=1 holds back every token"),
+        ([1], {"priority": None}, "priority None"),
+        ([1], {"arrival_time": math.nan}, "arrival_time nan"),
+        ([True, 2**70], {}, f"token id {2**70} is no word"),
     ],
 )
 def test_requests_that_are_refused(prompt: Any, options: dict[str, Any], message: str) -> None:
     """Catches a request that takes its name or its blocks although it was refused."""
-    engine = engine_of(num_blocks=7)
-    engine.add_request("there", PROMPT, greedily(2))
+    engine = engine_of(num_blocks=7, policy="priority")
+    there = ("there", "1_there", "1_more")
+    for name in there:
+        engine.add_request(name, PROMPT, greedily(2))
+    options = dict(options)
     name = options.pop("request_id", "new")
+    when = {key: options.pop(key) for key in ("priority", "arrival_time") if key in options}
     with pytest.raises(ValueError, match=message):
-        engine.add_request(name, prompt, SamplingParams(**options))
+        engine.add_request(name, prompt, SamplingParams(**options), **when)
+    said: dict[str, list[int]] = {}
     while engine.has_unfinished_requests():
-        engine.step()
+        said.update((output.request_id, output.outputs[0].token_ids) for output in engine.step())
+    assert said == dict.fromkeys(there, greedy_small(tuple(PROMPT), 2))
     assert_idle(engine)
     assert engine.generate([[1] * 10], greedily(15))[0].finished, "25 tokens: the last one needs no slot"
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=lambda kind: kind.__name__)
+def test_prompts_of_any_whole_numbers(kind: Callable[[list[int]], Any]) -> None:
+    """Catches token ids that are refused, or taken for a list of prompts, because NumPy or torch made them."""
+    engine = engine_of()
+    said = [greedy_small(tuple(prompt), 3) for prompt in (PROMPT, PROMPT[:4])]
+    assert tokens_of(engine.generate([kind(PROMPT), kind(PROMPT[:4])], greedily(3))) == said
+    [alone] = engine.generate(kind(PROMPT), greedily(3))
+    assert alone.outputs[0].token_ids == said[0] and all(type(token) is int for token in alone.prompt_token_ids)
+
+
+def test_generate_beside_other_requests() -> None:
+    """Catches a generate that counts others' outputs as its own, and then misses one of its own and loses theirs."""
+    engine = engine_of()
+    engine.add_request("mine", PROMPT, greedily(2))
+    with pytest.raises(RuntimeError, match="requests mine are unfinished"):
+        engine.generate([PROMPT], greedily(6))
+    [first], [second] = engine.step(), engine.step()
+    assert not first.finished and second.outputs[0].token_ids == greedy_small(tuple(PROMPT), 2)
+    assert tokens_of(engine.generate([PROMPT], greedily(6))) == [greedy_small(tuple(PROMPT), 6)]
+    assert_idle(engine)
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e-40, 1e300])
+@pytest.mark.parametrize("temperature", [0.0, 0.01, 1.0])
+def test_no_penalty_fails_a_step(penalty: float, temperature: float) -> None:
+    """Catches one request whose penalty no float32 holds, which makes every request beside it fail again and again."""
+    engine = engine_of()
+    params = [SamplingParams(temperature=temperature, repetition_penalty=penalty, max_tokens=5), greedily(5)]
+    odd, plain = tokens_of(engine.generate([PROMPT, PROMPT], params))
+    assert plain == greedy_small(tuple(PROMPT), 5)
+    assert len(odd) == 5 and (odd[0] in PROMPT or penalty > 1), "a penalty below 1 favours what was there before"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +90,10 @@ def test_a_fork_goes_its_own_way() -> None:
     assert block_hashes(bo, 2)[2] == block_hashes(Request("Cy", [1, 2, 3, 4, 5, 6], "blue"), 2)[2]
     assert block_hashes(ada, 2)[2] == block_hashes(Request("Dora", [1, 2, 3, 4, 5, 7], "blue"), 2)[2]
     assert ada.output_token_ids == [5, 7] and bo.output_token_ids == [5, 6]
+
+
+@pytest.mark.parametrize("rest", [{"priority": None}, {"priority": "high"}, {"arrival_time": math.nan}])
+def test_what_cannot_be_compared_is_refused(rest: dict[str, Any]) -> None:
+    """Catches a request that takes a place in a queue in which no other finds its own any more."""
+    with pytest.raises(ValueError, match=r"request 'Ada' has priority .* which others can be compared with"):
+        Request("Ada", [1], **rest)

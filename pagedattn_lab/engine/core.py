@@ -142,7 +142,8 @@ class EngineCore:
         Raises:
             NoFreeBlocksError: blocks ran out.
             ValueError: one name given to two requests, or to one that holds blocks already; a prompt that all blocks
-                together cannot hold; a choice of a request that is not there, or of what is no token.
+                together cannot hold; limits of the scheduler that leave a request out of a step; a choice of a request
+                that is not there, or of what is no token.
             RuntimeError: called from within a run, by a client or by ``on_step``, or while others wait or run.
         """
         if self._is_running or self.scheduler.has_unfinished:
@@ -160,7 +161,7 @@ class EngineCore:
         self._parents = None
 
         def on_scheduled(output: SchedulerOutput) -> None:
-            self._insist_on_all()
+            self._insist_on_all(output)
             if on_step is not None and self._parents is not None:
                 tables = tuple(self.manager.tables[request.request_id] for request in output.requests)
                 on_step(tables, self._parents, sum(table.pending_copy is not None for table in tables))
@@ -177,11 +178,19 @@ class EngineCore:
                 self._end(request)
             self._is_running = False
 
-    def _insist_on_all(self) -> None:
-        """Refuse a step that leaves a request out for want of blocks: whoever chooses may need all of them."""
-        if not self.scheduler.waiting:
+    def _insist_on_all(self, output: SchedulerOutput) -> None:
+        """Refuse a step that leaves a request out: whoever chooses may need all of them."""
+        scheduler, num_left_out = self.scheduler, len(self.scheduler.requests) - len(output.requests)
+        if not num_left_out:
             return
-        request, pool = self.scheduler.waiting[0], self.manager.block_pool
+        num_tokens, most = output.total_num_scheduled_tokens, scheduler.max_num_batched_tokens
+        if num_tokens == most or len(scheduler.running) == scheduler.max_num_seqs:
+            raise ValueError(
+                f"{num_left_out} of {len(scheduler.requests)} requests are left out of a step by "
+                f"max_num_batched_tokens={most} or max_num_seqs={scheduler.max_num_seqs}, and a choice may need all: "
+                "raise the limit"
+            )
+        request, pool = scheduler.waiting[0], self.manager.block_pool
         num_hit_tokens = self.manager.get_computed_blocks(request)[1]
         raise NoFreeBlocksError(
             f"request {request.request_id!r} needs blocks for {request.num_tokens - num_hit_tokens} more tokens, and "

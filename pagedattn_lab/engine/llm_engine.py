@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from operator import index
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,7 +27,7 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.models.support import rotary_limit
-from pagedattn_lab.request import Request, RequestStatus
+from pagedattn_lab.request import Request, RequestStatus, is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -177,12 +178,15 @@ class LLMEngine:
             cache_salt: the request shares blocks only with those of the same salt.
 
         Raises:
-            ValueError: a name that is taken, a prompt that is empty or no text of this model, or lengths that can never
-                fit. Nothing changed.
+            ValueError: a name that is taken, a prompt that is empty or no text of this model, lengths that can never
+                fit, or ``params`` that this engine cannot serve. Nothing changed.
         """
         params = SamplingParams() if params is None else params
-        if request_id in self._requests:
-            raise ValueError(f"there is an unfinished request {request_id!r} already: give this one another name")
+        # Each output is a request of the scheduler's, under a name of its own.
+        names = [request_id] if params.n == 1 else [f"{number}_{request_id}" for number in range(params.n)]
+        for name, there in ((request_id, self._requests), *((name, self._outputs) for name in names)):
+            if name in there:
+                raise ValueError(f"there is an unfinished request {name!r} already: give this one another name")
         token_ids = self._encode(prompt)
         room = self.max_model_len - len(token_ids)
         wanted = 1 if params.max_tokens is None else params.max_tokens
@@ -196,20 +200,27 @@ class LLMEngine:
         arrival_time = time.monotonic() if arrival_time is None else arrival_time
         group = RunningRequest(request_id, prompt if isinstance(prompt, str) else None, token_ids, self.tokenizer)
         end_tokens = params.end_tokens(self._eos_token_id, self._other_eos_token_ids)
-        for index in range(params.n):
+        if params.min_tokens and end_tokens.held_back.issuperset(range(self._vocab_size)):
+            raise ValueError(
+                f"request {request_id!r} would have nothing to draw from: min_tokens={params.min_tokens} holds back "
+                "every token of this model, since each of them ends it; give fewer stop_token_ids"
+            )
+        for number, name in enumerate(names):
             request = Request(
-                request_id if params.n == 1 else f"{index}_{request_id}",
+                name,
                 token_ids,
                 cache_salt,
                 max_tokens=room if params.max_tokens is None else params.max_tokens,
                 priority=priority,
                 arrival_time=arrival_time,
             )
-            self.core.scheduler.add_request(request)  # refuses the first of them, if any: they are alike
-            state = SamplingState(request, params, end_tokens.held_back, self._seed, self._num_added, index)
+            state = SamplingState(request, params, end_tokens.held_back, self._seed, self._num_added, number)
             checker = StopChecker(self.tokenizer, params, end_tokens, request.max_tokens, token_ids)
             group.sequences.append(RunningOutput(group, request, state, checker))
-            self._outputs[request.request_id] = group.sequences[-1]
+        for sequence in group.sequences:
+            request = sequence.request
+            self.core.scheduler.add_request(request)  # refuses the first of them, if any: they are alike
+            self._outputs[request.request_id] = sequence
             self.metrics.on_arrival(request, max_tokens=request.max_tokens, n=params.n, arrival_time=arrival_time)
         self._requests[request_id] = group
         self._num_added += 1
@@ -299,8 +310,14 @@ class LLMEngine:
         Raises:
             ValueError: a prompt that is refused, or not one ``SamplingParams`` a prompt. None has been computed.
             StepFailedError: the model failed; all of these requests are given up.
+            RuntimeError: requests that were added otherwise are unfinished: their outputs would be lost here.
         """
-        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
+        if self._requests:
+            raise RuntimeError(
+                f"requests {', '.join(map(str, self._requests))} are unfinished, and what they say would be lost here: "
+                "call step until nothing is unfinished, or abort them"
+            )
+        if isinstance(prompts, str) or (len(prompts) and is_whole(prompts[0])):
             prompts = [prompts]
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params] * len(prompts)
@@ -330,13 +347,16 @@ class LLMEngine:
             token_ids = self.tokenizer(prompt)["input_ids"]
         else:
             token_ids = list(prompt)
-        if not token_ids:
+        if not len(token_ids):
             raise ValueError("the prompt is empty: give it at least one token")
-        vocab_size = self.model.config.get_text_config().vocab_size
         for token_id in token_ids:
-            if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
-                raise ValueError(f"token id {token_id!r} is no word of this model: use 0 to {vocab_size - 1}")
-        return token_ids
+            if not is_whole(token_id) or not 0 <= token_id < self._vocab_size:
+                raise ValueError(f"token id {token_id!r} is no word of this model: use 0 to {self._vocab_size - 1}")
+        return [index(token_id) for token_id in token_ids]  # NumPy's and tensors' become plain numbers
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.model.config.get_text_config().vocab_size
 
 
 def _check_length(model: PreTrainedModel, max_model_len: int | None, num_slots: int, *, is_paged: bool) -> int:

@@ -194,8 +194,9 @@ def _penalize(scores: torch.Tensor, states: Sequence[SamplingState]) -> torch.Te
     rows = torch.arange(len(states), device=device).repeat_interleave(torch.tensor(lengths, device=device))
     repetition, frequency, presence = torch.tensor(
         [
-            (state.params.repetition_penalty, state.params.frequency_penalty, state.params.presence_penalty)
-            for state in states
+            # A penalty that float32 rounds to 0 or infinity would leave logits that are no numbers.
+            (min(max(one.repetition_penalty, 1e-30), 1e30), one.frequency_penalty, one.presence_penalty)
+            for one in (state.params for state in states)
         ],
         device=device,
     )[rows].T

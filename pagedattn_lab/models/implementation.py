@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,12 +11,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+_one_at_a_time = threading.RLock()
+
+
 @contextmanager
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Let a model compute attention with the function of that name; leave every part as it was, also after an error.
 
     A model in several parts has a configuration for each, and each may name a function of its own. transformers can
     set them all to one name. It cannot give each its own back.
+
+    One thread at a time may do so, and another waits: two would take each other's name for the usual one.
 
     Args:
         model: any transformers model.
@@ -35,13 +41,14 @@ def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
         >>> model.config._attn_implementation
         'eager'
     """
-    usual = [(config, config._attn_implementation) for config in _configs(model)]
-    try:
-        model.set_attn_implementation(name)
-        yield
-    finally:
-        for config, implementation in usual:
-            config._attn_implementation_internal = implementation  # the property would change its parts as well
+    with _one_at_a_time:
+        usual = [(config, config._attn_implementation) for config in _configs(model)]
+        try:
+            model.set_attn_implementation(name)
+            yield
+        finally:
+            for config, implementation in usual:
+                config._attn_implementation_internal = implementation  # the property would change its parts as well
 
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -124,13 +126,33 @@ def fused_obstacle(model: PreTrainedModel, cache: PagedKVCache) -> str | None:
         return f"its rotary angles depend on the length of the batch ({rotary.rope_type})"
     if 2 * rotary.inv_freq.numel() != model.model.layers[0].self_attn.head_dim:
         return "it rotates a part of each head"
-    strange = [
-        f"{name} is a {type(module).__name__}"
-        for name, module in model.named_modules()
-        if name.endswith(("_proj", "lm_head")) and type(module) is not torch.nn.Linear
-    ]
-    if strange:
-        return strange[0]
+    for name, module in model.named_modules():
+        if not _is_as_configured(name, module, kind):
+            return f"{name} is a {type(module).__name__}"
+        if "forward" in vars(module) or any(map(_is_foreign, _hooks(module))):
+            return f"{name} has a hook or a forward of its own"
     if find_spec("numba") is None:
         return "the package numba is not installed"
     return None
+
+
+def _is_as_configured(name: str, module: torch.nn.Module, kind: type) -> bool:
+    """Whether a module is of the class that transformers gives it in a model of that kind."""
+    import torch
+
+    if name.endswith(("_proj", "lm_head")):
+        return type(module) is torch.nn.Linear
+    if name.endswith("embed_tokens"):
+        return type(module) is torch.nn.Embedding
+    if name.endswith("norm"):
+        return type(module).__name__.endswith("RMSNorm") and type(module).__module__ == kind.__module__
+    return type(module).__module__ in (kind.__module__, "transformers.activations", "torch.nn.modules.container")
+
+
+def _hooks(module: torch.nn.Module) -> Iterator[Any]:
+    return chain(module._forward_hooks.values(), module._forward_pre_hooks.values())
+
+
+def _is_foreign(hook: Any) -> bool:
+    """Whether a hook is not one by which transformers notes hidden states and attention weights down."""
+    return not getattr(hook, "__module__", "").startswith("transformers.")
