@@ -214,10 +214,14 @@ def _serve(arguments: argparse.Namespace, engine: LLMEngine, name: str, listener
         room = f"{count(num_blocks, 'block')} of {arguments.block_size}"
         say(f"{name} answers on {report['url']}, with {room}; Ctrl-C ends it", arguments.command)
 
+    def on_draining() -> None:
+        say("finishing what was begun; Ctrl-C again stops at once", arguments.command)
+
     llm = AsyncLLM(engine, max_num_waiting=arguments.max_num_waiting)
     serving = Serving(llm, engine.tokenizer, name, engine.max_model_len, prometheus)
     allowed = (*THIS_MACHINE, arguments.host, *arguments.allowed_host)
-    server = ApiServer(create_app(serving, allowed_hosts=allowed, api_key=arguments.api_key), llm, on_ready)
+    app = create_app(serving, allowed_hosts=allowed, api_key=arguments.api_key)
+    server = ApiServer(app, llm, on_ready, on_draining)
     server.run([listener])
     if server.was_cut_short:
         say("stopped before everyone had finished", arguments.command)

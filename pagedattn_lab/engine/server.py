@@ -97,14 +97,17 @@ class ApiServer(uvicorn.Server):
         app: from :func:`create_app`.
         llm: what serves. It has ended when the server has.
         on_ready: called when clients may come.
+        on_draining: called when it was told to stop, and has requests to finish first.
 
     Attributes:
         was_cut_short: whether it stopped before everyone had finished.
     """
 
-    def __init__(self, app: FastAPI, llm: AsyncLLM, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, app: FastAPI, llm: AsyncLLM, on_ready: Callable[[], None], on_draining: Callable[[], None]
+    ) -> None:
         super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
-        self._llm, self._on_ready = llm, on_ready
+        self._llm, self._on_ready, self._on_draining = llm, on_ready, on_draining
         self._stops: list[Any] = []
         self.was_cut_short = False
 
@@ -124,6 +127,8 @@ class ApiServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal: refuse what is new and finish what runs, or if it is not the first, stop at once."""
         self.was_cut_short = bool(self._stops)
+        if not self._stops and self._llm.engine.has_unfinished_requests():
+            self._on_draining()
         self._stops.append(asyncio.run_coroutine_threadsafe(self._stop(drain=not self._stops), self._loop))
 
     async def _stop(self, drain: bool) -> None:

@@ -136,7 +136,7 @@ def served(of: LLMEngine, max_num_waiting: int | None = None, **options: object)
     llm = AsyncLLM(of, max_num_waiting=max_num_waiting)
     serving = Serving(llm, of.tokenizer, MODEL, of.max_model_len, prometheus)
     ready = threading.Event()
-    server = ApiServer(create_app(serving, **options), llm, ready.set)
+    server = ApiServer(create_app(serving, **options), llm, ready.set, lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listener],))
