@@ -476,7 +476,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(
         ModelRunner,
         "execute",
-        lambda self, tokens, metadata: steps.append(len(tokens)) or execute(self, tokens, metadata),
+        lambda self, tokens, *rest: steps.append(len(tokens)) or execute(self, tokens, *rest),
     )
     return steps
 
