@@ -127,13 +127,12 @@ class LLMEngine:
                     f"kv_memory of {kv_memory:,} bytes holds {num_blocks} blocks of "
                     f"{shape.bytes_per_block(block_size):,} bytes: at least 2 are needed, one of them the null block"
                 )
-        manager = None
-        runner = ModelRunner(
-            model, num_blocks, block_size, attention, kv_cache_dtype, forward=forward, num_host_blocks=num_host_blocks
-        )
         self.model, self.tokenizer = model, tokenizer
         num_slots = (num_blocks - 1) * block_size
         self.max_model_len = _check_length(model, max_model_len, num_slots, is_paged=kv_policy == "paged")
+        runner = ModelRunner(
+            model, num_blocks, block_size, attention, kv_cache_dtype, forward=forward, num_host_blocks=num_host_blocks
+        )
         if kv_policy != "paged":
             # Late, and the one thing that a server takes from the book's apparatus: what it is compared with.
             from pagedattn_lab.baselines.kv_manager import ContiguousKVCacheManager
