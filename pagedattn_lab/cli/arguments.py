@@ -22,6 +22,17 @@ UNITS_HELP = "a GiB is 1024^3 bytes, a GB 1000^3; a plain number means GiB"
 """Which unit is which, in a few words."""
 
 
+def add_attention(parser: argparse._ActionsContainer) -> None:
+    """Add the option that says what computes attention, to a parser or to a group of one."""
+    parser.add_argument(
+        "--attention",
+        choices=("auto", "reference", "cpu", "triton"),
+        default="auto",
+        metavar="BACKEND",
+        help="what computes attention: reference, cpu, triton, or auto, by device (default: %(default)s)",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Let a command answer in JSON: every one does."""
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

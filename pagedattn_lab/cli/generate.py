@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pagedattn_lab.arithmetic import GIB, cdiv
-from pagedattn_lab.cli.arguments import add_json, finite, positive, seed, temperature, text, text_of_file
+from pagedattn_lab.cli.arguments import add_attention, add_json, finite, positive, seed, temperature, text, text_of_file
 from pagedattn_lab.cli.output import count, memory, print_json
 from pagedattn_lab.cli.terminal import waiting, wrap
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
@@ -55,13 +55,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--max-tokens", type=positive, default=64, metavar="N", help="most tokens of an output (default: %(default)s)"
     )
-    parser.add_argument(
-        "--attention",
-        choices=("auto", "reference", "cpu", "triton"),
-        default="auto",
-        metavar="BACKEND",
-        help="what computes attention: reference, cpu, triton, or auto, by device (default: %(default)s)",
-    )
+    add_attention(parser)
     parser.add_argument(
         "--block-size", type=positive, default=16, metavar="N", help="tokens per block (default: %(default)s)"
     )

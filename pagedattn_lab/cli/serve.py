@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pagedattn_lab.arithmetic import GIB
-from pagedattn_lab.cli.arguments import UNITS_HELP, add_json, at_least, positive, share, size, text
+from pagedattn_lab.cli.arguments import UNITS_HELP, add_attention, add_json, at_least, positive, share, size, text
 from pagedattn_lab.cli.generate import free_memory
 from pagedattn_lab.cli.output import count, memory, print_json
 from pagedattn_lab.cli.terminal import say, waiting
@@ -105,13 +105,7 @@ def add(commands: Any) -> None:
         help="who is first: whoever came first, or the lowest priority number (default: %(default)s)",
     )
     computing = parser.add_argument_group("how it is computed")
-    computing.add_argument(
-        "--attention",
-        choices=("auto", "reference", "cpu", "triton"),
-        default="auto",
-        metavar="BACKEND",
-        help="what computes attention: reference, cpu, triton, or auto, by device (default: %(default)s)",
-    )
+    add_attention(computing)
     computing.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -128,15 +129,13 @@ class CompletionAnswer(Answer):
         return self._echoes[number // self._n]
 
     def _logprobs(self, output: CompletionOutput, tokens: int) -> dict[str, list[Any]]:
-        rows = list(_rows(output, self._num_top or 0))
-        offsets = [0]
-        for chosen, _ in rows:
-            offsets.append(offsets[-1] + len(_text(chosen)))
+        rows = list(_rows(output, self._num_top or 0, tokens))
+        sizes = [len(_text(chosen)) for chosen, _ in _chosen(output, 0)]  # texts of earlier chunks count as well
         return {
-            "text_offset": offsets[tokens:-1],
-            "tokens": [_text(chosen) for chosen, _ in rows[tokens:]],
-            "token_logprobs": [_number(chosen) for chosen, _ in rows[tokens:]],
-            "top_logprobs": [{_text(each): _number(each) for each in (chosen, *top)} for chosen, top in rows[tokens:]],
+            "text_offset": list(accumulate(sizes, initial=0))[tokens:-1],
+            "tokens": [_text(chosen) for chosen, _ in rows],
+            "token_logprobs": [_number(chosen) for chosen, _ in rows],
+            "top_logprobs": [{_text(each): _number(each) for each in (chosen, *top)} for chosen, top in rows],
         }
 
 
@@ -165,7 +164,7 @@ class ChatAnswer(Answer):
         """A message or its next part, and a list of log-probabilities."""
         text = output.text[characters:]
         said = {"message": {"role": "assistant", "content": text}} if whole else {"delta": {"content": text}}
-        rows = None if self._num_top is None else list(_rows(output, self._num_top))[tokens:]
+        rows = None if self._num_top is None else _rows(output, self._num_top, tokens)
         return {
             "index": number,
             **said,
@@ -189,10 +188,16 @@ def usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
     }
 
 
-def _rows(output: CompletionOutput, num_top: int) -> Iterator[tuple[Logprob, list[Logprob]]]:
-    """For each token, the chosen one and so many of the likeliest, likeliest first."""
-    for token_id, row in zip(output.token_ids, output.logprobs or (), strict=False):
-        yield row[token_id], _likeliest(row)[:num_top]
+def _chosen(output: CompletionOutput, start: int) -> Iterator[tuple[Logprob, Mapping[int, Logprob]]]:
+    """For each token from ``start`` on, what is reported of it, and of it and the likeliest."""
+    for token_id, row in zip(output.token_ids[start:], (output.logprobs or ())[start:], strict=False):
+        yield row[token_id], row
+
+
+def _rows(output: CompletionOutput, num_top: int, start: int) -> Iterator[tuple[Logprob, list[Logprob]]]:
+    """For each token from ``start`` on, the chosen one and so many of the likeliest, likeliest first."""
+    for chosen, row in _chosen(output, start):
+        yield chosen, _likeliest(row)[:num_top]
 
 
 def _likeliest(row: Mapping[int, Logprob]) -> list[Logprob]:

@@ -26,6 +26,7 @@ from pagedattn_lab.engine.stop import StopChecker
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.model_runner import ModelRunner
+from pagedattn_lab.models import configured_stop_token_ids
 from pagedattn_lab.models.support import rotary_limit
 from pagedattn_lab.request import Request, RequestStatus, is_whole
 
@@ -385,8 +386,7 @@ def _check_length(model: PreTrainedModel, max_model_len: int | None, num_slots: 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int | None, list[int]]:
     """The tokenizer's end-of-sequence token, and others that the model's generation settings name."""
     eos = None if tokenizer is None else tokenizer.eos_token_id
-    configured = model.generation_config.eos_token_id
-    others = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    others = configured_stop_token_ids(model) or []
     if eos is None and others:
         eos = others[0]
     return eos, [token for token in others if token != eos]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -84,7 +84,6 @@ class RequestOutput:
         outputs: ``n`` of them.
         finished: whether nothing more comes of any.
         num_cached_tokens: how many tokens of the prompt were in the prefix cache.
-        metrics: when it came, began and ended, if the engine keeps account.
     """
 
     request_id: str
@@ -93,4 +92,3 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     num_cached_tokens: int = 0
-    metrics: Any = None

@@ -28,6 +28,7 @@ __all__ = [
     "IncrementalDetokenizer",
     "ModelLoadError",
     "cache_directory",
+    "configured_stop_token_ids",
     "corrupted_file",
     "detokenize",
     "encode_conversation",
@@ -83,11 +84,18 @@ def load(
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Give the tokens that end an answer, by the model's generation settings or else its tokenizer."""
-    configured = model.generation_config.eos_token_id
-    if configured is None:
-        configured = tokenizer.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
+    configured = configured_stop_token_ids(model)
+    ids = [tokenizer.eos_token_id] if configured is None else configured
     return {token for token in ids if token is not None}
+
+
+def configured_stop_token_ids(model: PreTrainedModel) -> list[int] | None:
+    """Give the tokens that end an answer by the model's generation settings, in their order; ``None`` if they say none.
+
+    There may be one or several, and the settings hold either a number or a list.
+    """
+    configured = model.generation_config.eos_token_id
+    return configured if configured is None or isinstance(configured, list) else [configured]
 
 
 def _find(name: str) -> tuple[str | os.PathLike[str], bool]:

@@ -111,14 +111,12 @@ class FusedDecoder:
         rotate_and_write(qkv, none, none, self._cos, self._sin, *norms, query, layer.key_slots, layer.value_slots)
         silu_and_mul(gate_up, activated)
 
-    def logits(
-        self, token_ids: Sequence[int], metadata: AttentionMetadata, last_tokens: torch.Tensor | None
-    ) -> torch.Tensor:
+    def logits(self, token_ids: Sequence[int], metadata: AttentionMetadata, last_tokens: torch.Tensor) -> torch.Tensor:
         """Compute a step.
 
         Args:
             token_ids, metadata: as for :meth:`pagedattn_lab.model_runner.ModelRunner.execute`, checked there.
-            last_tokens: which tokens' logits are wanted, int64; ``None`` for all.
+            last_tokens: which tokens' logits are wanted, int64.
 
         Returns:
             ``[len(last_tokens), vocab_size]``.
@@ -151,7 +149,7 @@ class FusedDecoder:
             silu_and_mul(as_array(layer.gate_up(x)), activated_array)
             delta = as_array(layer.down(activated))
         add_rms_norm(stream, delta, self._norm, self._epsilon, x_array)
-        return self._head(x if last_tokens is None else x[last_tokens])
+        return self._head(x[last_tokens])
 
     def _grow(self, num_tokens: int, num_positions: int) -> None:
         """Make buffers and rotary tables as large as a step needs; they are kept, and grow by doubling."""
