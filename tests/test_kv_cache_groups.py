@@ -104,7 +104,7 @@ def test_two_windows_are_two_kinds() -> None:
 
 
 def test_a_window_that_is_kept_whole_is_full_attention() -> None:
-    """Catches full attention told apart by a window that only its computation has, or two such windows taken for one."""
+    """Catches full attention told apart by a window that only its computation has, or two such taken for one."""
     wide, narrow = replace(FULL, sliding_window=4096), replace(FULL, sliding_window=512)
     groups = kv_cache_groups(layers(FULL, wide, narrow, STATE))
     assert [(group.layers, group.bucket) for group in groups] == [
