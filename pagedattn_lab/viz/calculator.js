@@ -1,5 +1,5 @@
 // The calculator without a kernel: what follows from its facts at a position of its controls, drawn. Letter by letter as in
-// calculator.py, vram.py and concurrency.py. It follows looks.js in one file.
+// fit.py, vram.py, concurrency.py and calculator.py. It follows looks.js in one file.
 
 const calculated = (() => {
   const GIB = 2 ** 30, BLUE = "#0072B2", ORANGE = "#E69F00", ALARM = "#b3004b";
@@ -46,11 +46,11 @@ const calculated = (() => {
 
   function workOut(facts, [modelAt, gpuAt, contextAt, dtypeAt, sizeAt, tokensAt, usersAt]) {
     const model = facts.models[modelAt], gpu = facts.gpus[gpuAt];
-    const [weights, least, likely, most] = model.memory[gpuAt];
+    const [weights, least, likely, most, fewest, many] = model.memory[gpuAt];
     const [blockSize, bytesPerBlock, groups] = model.layouts[dtypeAt][sizeAt];
     const context = facts.contexts[contextAt], users = facts.users[usersAt];
     const tokens = Math.min(facts.tokens[tokensAt], context);
-    const room = [likely, most, least].map((other) => gpu.limit - weights - other);
+    const room = [gpu.limit - weights - likely, fewest, many];
     const numBlocks = room.map((size) => div(Math.max(0, size), bytesPerBlock)), usable = Math.max(0, numBlocks[0] - 1);
     const reserved = (length) => sum(groups.map((group) => mostBlocks(group, length, gpu.in_flight)));
     const holds = groups.map((group) => heldBlocks(group, tokens));
@@ -77,13 +77,13 @@ const calculated = (() => {
 
   function tell(facts, at, answer) {
     const [model, gpu, context] = [facts.models[at[0]], facts.gpus[at[1]], facts.contexts[at[2]]];
-    const { memory, room: [room, least, most], numBlocks: [blocks, fewest, many], usable, held, running, users } = answer;
+    const { memory, room: [room], numBlocks: [blocks, fewest, many], usable, held, running, users } = answer;
     const intro = `${model.name} on ${gpu.name}: `;
     if (room <= 0)
       return `${intro}weights and other memory take ${gib(memory.weights + memory.other[1])} GiB, ${gib(memory.overrun)} GiB ` +
         `more than the ${gib(memory.limit)} GiB that gpu_memory_utilization ${memory.utilization} allows. Nothing is left ` +
         "for a KV cache: vLLM does not start.";
-    const about = least === most ? "" : ` (${commas(fewest)} to ${commas(many)}, as other memory is an estimate)`;
+    const about = fewest === many ? "" : ` (${commas(fewest)} to ${commas(many)}, as other memory is an estimate)`;
     const first = `${intro}${gib(room)} GiB for the KV cache, ${counted(blocks, "block")} of ${commas(answer.blockSize)} ` +
       `tokens${about}.`;
     if (answer.largestContext < context) {
@@ -120,7 +120,7 @@ const calculated = (() => {
     return `<path d="${lines}" stroke="${stroke}" fill="none"/>`;
   }
 
-  const BAR_HEIGHT = 100, BAR = { left: 12, room: 376, top: 36, thick: 30 }, LETTER = 7, BETWEEN = 8;
+  const BAR_HEIGHT = 120, BAR = { left: 12, room: 376, top: 56, thick: 30 }, LETTER = 7, BETWEEN = 8;
 
   function describeMemory(memory) {
     const { other: [low, likely, high] } = memory;
@@ -176,7 +176,9 @@ const calculated = (() => {
         if (size) below.push([name, gib(size), within[2 + index], within[3 + index]]);
       });
     if (memory.overrun) below.push(["too much", gib(memory.overrun), limit, at(end)]);
-    return drawn + labels(above, 10, 22, 26, top) + labels(below, top + thick + 20, top + thick + 33, top + thick + 8, top + thick);
+    drawn += text(`Memory of ${escape(memory.gpu)} in GiB: ${gib(memory.total)}`, start, 14, "start", "#222", true);
+    return drawn + labels(above, top - 24, top - 11, top - 8, top) +
+      labels(below, top + thick + 20, top + thick + 33, top + thick + 8, top + thick);
   }
 
   function labels(parts, nameY, sizeY, tick, edge) {
@@ -276,8 +278,15 @@ const calculated = (() => {
     return wide > 0 && high > 0 ? wide * high : 0;
   }
 
-  /** The picture of one position: its SVG without the opening that says it in words, those words, and the sentence. */
-  function draw(facts, at) {
+  /** Which option each control stands at. The last control moves first, as in any lesson. */
+  function positions({ models, gpus, contexts, dtypes, block_sizes, tokens, users }, index) {
+    return [models, gpus, contexts, dtypes, block_sizes, tokens, users].reduceRight(([at, rest], { length }) =>
+      [[rest % length, ...at], div(rest, length)], [[], index])[0];
+  }
+
+  /** The picture of one position, as a frame of a player. */
+  function draw(facts, index) {
+    const at = positions(facts, index);
     const answer = workOut(facts, at), [, , groups] = facts.models[at[0]].layouts[at[3]][at[4]];
     const { memory, numBlocks: [blocks], usable, held, users, tokens, blocksPerRequest } = answer;
     const inFlight = facts.gpus[at[1]].in_flight, context = facts.contexts[at[2]];

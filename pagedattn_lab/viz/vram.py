@@ -13,9 +13,9 @@ from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.viz import BLUE, ORANGE, Picture
 
 WIDTH, SHOWN_WIDTH = 400, 540  # in the drawing's own units, and in pixels where there is room
-BAR_HEIGHT = 100
+BAR_HEIGHT = 120
 _LEFT, _ROOM = 12, 376
-_TOP, _THICK = 36, 30  # of the bar itself
+_TOP, _THICK = 56, 30  # of the bar itself
 _LETTER = 7  # that a letter of a label takes
 _GAP = 8  # between two labels
 ALARM = "#b3004b"
@@ -150,7 +150,8 @@ def draw_memory(memory: Memory) -> Iterator[str]:
                 below.append((name, gib(size), within[2 + index], within[3 + index]))
     if memory.overrun:
         below.append(("too much", gib(memory.overrun), limit, at(end)))
-    yield from _labels(above, 10, 22, 26, _TOP)
+    yield text(f"Memory of {escape(memory.gpu)} in GiB: {gib(memory.total)}", _LEFT, 14, "start", bold=True)
+    yield from _labels(above, _TOP - 24, _TOP - 11, _TOP - 8, _TOP)
     yield from _labels(below, _TOP + _THICK + 20, _TOP + _THICK + 33, _TOP + _THICK + 8, _TOP + _THICK)
 
 
