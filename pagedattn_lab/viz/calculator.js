@@ -48,7 +48,7 @@ const calculated = (() => {
     const model = facts.models[modelAt], gpu = facts.gpus[gpuAt];
     const [weights, least, likely, most, fewest, many] = model.memory[gpuAt];
     const [blockSize, bytesPerBlock, groups] = model.layouts[dtypeAt][sizeAt];
-    const context = facts.contexts[contextAt], users = facts.users[usersAt];
+    const wished = facts.contexts[contextAt], users = facts.users[usersAt], context = Math.min(wished, model.max_model_len);
     const tokens = Math.min(facts.tokens[tokensAt], context);
     const room = [gpu.limit - weights - likely, fewest, many];
     const numBlocks = room.map((size) => div(Math.max(0, size), bytesPerBlock)), usable = Math.max(0, numBlocks[0] - 1);
@@ -66,42 +66,42 @@ const calculated = (() => {
       parts = { used: room[0], usedBy: "one request", overrun: (blocksPerRequest + 1) * bytesPerBlock - room[0] };
     else if (running < users) parts.overrun = (users * held - usable) * bytesPerBlock;
     const memory = {
-      gpu: gpu.name, total: gpu.total, limit: gpu.limit, utilization: facts.utilization, weights, other: [least, likely, most],
+      title: `${model.name} on ${gpu.name}`, total: gpu.total, limit: gpu.limit, utilization: facts.utilization, weights, other: [least, likely, most],
       used: 0, usedBy: "used", tail: 0, free: 0, overrun: 0, ...parts,
     };
     return {
       memory, room, numBlocks, blockSize, bytesPerBlock, blocksPerRequest, largestContext, held, tokens, users, running,
-      empty: [empty, slots], usable,
+      empty: [empty, slots], usable, context, isCut: context < wished,
     };
   }
 
-  function tell(facts, at, answer) {
-    const [model, gpu, context] = [facts.models[at[0]], facts.gpus[at[1]], facts.contexts[at[2]]];
-    const { memory, room: [room], numBlocks: [blocks, fewest, many], usable, held, running, users } = answer;
-    const intro = `${model.name} on ${gpu.name}: `;
+  function tell(answer) {
+    const { memory, room: [room], numBlocks: [blocks, fewest, many], context, usable, held, running, users } = answer;
     if (room <= 0)
-      return `${intro}weights and other memory take ${gib(memory.weights + memory.other[1])} GiB, ${gib(memory.overrun)} GiB ` +
+      return `Weights and other memory take ${gib(memory.weights + memory.other[1])} GiB, ${gib(memory.overrun)} GiB ` +
         `more than the ${gib(memory.limit)} GiB that gpu_memory_utilization ${memory.utilization} allows. Nothing is left ` +
         "for a KV cache: vLLM does not start.";
     const about = fewest === many ? "" : ` (${commas(fewest)} to ${commas(many)}, as other memory is an estimate)`;
-    const first = `${intro}${gib(room)} GiB for the KV cache, ${counted(blocks, "block")} of ${commas(answer.blockSize)} ` +
-      `tokens${about}.`;
+    const first = `${gib(room)} GiB for the KV cache: ${counted(blocks, "block")} of ${commas(answer.blockSize)} tokens${about}.`;
     if (answer.largestContext < context) {
-      const fits = answer.largestContext ? `The longest that fits is ${commas(answer.largestContext)}.` : "Not one token fits.";
-      return `${first} One request of ${commas(context)} tokens needs ` +
-        `${gib((answer.blocksPerRequest + 1) * answer.bytesPerBlock)} GiB, ${gib(memory.overrun)} GiB too much: vLLM does not ` +
-        `start with this context. ${fits}`;
+      const needed = (answer.blocksPerRequest + 1) * answer.bytesPerBlock, longest = answer.largestContext;
+      const fits = longest ? `The longest context that fits is ${commas(longest)}.` : "Not one token fits.";
+      return `${first} One request of ${commas(context)} tokens needs ${gib(needed)} GiB, ${gib(memory.overrun)} GiB too ` +
+        `much: vLLM does not start. ${fits}`;
     }
     const kvTokens = Math.trunc((blocks / answer.blocksPerRequest) * context);
-    const logged = `vLLM logs ${commas(kvTokens)} tokens and ${times(blocks, answer.blocksPerRequest)}x for ` +
-      `${commas(context)} tokens per request.`;
-    const wanted = users * held, [empty, slots] = answer.empty;
-    const load = `${counted(users, "request")} of ${counted(answer.tokens, "token")} hold ${counted(wanted, "block")}`;
-    if (running < users)
-      return `${first} ${logged} ${load}, ${commas(wanted - usable)} too many (${gib(memory.overrun)} GiB): ` +
-        `${commas(running)} run and ${commas(users - running)} ${users - running === 1 ? "waits" : "wait"}.`;
-    return `${first} ${logged} ${load} of ${commas(usable)}, ${times(100 * empty, Math.max(1, slots))} % of their slots ` +
-      `empty; there is room for ${commas(div(usable, held))}.`;
+    const most = answer.isCut ? ", the most that this model takes" : "";
+    const logged = `vLLM logs ${commas(kvTokens)} tokens, ${times(blocks, answer.blocksPerRequest)}x at ${commas(context)}${most}.`;
+    const wanted = users * held, load = `${counted(users, "request")} of ${counted(answer.tokens, "token")}`;
+    if (running < users) {
+      const waiting = users - running, missing = wanted - usable;
+      return `${first} ${logged} ${load}: ${commas(running)} ${running === 1 ? "runs" : "run"} and ${commas(waiting)} ` +
+        `${waiting === 1 ? "waits" : "wait"}; ${counted(missing, "block")} (${gib(memory.overrun)} GiB) ` +
+        `${missing === 1 ? "is" : "are"} missing.`;
+    }
+    const [empty, slots] = answer.empty;
+    return `${first} ${logged} ${load} ${users === 1 ? "holds" : "hold"} ${commas(wanted)} of ${counted(usable, "block")}, ` +
+      `${times(100 * empty, Math.max(1, slots))} % of their slots empty; ${commas(div(usable, held))} would fit.`;
   }
 
   const text = (body, x, y, anchor, fill = "#222", bold = false) =>
@@ -129,7 +129,7 @@ const calculated = (() => {
       parts += `, KV cache ${memory.usedBy} ${gib(memory.used)}, tail waste ${gib(memory.tail)}, free ${gib(memory.free)}`;
     parts += `, above ${memory.utilization} ${gib(memory.total - memory.limit)}`;
     if (memory.overrun) parts += `, too much ${gib(memory.overrun)}`;
-    return `Memory of ${memory.gpu}, ${gib(memory.total)} GiB: ${parts}.`;
+    return `${memory.title}, ${gib(memory.total)} GiB: ${parts}.`;
   }
 
   function drawMemory(memory) {
@@ -176,7 +176,7 @@ const calculated = (() => {
         if (size) below.push([name, gib(size), within[2 + index], within[3 + index]]);
       });
     if (memory.overrun) below.push(["too much", gib(memory.overrun), limit, at(end)]);
-    drawn += text(`Memory of ${escape(memory.gpu)} in GiB: ${gib(memory.total)}`, start, 14, "start", "#222", true);
+    drawn += text(`${escape(memory.title)}, ${gib(memory.total)} GiB`, start, 14, "start", "#222", true);
     return drawn + labels(above, top - 24, top - 11, top - 8, top) +
       labels(below, top + thick + 20, top + thick + 33, top + thick + 8, top + thick);
   }
@@ -288,19 +288,19 @@ const calculated = (() => {
   function draw(facts, index) {
     const at = positions(facts, index);
     const answer = workOut(facts, at), [, , groups] = facts.models[at[0]].layouts[at[3]][at[4]];
-    const { memory, numBlocks: [blocks], usable, held, users, tokens, blocksPerRequest } = answer;
-    const inFlight = facts.gpus[at[1]].in_flight, context = facts.contexts[at[2]];
+    const { memory, numBlocks: [blocks], usable, held, users, tokens, context, blocksPerRequest } = answer;
+    const inFlight = facts.gpus[at[1]].in_flight;
     const most = LENGTHS.map((length) => [blocks, sum(groups.map((group) => mostBlocks(group, length, inFlight)))]);
     const holding = LENGTHS.map((length) => [usable, sum(groups.map((group) => heldBlocks(group, length)[0]))]);
     const points = [
-      { tokens: context, requests: [blocks, blocksPerRequest], label: `${times(blocks, blocksPerRequest)}x of ${commas(context)}` },
-      { tokens, requests: [usable, held], label: `${commas(div(usable, held))} of ${commas(tokens)} fit` },
+      { tokens: context, requests: [blocks, blocksPerRequest], label: `${times(blocks, blocksPerRequest)}x at ${commas(context)}` },
+      { tokens, requests: [usable, held], label: `${commas(div(usable, held))} fit at ${commas(tokens)}` },
       { tokens, requests: [users, 1], label: `${commas(users)} wanted` },
     ];
     const curve = drawConcurrency(most, holding, points), height = BAR_HEIGHT + 8 + CURVE_HEIGHT;
-    const sentence = tell(facts, at, answer);
+    const sentence = tell(answer);
     const listed = LENGTHS.flatMap((length, index) => (index % 2 ? [] : [`${commas(length)}: ${times(...most[index])}`]));
-    const alt = `${sentence} ${describeMemory(memory)} Requests at once by the tokens of each: ${listed.join(", ")}.`;
+    const alt = `${describeMemory(memory)} ${sentence} Requests at once by the tokens of each: ${listed.join(", ")}.`;
     const least = Math.ceil((WIDTH * 10) / 12); // as Picture has it: the width at which letters are 10 pixels high
     const svg = `<svg role="img" aria-label="${escape(alt)}" style="max-width:max(100%,${least}px);height:auto" ` +
       `xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" width="${SHOWN_WIDTH}" ` +

@@ -36,18 +36,18 @@ def draw(facts: Facts, at: Sequence[int]) -> Picture:
     """Draw the bar of memory and the curve of requests at once, for one position of the controls."""
     answer = work_out(facts, at)
     _, _, groups = facts["models"][at[0]]["layouts"][at[3]][at[4]]
-    in_flight, context, blocks = facts["gpus"][at[1]]["in_flight"], facts["contexts"][at[2]], answer.num_blocks[0]
+    in_flight, context, blocks = facts["gpus"][at[1]]["in_flight"], answer.context, answer.num_blocks[0]
     most = [(blocks, sum(most_blocks(group, length, in_flight) for group in groups)) for length in LENGTHS]
     held = [(answer.usable, sum(held_blocks(group, length)[0] for group in groups)) for length in LENGTHS]
     per_request, fitting = answer.blocks_per_request, answer.usable // answer.held
-    worst = Point(context, (blocks, per_request), f"{times(blocks, per_request)}x of {context:,}")
-    typical = Point(answer.tokens, (answer.usable, answer.held), f"{fitting:,} of {answer.tokens:,} fit")
+    worst = Point(context, (blocks, per_request), f"{times(blocks, per_request)}x at {context:,}")
+    typical = Point(answer.tokens, (answer.usable, answer.held), f"{fitting:,} fit at {answer.tokens:,}")
     wanted = Point(answer.tokens, (answer.users, 1), f"{answer.users:,} wanted")
     curve = "".join(draw_concurrency(most, held, worst, typical, wanted))
     body = f'{"".join(draw_memory(answer.memory))}<g transform="translate(0,{BAR_HEIGHT + 8})">{curve}</g>'
-    sentence = tell(facts, at, answer)
+    sentence = tell(answer)
     listed = [f"{length:,}: {times(*ratio)}" for length, ratio in zip(LENGTHS[::2], most[::2], strict=True)]
-    alt = f"{sentence} {describe_memory(answer.memory)} Requests at once by the tokens of each: {', '.join(listed)}."
+    alt = f"{describe_memory(answer.memory)} {sentence} Requests at once by the tokens of each: {', '.join(listed)}."
     return picture(body, BAR_HEIGHT + 8 + CURVE_HEIGHT, alt, sentence)
 
 

@@ -37,6 +37,8 @@ class Answer:
         tokens: of a typical request; at most the context.
         users: requests that want to run.
         running: how many of them do.
+        context: tokens that a request may have.
+        is_cut: whether the model takes no more than that.
         empty: slots without a token in the blocks of one of them, and all its slots.
     """
 
@@ -52,6 +54,8 @@ class Answer:
     users: int
     running: int
     empty: tuple[int, int]
+    context: int
+    is_cut: bool
 
     @property
     def usable(self) -> int:
@@ -104,7 +108,8 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
     model, gpu = facts["models"][model_at], facts["gpus"][gpu_at]
     weights, *other, fewest, most = model["memory"][gpu_at]
     block_size, bytes_per_block, groups = model["layouts"][dtype_at][size_at]
-    context, users = facts["contexts"][context_at], facts["users"][users_at]
+    wished, users = facts["contexts"][context_at], facts["users"][users_at]
+    context = min(wished, model["max_model_len"])
     tokens = min(facts["tokens"][tokens_at], context)
     room = (gpu["limit"] - weights - other[1], fewest, most)
     num_blocks = tuple(max(0, size) // bytes_per_block for size in room)
@@ -131,11 +136,11 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
     elif running < users:
         parts["overrun"] = (users * per_user - usable) * bytes_per_block
     memory = Memory(
-        gpu["name"], gpu["total"], gpu["limit"], facts["utilization"], weights, tuple(other), **parts
+        f"{model['name']} on {gpu['name']}", gpu["total"], gpu["limit"], facts["utilization"], weights, tuple(other), **parts
     )
     return Answer(
         memory, room, num_blocks, block_size, bytes_per_block, reserved(context), largest, per_user, tokens, users,
-        running, (empty, slots),
+        running, (empty, slots), context, context < wished,
     )  # fmt: skip
 
 
@@ -174,45 +179,41 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
-def tell(facts: Facts, at: Sequence[int], answer: Answer) -> str:
+def tell(answer: Answer) -> str:
     """Say in two or three sentences what fits."""
-    model, gpu, context = (facts[name][index] for name, index in zip(("models", "gpus", "contexts"), at, strict=False))
-    memory, room = answer.memory, answer.room[0]
-    intro = f"{model['name']} on {gpu['name']}: "
+    memory, room, context = answer.memory, answer.room[0], answer.context
     if room <= 0:
         taken = memory.weights + memory.other[1]
         return (
-            f"{intro}weights and other memory take {gib(taken)} GiB, {gib(memory.overrun)} GiB more than the "
+            f"Weights and other memory take {gib(taken)} GiB, {gib(memory.overrun)} GiB more than the "
             f"{gib(memory.limit)} GiB that gpu_memory_utilization {memory.utilization} allows. Nothing is left for a "
             "KV cache: vLLM does not start."
         )
     blocks, fewest, many = answer.num_blocks
     about = "" if fewest == many else f" ({fewest:,} to {many:,}, as other memory is an estimate)"
-    first = f"{intro}{gib(room)} GiB for the KV cache, {counted(blocks, 'block')} of {answer.block_size:,} tokens{about}."
+    first = f"{gib(room)} GiB for the KV cache: {counted(blocks, 'block')} of {answer.block_size:,} tokens{about}."
     if answer.largest_context < context:
-        longest = answer.largest_context
-        fits = f"The longest that fits is {longest:,}." if longest else "Not one token fits."
+        needed, longest = (answer.blocks_per_request + 1) * answer.bytes_per_block, answer.largest_context
+        fits = f"The longest context that fits is {longest:,}." if longest else "Not one token fits."
         return (
-            f"{first} One request of {context:,} tokens needs {gib((answer.blocks_per_request + 1) * answer.bytes_per_block)} "
-            f"GiB, {gib(memory.overrun)} GiB too much: vLLM does not start with this context. {fits}"
+            f"{first} One request of {context:,} tokens needs {gib(needed)} GiB, {gib(memory.overrun)} GiB too much: "
+            f"vLLM does not start. {fits}"
         )
     # As vLLM computes it, in floating point: the last token depends on that.
     kv_tokens = int(blocks / answer.blocks_per_request * context)
-    logged = (
-        f"vLLM logs {kv_tokens:,} tokens and {times(blocks, answer.blocks_per_request)}x "
-        f"for {context:,} tokens per request."
-    )
-    wanted = answer.users * answer.held
-    empty, slots = answer.empty
-    load = f"{counted(answer.users, 'request')} of {counted(answer.tokens, 'token')} hold {counted(wanted, 'block')}"
-    if answer.running < answer.users:
-        waiting = answer.users - answer.running
-        wait = "waits" if waiting == 1 else "wait"
+    most = ", the most that this model takes" if answer.is_cut else ""
+    logged = f"vLLM logs {kv_tokens:,} tokens, {times(blocks, answer.blocks_per_request)}x at {context:,}{most}."
+    wanted, usable, running = answer.users * answer.held, answer.usable, answer.running
+    load = f"{counted(answer.users, 'request')} of {counted(answer.tokens, 'token')}"
+    if running < answer.users:
+        waiting, missing = answer.users - running, wanted - usable
         return (
-            f"{first} {logged} {load}, {wanted - answer.usable:,} too many ({gib(memory.overrun)} GiB): "
-            f"{answer.running:,} run and {waiting:,} {wait}."
+            f"{first} {logged} {load}: {running:,} {'runs' if running == 1 else 'run'} and {waiting:,} "
+            f"{'waits' if waiting == 1 else 'wait'}; {counted(missing, 'block')} ({gib(memory.overrun)} GiB) "
+            f"{'is' if missing == 1 else 'are'} missing."
         )
+    empty, slots = answer.empty
     return (
-        f"{first} {logged} {load} of {answer.usable:,}, {times(100 * empty, max(1, slots))} % of their slots empty; "
-        f"there is room for {answer.usable // answer.held:,}."
+        f"{first} {logged} {load} {'holds' if answer.users == 1 else 'hold'} {wanted:,} of {counted(usable, 'block')}, "
+        f"{times(100 * empty, max(1, slots))} % of their slots empty; {usable // answer.held:,} would fit."
     )

@@ -26,7 +26,7 @@ class Memory:
     """How a GPU's memory is divided, in bytes.
 
     Attributes:
-        gpu: its name.
+        title: what runs where.
         total: all of it.
         limit: what ``gpu_memory_utilization`` allows.
         utilization: that flag, as text.
@@ -39,7 +39,7 @@ class Memory:
         overrun: what would be needed above ``limit``.
     """
 
-    gpu: str
+    title: str
     total: int
     limit: int
     utilization: str
@@ -67,8 +67,8 @@ def show_vram(memory: Memory) -> Picture:
     """Draw the bar by itself.
 
     Example:
-        >>> show_vram(Memory("L4", 24 * GIB, 22 * GIB, "0.92", 15 * GIB, (GIB, 2 * GIB, 3 * GIB), free=5 * GIB))
-        Memory of L4, 24.00 GiB: weights 15.00, other 2.00 (1.00 to 3.00), KV cache used 0.00, tail waste 0.00, free 5.00, above 0.92 2.00.
+        >>> show_vram(Memory("A model on L4", 24 * GIB, 22 * GIB, "0.92", 15 * GIB, (GIB, 2 * GIB, 3 * GIB), free=5 * GIB))
+        A model on L4, 24.00 GiB: weights 15.00, other 2.00 (1.00 to 3.00), KV cache used 0.00, tail waste 0.00, free 5.00, above 0.92 2.00.
     """  # noqa: E501
     return picture("".join(draw_memory(memory)), BAR_HEIGHT, describe_memory(memory))
 
@@ -82,7 +82,7 @@ def describe_memory(memory: Memory) -> str:
     parts += f", above {memory.utilization} {gib(memory.total - memory.limit)}"
     if memory.overrun:
         parts += f", too much {gib(memory.overrun)}"
-    return f"Memory of {memory.gpu}, {gib(memory.total)} GiB: {parts}."
+    return f"{memory.title}, {gib(memory.total)} GiB: {parts}."
 
 
 def picture(body: str, height: int, alt: str, caption: str | None = None) -> Picture:
@@ -150,7 +150,7 @@ def draw_memory(memory: Memory) -> Iterator[str]:
                 below.append((name, gib(size), within[2 + index], within[3 + index]))
     if memory.overrun:
         below.append(("too much", gib(memory.overrun), limit, at(end)))
-    yield text(f"Memory of {escape(memory.gpu)} in GiB: {gib(memory.total)}", _LEFT, 14, "start", bold=True)
+    yield text(f"{escape(memory.title)}, {gib(memory.total)} GiB", _LEFT, 14, "start", bold=True)
     yield from _labels(above, _TOP - 24, _TOP - 11, _TOP - 8, _TOP)
     yield from _labels(below, _TOP + _THICK + 20, _TOP + _THICK + 33, _TOP + _THICK + 8, _TOP + _THICK)
 
