@@ -1,7 +1,7 @@
-"""What a budget raises when what was asked for cannot be."""
+"""The error of a budget that cannot be made, or does not fit."""
 
 from __future__ import annotations
 
 
 class BudgetError(ValueError):
-    """A model, a GPU or a setting does not go together with another: says by how much, and what to change."""
+    """A model, a machine or a setting that gives no budget. The message says by how much, and what to change."""

@@ -24,17 +24,9 @@ from pagedattn_lab.kv_cache_specs import (
 )  # fmt: skip
 from pagedattn_lab.kv_config import read_head_dim, read_num_kv_heads, required
 
-CACHE_DTYPES = {
-    "float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32",
-    "fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2", "nvfp4": "nvfp4",
-    "fp8_per_token_head": "fp8_per_token_head", "int8_per_token_head": "int8_per_token_head",
-}  # fmt: skip
-"""Names of vLLM's ``--dtype`` and ``--kv-cache-dtype`` and the dtype a spec has for them."""
-
 _ATTENTION = {"full_attention", "attention", "sliding_attention", "chunked_attention", "hybrid"}
 _STATES = {"linear_attention", "mamba", "hybrid", "conv"}
 _NOTHING = {"moe", "mlp"}
-_NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 _DEFAULT_BLOCK_SIZE = 16
 _FLASHINFER_CHECKPOINT = 64
 
@@ -60,140 +52,6 @@ class LayerSpecs:
     num_layers: int
     mamba_cache_mode: str
     notes: tuple[str, ...]
-
-
-def model_dtype(fields: Mapping[str, Any], dtype: str = "auto") -> str:
-    """Resolve a model's dtype as vLLM does on a GPU: float32 checkpoints are run in bfloat16.
-
-    Raises:
-        BudgetError: no dtype of a model, or one that vLLM refuses for it.
-
-    Example:
-        >>> model_dtype(load_config("facebook/opt-125m")), model_dtype(load_config("gemma-2-2b"))
-        ('float16', 'bfloat16')
-    """
-    wanted = str(dtype).removeprefix("torch.")
-    model_type = fields["model_type"]
-    if wanted == "auto":
-        published = str(fields["dtype"] or "float32").removeprefix("torch.")
-        if published == "float32" or (published == "float16" and model_type in _NO_FLOAT16):
-            return "bfloat16"
-        wanted = published
-    name = CACHE_DTYPES.get(wanted)
-    if name not in ("float16", "bfloat16", "float32"):
-        raise BudgetError(f"dtype {wanted!r} is not one a model runs in: use auto, bfloat16, float16 or float32")
-    if name == "float16" and model_type in _NO_FLOAT16:
-        raise BudgetError(f"vLLM does not run model type {model_type!r} in float16: use bfloat16 or float32")
-    return name
-
-
-def _checkpoint_kv_dtype(quantization: Mapping[str, Any] | None) -> str | None:
-    """Read the KV dtype that a quantised checkpoint asks for, or ``None`` where it asks for none."""
-    if not quantization:
-        return None
-    method = str(quantization.get("quant_method", "")).replace("_", "-")
-    inner = quantization.get("quantization") or {}
-    if method.startswith("modelopt"):
-        names = ("kv_cache_scheme", "kv_cache_quant_algo")
-        asked = next((part[name] for name in names for part in (inner, quantization) if part.get(name)), None)
-        if isinstance(asked, Mapping):
-            bits, static = asked.get("num_bits"), asked.get("dynamic") is False
-            if asked.get("type") != "float":
-                return None
-            return "fp8_e4m3" if bits == 8 and static else "nvfp4" if bits == 4 else None
-        return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(asked).lower())
-    if method == "compressed-tensors" and quantization.get("kv_cache_scheme"):
-        return "fp8"
-    return None
-
-
-def _cache_dtype(fields: Mapping[str, Any], kv_cache_dtype: str, dtype: str, notes: list[str]) -> str:
-    if kv_cache_dtype == "auto":
-        asked = _checkpoint_kv_dtype(fields["quantization_config"])
-        if asked is None:
-            return dtype
-        notes.append(f"the checkpoint asks for a KV cache in {asked}, and kv_cache_dtype auto follows it")
-        kv_cache_dtype = asked
-    name = CACHE_DTYPES.get(str(kv_cache_dtype).removeprefix("torch."))
-    if name is None:
-        raise BudgetError(f"kv_cache_dtype {kv_cache_dtype!r} is not known here: use auto, {', '.join(CACHE_DTYPES)}")
-    return name
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """The heads of one layer on one GPU."""
-
-    num_kv_heads: int
-    head_size: int
-    head_size_v: int
-    latent: bool
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any], tp: int) -> _Heads:
-        query_heads = required(fields, "num_attention_heads")
-        if query_heads % tp:
-            divisors = [n for n in range(1, query_heads + 1) if query_heads % n == 0]
-            raise BudgetError(
-                f"{query_heads} attention heads do not divide among tensor_parallel_size = {tp}, {query_heads % tp} are "
-                f"left over: use one of {', '.join(map(str, divisors))}"
-            )
-        if fields["kv_lora_rank"]:
-            return cls(1, fields["kv_lora_rank"] + required(fields, "qk_rope_head_dim"), 0, True)
-        kv_heads = read_num_kv_heads(fields)
-        if kv_heads % tp and tp % kv_heads:
-            raise BudgetError(
-                f"{kv_heads} KV heads neither divide among tensor_parallel_size = {tp} nor can each be kept by as many "
-                f"GPUs: use a divisor or a multiple of {kv_heads}"
-            )
-        head_size = read_head_dim(fields)
-        return cls(max(1, kv_heads // tp), head_size, fields["v_head_dim"] or head_size, False)
-
-    def spec(self, block_size: int, dtype: str, window: int | None = None, chunk: int | None = None) -> KVCacheSpec:
-        if self.latent:
-            return MLAAttentionSpec(block_size=block_size, head_size=self.head_size, dtype=dtype)
-        kept = {"num_kv_heads": self.num_kv_heads, "head_size": self.head_size, "head_size_v": self.head_size_v}
-        if window is not None:
-            return SlidingWindowSpec(block_size, dtype=dtype, sliding_window=window, **kept)
-        if chunk is not None:
-            return ChunkedLocalAttentionSpec(block_size, dtype=dtype, attention_chunk_size=chunk, **kept)
-        return FullAttentionSpec(block_size, dtype=dtype, **kept)
-
-
-def _windows(fields: Mapping[str, Any], number: int, notes: list[str]) -> list[int | None]:
-    """Give each layer's window as vLLM uses it, which is not always as the configuration says."""
-    model_type, kinds, window = fields["model_type"], fields["layer_types"], fields["sliding_window"]
-    if not window or fields["use_sliding_window"] is False:  # some files write 0 for none
-        return [None] * number
-    if model_type == "gpt_oss":  # every other layer, whatever the list says
-        return [None if index % 2 else window for index in range(number)]
-    some = kinds and "sliding_attention" in kinds
-    mixed = some and any(kind != "sliding_attention" for kind in kinds)
-    if mixed and model_type in NO_MIXED_WINDOWS and fields["max_window_layers"] != number:
-        raise BudgetError(
-            f"vLLM does not load model type {model_type!r} with a window in some layers only: set use_sliding_window to "
-            f"false, or max_window_layers = {fields['max_window_layers']} to {number}"
-        )
-    if mixed and model_type not in BY_LAYER:
-        notes.append(f"vLLM does not use the window of {window} tokens, which only some layers of this type have")
-        return [None] * number
-    if kinds and not some:
-        return [None] * number
-    if model_type == "cohere2":
-        window += 1  # its window does not count the token itself
-    if not mixed:
-        notes.append(f"every layer has a window of {window:,} tokens")
-    return [window if not kinds or kind == "sliding_attention" else None for kind in kinds or [None] * number]
-
-
-def _chunks(fields: Mapping[str, Any], number: int) -> list[int | None]:
-    """Give each layer's chunk: Llama 4 reads chunks where a layer rotates its keys."""
-    chunk, rotated = fields["attention_chunk_size"], fields["no_rope_layers"]
-    if fields["model_type"] not in ("llama4", "llama4_text") or not chunk:
-        return [None] * number
-    if not rotated:
-        raise BudgetError("the configuration has attention_chunk_size but no no_rope_layers: add them")
-    return [chunk if rotates else None for rotates in rotated]
 
 
 def _user_block_size(block_size: int | None, multiple: int) -> int:
@@ -262,8 +120,8 @@ def layer_specs(
     refuse_unknown_layout(fields)
     notes: list[str] = []
     name = model_dtype(fields, dtype)
-    cache_dtype = _cache_dtype(fields, kv_cache_dtype, name, notes)
-    heads = _Heads.of(fields, tp)
+    cache_dtype = resolve_cache_dtype(fields, kv_cache_dtype, name, notes)
+    heads = Heads.of(fields, tp)
     if heads.latent and cache_dtype == "nvfp4":
         raise BudgetError("vLLM keeps no latents in nvfp4: use kv_cache_dtype fp8")
     kinds = attention_kinds(fields)
@@ -292,7 +150,7 @@ def layer_specs(
         state = MambaSpec(
             block if enable_prefix_caching else longest, state_bytes, padded, speculative, int(checkpoints)
         )
-    windows, chunks = _windows(fields, number, notes), _chunks(fields, number)
+    windows, chunks = windows_of(fields, number, notes), chunks_of(fields, number)
     specs: dict[str, KVCacheSpec] = {}
     for index in range(number):
         kind = kinds[index] if kinds else "full_attention"
@@ -315,7 +173,7 @@ def _count(name: str, value: int, least: int = 1) -> int:
 
 
 def _aligned(
-    block: int, multiple: int, align: int, heads: _Heads, dtype: str, state_bytes: int, notes: list[str]
+    block: int, multiple: int, align: int, heads: Heads, dtype: str, state_bytes: int, notes: list[str]
 ) -> tuple[int, int | None]:
     """Lengthen a hybrid's block until attention's page holds a state; give the block and the padded size of a state."""
     token = heads.spec(1, dtype).page_size_bytes
@@ -338,7 +196,7 @@ def _drafter_specs(
     tp: int,
     block: int,
     dtype: str,
-    heads: _Heads,
+    heads: Heads,
     notes: list[str],
 ) -> dict[str, KVCacheSpec]:
     """Make the specs of the layers that guess tokens: a model's own, an EAGLE head's or another model's."""
@@ -363,10 +221,10 @@ def _drafter_specs(
     refuse_unknown_layout(other)
     number = required(other, "num_hidden_layers")
     kinds = attention_kinds(other)
-    if (kinds and set(kinds) - {"full_attention", "attention"}) or any(_windows(other, number, [])):
+    if (kinds and set(kinds) - {"full_attention", "attention"}) or any(windows_of(other, number, [])):
         raise UnknownLayoutError("a drafter with windows, chunks or states of its own: its layout is not known here")
     notes.append(f"the drafter's {number} layer{'s' if number > 1 else ''} keep a cache too")
-    own = _Heads.of(other, tp)
+    own = Heads.of(other, tp)
     return {f"drafter.layers.{index}.self_attn": own.spec(block, dtype) for index in range(number)}
 
 
