@@ -1,5 +1,1 @@
-<<<<<<< HEAD
-"""What fits on a GPU, as vLLM counts it."""
-=======
 """What a model's cache gets of a GPU, to the block, as vLLM computes and logs it (chapter 10)."""
->>>>>>> core15
