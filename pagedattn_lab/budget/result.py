@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagedattn_lab.budget.estimate import Estimate
-from pagedattn_lab.budget.versions import Version
-from pagedattn_lab.kv_cache_groups import KVCacheCapacity, KVCacheGroup, bytes_per_block
+from pagedattn_lab.budget.options import Options
+from pagedattn_lab.budget.serve_command import serve_command
+from pagedattn_lab.budget.versions import Version, log_lines
+from pagedattn_lab.kv_cache_groups import FitCheck, KVCacheCapacity, KVCacheGroup, bytes_per_block, fit_check
 from pagedattn_lab.kv_cache_specs import MambaSpec, RequestLimits
 
 
@@ -41,7 +43,7 @@ class Budget:
     range says what the figure becomes with the least and the most of it.
 
     Attributes:
-        asked: the arguments of ``plan``, so that it can be asked again with another value.
+        asked: what was asked for, so that it can be asked again with another value.
         model: its name.
         gpu: its name or size, or ``None``.
         version: of vLLM.
@@ -59,7 +61,7 @@ class Budget:
         notes: what was derived, a sentence each.
     """
 
-    asked: Mapping[str, Any]
+    asked: Options
     model: str
     gpu: str | None
     version: Version
@@ -166,16 +168,21 @@ class Budget:
         """Whether the number of blocks follows from what was given, with nothing left open."""
         return self.capacity_low.num_blocks == self.capacity_high.num_blocks
 
+    @property
+    def fit(self) -> FitCheck:
+        """Whether a request of full length fits, on the rank where it is tightest."""
+        checks = [
+            fit_check(rank.groups, rank.available.likely, self.limits, null_block=self.version.sets_null_block_aside)
+            for rank in self.ranks
+        ]
+        return min(checks, key=lambda check: check.available_bytes - check.needed_bytes)
+
     def log_lines(self) -> list[str]:
         """What vLLM prints of this at start-up, in its version's words."""
-        from pagedattn_lab.budget.versions import log_lines
-
         return log_lines(self)
 
     def serve_command(self) -> str:
         """The line that starts such a server."""
-        from pagedattn_lab.budget.serve_command import serve_command
-
         return serve_command(self.asked)
 
     def to_json(self) -> dict[str, Any]:
@@ -202,6 +209,7 @@ class Budget:
             "max_num_seqs": self.max_num_seqs,
             "max_in_flight_tokens": self.limits.max_in_flight_tokens,
             "gpu_memory_utilization": self.gpu_memory_utilization,
+            "fits": self.fit.fits,
             "groups": [
                 {
                     "kind": group.spec.kind,
