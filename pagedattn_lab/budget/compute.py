@@ -79,8 +79,8 @@ def compute(options: Options) -> Budget:
         for which in ("low", "likely", "high")
     )
     return Budget(
-        options, config["name"], gpu, version, config, layers.dtype, layers.block_size, max_num_batched_tokens,
-        max_num_seqs, share, total, ranks, limits, likely, low, high, layers.notes,
+        options, config["name"], gpu, version, config, layers.dtype, layers.kv_cache_dtype, layers.block_size,
+        max_num_batched_tokens, max_num_seqs, share, total, ranks, limits, likely, low, high, layers.notes,
     )  # fmt: skip
 
 
@@ -108,19 +108,22 @@ def _parts(
 ) -> list[Parts]:
     """What takes memory beside the cache on each rank; nothing where the memory for the cache is given."""
     ranks = options.pipeline_parallel_size
-    if options.device == "cpu" or any(getattr(options, name) is not None for name in GIVEN):
-        weights = options.per_rank("weights_bytes")
-        return [() if weights is None else (("weights", weights[rank]),) for rank in range(ranks)]
+    is_given = options.device == "cpu" or any(getattr(options, name) is not None for name in GIVEN)
+    weights = options.per_rank("weights_bytes")
+    if weights is None and is_given and "parameters" not in config:
+        return [()] * ranks  # to count the weights would load transformers, and nothing here depends on them
+    weights = weights or weight_bytes(
+        config,
+        dtype=layers.dtype,
+        quantization=options.quantization,
+        tensor_parallel_size=options.tensor_parallel_size,
+        pipeline_parallel_size=ranks,
+        drafter=options.drafter,
+    )
+    if is_given:
+        return [(("weights", of_rank),) for of_rank in weights]
     columns: dict[str, Sequence[Estimate]] = {
-        "weights": options.per_rank("weights_bytes")
-        or weight_bytes(
-            config,
-            dtype=layers.dtype,
-            quantization=options.quantization,
-            tensor_parallel_size=options.tensor_parallel_size,
-            pipeline_parallel_size=ranks,
-            drafter=options.drafter,
-        ),
+        "weights": weights,
         "peak activation": options.per_rank("peak_activation_bytes")
         or [
             memory.peak_activation(
@@ -152,7 +155,9 @@ def _available(
     """Memory for the cache on each rank: as given, or what all else leaves."""
     if options.num_gpu_blocks_override is not None:
         blocks = options.num_gpu_blocks_override
-        return [Estimate.known(blocks * bytes_per_block(groups), "num_gpu_blocks_override") for groups in groups_of_ranks]
+        return [
+            Estimate.known(blocks * bytes_per_block(groups), "num_gpu_blocks_override") for groups in groups_of_ranks
+        ]
     given = options.per_rank("available_bytes") or options.per_rank("kv_cache_memory_bytes")
     if given is not None:
         return given

@@ -48,6 +48,8 @@ class Budget:
         gpu: its name or size, or ``None``.
         version: of vLLM.
         config: the model's configuration.
+        dtype: of the model.
+        kv_cache_dtype: of keys and values.
         block_size: tokens per block, as resolved; of a hybrid model it is aligned to the states.
         max_num_batched_tokens: most tokens in a step.
         max_num_seqs: most sequences in a step.
@@ -67,6 +69,7 @@ class Budget:
     version: Version
     config: Mapping[str, Any]
     dtype: str
+    kv_cache_dtype: str
     block_size: int
     max_num_batched_tokens: int
     max_num_seqs: int
@@ -183,7 +186,7 @@ class Budget:
 
     def serve_command(self) -> str:
         """The line that starts such a server."""
-        return serve_command(self.asked)
+        return serve_command(self.asked, self.model)
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, in types that JSON has."""
@@ -203,6 +206,8 @@ class Budget:
             "num_blocks_range": list(self.num_blocks_range),
             "kv_tokens_range": list(self.kv_tokens_range),
             "max_concurrency_range": list(self.max_concurrency_range),
+            "dtype": self.dtype,
+            "kv_cache_dtype": self.kv_cache_dtype,
             "block_size": self.block_size,
             "max_model_len": self.max_model_len,
             "max_num_batched_tokens": self.max_num_batched_tokens,
