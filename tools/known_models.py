@@ -4,7 +4,7 @@
     python tools/known_models.py --check    # say what would change
 
 A configuration holds the figures that size a model, as its publisher gives them in the ``config.json`` on the Hugging
-Face Hub, under the id given. What is left out is what the model's class in transformers takes by default. The parameters
+Face Hub, under the id given. What is left out is what the model's class in transformers takes by default. Parameters
 are counted by building the model without memory, on torch's "meta" device. The number beside a configuration is what
 the publisher's safetensors files count, without layers that only guess tokens ahead (MTP) and without buffers. The
 script writes nothing if the count does not come out at it. 0 stands where no such number is at hand: OPT-66B and 175B
@@ -23,9 +23,7 @@ from typing import Any
 FILE = Path(__file__).parents[1] / "pagedattn_lab" / "budget" / "known_models.json"
 
 
-def decoder(
-    model_type: str, layers: int, hidden: int, inner: int, heads: int, kv: int, vocab: int, **more: Any
-) -> dict:
+def decoder(kind: str, layers: int, hidden: int, inner: int, heads: int, kv: int, vocab: int, **more: Any) -> dict:
     """Name the figures that every decoder has; a dtype of bfloat16 is the rule."""
     return {
         "model_type": kind, "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": inner,

@@ -17,8 +17,8 @@ PARTS = ("linear", "kv", "experts", "replicated", "small")
 """Parts of a layer.
 
 ``linear``: matrices that tensor parallelism splits. ``kv``: projections to keys and values, split until each GPU has
-one KV head. ``experts``: those of mixtures, split too. ``replicated``: matrices that every GPU keeps, the projections to
-latents. ``small``: norms, routers, biases and the like, which every GPU keeps and no method quantises.
+one KV head. ``experts``: those of mixtures, split too. ``replicated``: matrices that every GPU keeps, the projections
+to latents. ``small``: norms, routers, biases and the like, which every GPU keeps and no method quantises.
 """
 
 Layer = dict[str, int]
