@@ -1,4 +1,4 @@
-"""What fits into a server's memory, in numbers and in words, for one position of the calculator's controls (chapter 10).
+"""What fits into a server's memory, in numbers and in words, for one position of a calculator's controls.
 
 Python knows models and GPUs. What follows for a context and a load is sums of whole numbers, and ``calculator.js`` has
 the same ones, so a page without a kernel answers at every position.
@@ -6,8 +6,6 @@ the same ones, so a page without a kernel answers at every position.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +16,8 @@ from pagedattn_lab.viz.vram import Memory, gib
 Facts = Mapping[str, Any]
 """What a page needs to know, as JSON values: see :func:`pagedattn_lab.viz.calculator.gather`."""
 Group = Sequence[Any]
-"""One group of layers: its kind ("full", "window", "chunk" or "state"), its block size, and the window, the chunk or the
-number of states."""
+"""One group of layers: its kind ("full", "window", "chunk" or "state"), its block size, and the tokens of a window or
+of a chunk, or the number of states."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,8 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
 
     Args:
         facts: numbers of models and GPUs.
-        at: the index of each control, model, GPU, context, dtype of the cache, block size, tokens of a request, requests.
+        at: the option that each control stands at: model, GPU, context, dtype of the cache, block size, tokens of a
+            request, requests.
     """
     model_at, gpu_at, context_at, dtype_at, size_at, tokens_at, users_at = at
     model, gpu = facts["models"][model_at], facts["gpus"][gpu_at]
@@ -135,9 +134,8 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
         parts = {"used": room[0], "used_by": "one request", "overrun": missing}
     elif running < users:
         parts["overrun"] = (users * per_user - usable) * bytes_per_block
-    memory = Memory(
-        f"{model['name']} on {gpu['name']}", gpu["total"], gpu["limit"], facts["utilization"], weights, tuple(other), **parts
-    )
+    title = f"{model['name']} on {gpu['name']}"
+    memory = Memory(title, gpu["total"], gpu["limit"], facts["utilization"], weights, tuple(other), **parts)
     return Answer(
         memory, room, num_blocks, block_size, bytes_per_block, reserved(context), largest, per_user, tokens, users,
         running, (empty, slots), context, context < wished,
