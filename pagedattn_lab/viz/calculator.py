@@ -56,7 +56,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 """Models of each kind of cache, by what they are called: what :class:`~pagedattn_lab.budget.Options` takes of them."""
 
-CARDS = ("RTX 4060", "RTX 3060", "RTX 4060 Ti 16GB", "T4", "RTX 4090", "RTX 5090", "L40S", "H100-80GB", "H200")
+CARDS = ("RTX 4060", "RTX 3060", "T4", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090", "L40S", "H100-80GB", "H200")
 """GPUs from 8 to 141 GiB."""
 
 CONTEXTS = tuple(2**power for power in range(9, 18))
