@@ -36,7 +36,8 @@ class Answer:
         users: requests that want to run.
         running: how many of them do.
         context: tokens that a request may have.
-        is_cut: whether the model takes no more than that.
+        is_cut: whether the model takes no more than that, though more was asked for.
+        is_full: whether a request ends at the context, though more was asked for.
         empty: slots without a token in the blocks of one of them, and all its slots.
     """
 
@@ -54,6 +55,7 @@ class Answer:
     empty: tuple[int, int]
     context: int
     is_cut: bool
+    is_full: bool
 
     @property
     def usable(self) -> int:
@@ -138,7 +140,7 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
     memory = Memory(title, gpu["total"], gpu["limit"], facts["utilization"], weights, tuple(other), **parts)
     return Answer(
         memory, room, num_blocks, block_size, bytes_per_block, reserved(context), largest, per_user, tokens, users,
-        running, (empty, slots), context, context < wished,
+        running, (empty, slots), context, context < wished, tokens < facts["tokens"][tokens_at],
     )  # fmt: skip
 
 
@@ -202,7 +204,8 @@ def tell(answer: Answer) -> str:
     most = ", the most that this model takes" if answer.is_cut else ""
     logged = f"vLLM logs {kv_tokens:,} tokens, {times(blocks, answer.blocks_per_request)}x at {context:,}{most}."
     wanted, usable, running = answer.users * answer.held, answer.usable, answer.running
-    load = f"{counted(answer.users, 'request')} of {counted(answer.tokens, 'token')}"
+    allowed = " (the context allows no more)" if answer.is_full else ""
+    load = f"{counted(answer.users, 'request')} of {counted(answer.tokens, 'token')}{allowed}"
     if running < answer.users:
         waiting, missing = answer.users - running, wanted - usable
         return (
