@@ -12,7 +12,7 @@ BLOCK = 16
 
 def plain(figure):
     """Whether one rank's cache is so many equal layers of keys and values, or latents, in blocks of 16."""
-    return figure["layout"] is not None and "block_size" not in figure["layout"]
+    return figure["layout"] is not None and not {"block_size", "groups"} & figure["layout"].keys()
 
 
 def bytes_per_block(layout):
@@ -47,12 +47,27 @@ def test_plain_layouts_come_out_within_the_rounding_of_the_log(figure):
         assert blocks[0] * BLOCK / length == pytest.approx(log["max_concurrency"], abs=0.005 + 1e-9)
 
 
+def test_windows_come_out_with_one_window_more_than_a_step_slides():
+    """A window charged with its own tokens alone, or tokens that are not divided by the groups, as 0.13 did."""
+    (figure,) = [figure for figure in FIGURES if "sliding_window" in (figure["layout"] or {})]
+    layout, settings, log = figure["layout"], figure["settings"], figure["log"]
+    block = BLOCK * 2 * layout["kv_heads_per_rank"] * layout["head_size"] * layout["bytes_per_element"]
+    length, groups = settings["max_model_len"], layout["groups"]
+    window = min(layout["sliding_window"] - 1 + settings["max_num_batched_tokens"], length)
+    blocks_per_request = length // BLOCK + (groups - 1) * (math.ceil(window / BLOCK) + 1)
+    block *= layout["full_layers"]
+    low, high = (int((log["available_gib"] + half) * 2**30 // block) for half in (-0.005, 0.005))
+    assert low // groups <= log["kv_tokens"] / BLOCK <= high // groups
+    assert low / blocks_per_request <= log["max_concurrency"] <= high / blocks_per_request
+
+
 def test_they_cover_what_a_reader_meets():
     """A list of one kind only: dense models alone would not show a wrong rule for the others."""
     layouts = [figure["layout"] or {} for figure in FIGURES]
     settings = [figure["settings"] for figure in FIGURES]
     assert len(FIGURES) >= 20
     assert any("latent" in layout for layout in layouts), "MLA"
+    assert any("sliding_window" in layout for layout in layouts), "windows"
     assert any("mamba_layers" in layout for layout in layouts), "hybrids"
     assert any(setting.get("tensor_parallel_size", 1) > 1 for setting in settings)
     assert any(setting.get("pipeline_parallel_size", 1) > 1 for setting in settings)
