@@ -19,6 +19,8 @@ LONGEST = 100_000
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PLACE = re.compile(r"^.*?(?:\[[\w./-]+\.py:\d+\]|\b[\w./-]+\.py:\d+\])\s*")
 _RANK = re.compile(r"\((?:[^()]*\) )?((?:Worker|VllmWorker|RayWorker|EngineCore|APIServer|ApiServer)\w*)([^)]*)\)")
+_ANYWHERE = ("version", "batch", "requests at once", "running", "preempted")
+"""Kinds of lines by which no start is begun: some also come before the version, or long after."""
 _LEAST = ("kv_tokens", "max_concurrency")
 _NAMES = {field.name for field in fields(StartUpLog)}
 
@@ -42,7 +44,7 @@ def read_log(text: str) -> StartUpLog:
     ranks: dict[str, int] = {}
     known: list[tuple[int, str, str, str, dict[str, Any]]] = []
     num_starts, begun, first = 0, False, 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # as editors count, to whom \\r is no line's end
         clean = _COLOUR.sub("", line[:LONGEST]).rstrip()
         recognised = recognise(clean)
         if recognised is None:
@@ -50,8 +52,8 @@ def read_log(text: str) -> StartUpLog:
         what, figures = recognised
         if what == "version" and begun:
             facts, ranks, begun, first = {}, {}, False, len(known)
-        num_starts += not begun and what not in ("version", "running", "preempted")
-        begun = begun or what not in ("version", "running", "preempted")
+        num_starts += not begun and what not in _ANYWHERE
+        begun = begun or what not in _ANYWHERE
         rank = _rank(clean)
         new = {name: value for name, value in figures.items() if name in _NAMES} | _more(what, figures)
         if what in ("capacity", "concurrency"):  # in some versions one a rank, of which the least counts

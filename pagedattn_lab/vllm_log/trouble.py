@@ -74,15 +74,15 @@ def _sum_of_memory(figures: dict[str, Any], log: StartUpLog) -> Sentences:
 def _graphs_captured(figures: dict[str, Any], log: StartUpLog) -> Sentences:
     if "cuda_graph_bytes" in figures:
         over = figures["cuda_graph_bytes"] - figures["captured_bytes"]
+        change = f"{gib(over)} lie idle: raise --gpu-memory-utilization by that share of the card to use them."
         return (
             f"CUDA graphs took {gib(figures['captured_bytes'])}; {gib(figures['cuda_graph_bytes'])} were set aside.",
             "From capturing them all.",
-            f"{gib(over)} lie idle: raise --gpu-memory-utilization by as much to have them for the cache."
-            if over > 0
-            else "",
+            change if over > 0 else "",
         )
+    less = "; less than nothing, since other memory was given back meanwhile" if figures["captured_bytes"] < 0 else ""
     return (
-        f"CUDA graphs took {gib(figures['captured_bytes'])}, captured in {figures['seconds']:g} s.",
+        f"CUDA graphs took {gib(figures['captured_bytes'])}, captured in {figures['seconds']:g} s{less}.",
         "From the number of batch sizes that are captured.",
         "",
     )
