@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         "GPUs and CPUs.",
         examples=[
             ("vllm-log server.log", "a log in a file"),
-            ("vllm-log - < server.log", "from a pipe: vllm serve ... 2>&1 | tee server.log"),
+            ("vllm-log -", "from a pipe, behind vllm serve ... 2>&1 | tee server.log |"),
             ("vllm-log server.log --model Qwen3-8B", "the log names another model, or none"),
         ],
     )
