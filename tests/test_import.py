@@ -25,6 +25,7 @@ PURE = (
     "bench.allocator", "bench.slots", "bench.prefix", "bench.serving", "bench.vllm_worker", "bench.engine",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
+    "vllm_log", "vllm_log.check",
     "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
     "budget.layers", "budget.quantization", "budget.parameters", "budget.weights",
 )  # fmt: skip
@@ -88,9 +89,11 @@ APPARATUS = [
     "exercises.verdict", "exercises.marks",
     "exercises.boards", "exercises.cases", "exercises.printed", "exercises.record", "exercises.grading",
     "exercises.touched", "exercises.problems", "exercises.kernels", "exercises.catalogue", "exercises",
+    "vllm_log.words", "vllm_log.start_up_log", "vllm_log.settings", "vllm_log.memory", "vllm_log.trouble",
+    "vllm_log.meanings", "vllm_log.parse", "vllm_log", "vllm_log.check",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.compile",
-    "cli.exercises", "cli.serve", "cli", "__main__",
+    "cli.exercises", "cli.serve", "cli.vllm_log", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""
