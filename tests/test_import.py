@@ -26,8 +26,7 @@ PURE = (
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
     "vllm_log", "vllm_log.check",
-    "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
-    "budget.layers", "budget.quantization", "budget.parameters", "budget.weights",
+    "budget",  # which imports all its modules
 )  # fmt: skip
 
 
@@ -69,8 +68,10 @@ SPINE = [
     "engine.output_processor", "engine.core", "engine.sampling", "engine.beam_search", "engine.metrics",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
-    "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
-    "budget.layers", "budget.quantization", "budget.parameters", "budget.weights",
+    "budget.errors", "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types",
+    "budget.attention_layers", "budget.models", "budget.layers", "budget.quantization", "budget.parameters",
+    "budget.weights", "budget.changes", "budget.versions", "budget.options", "budget.serve_command", "budget.result",
+    "budget.memory", "budget.compute", "budget.lengths", "budget.advice", "budget.plan", "budget",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
@@ -92,7 +93,7 @@ APPARATUS = [
     "vllm_log.words", "vllm_log.start_up_log", "vllm_log.settings", "vllm_log.memory", "vllm_log.trouble",
     "vllm_log.meanings", "vllm_log.parse", "vllm_log", "vllm_log.check",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
-    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.compile",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget", "cli.bench", "cli.compile",
     "cli.exercises", "cli.serve", "cli.vllm_log", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
