@@ -19,7 +19,7 @@ from pagedattn_lab.viz.calculator import Calculator, draw
 from pagedattn_lab.viz.concurrency import Point, draw_concurrency, place
 from pagedattn_lab.viz.fit import held_blocks, most_blocks, tell, times, work_out
 from pagedattn_lab.viz.player import MIME
-from pagedattn_lab.viz.vram import ALARM, Memory, gib, show_vram, spread_labels
+from pagedattn_lab.viz.vram import ALARM, Memory, gib, memory_of, show_vram, spread_labels
 from tests.helpers.calculator_facts import made_up, sample
 
 FACTS = made_up()
@@ -289,3 +289,26 @@ def test_facts_are_stored() -> None:
     assert Calculator(FACTS, users=7)._repr_mimebundle_()[0][MIME] == data[MIME]
     changed = FACTS | {"users": [1, 7, 301]}
     assert Calculator(changed, users=7)._repr_mimebundle_()[0][MIME]["grid"]["digest"] != stored["digest"]
+
+
+def test_the_bar_of_a_budget() -> None:
+    """Catches a bar that shows another budget, and one that hides what does not fit."""
+    options = {"model": "meta-llama/Llama-3.1-8B", "gpu": "RTX 4090"}
+    fits, too_long = (memory_of(compute(Options(**options, max_model_len=size))) for size in (8192, 131_072))
+    no_room = memory_of(compute(Options(**options | {"gpu": "RTX 4060"}, max_model_len=8192)))
+    budget = compute(Options(**options, max_model_len=8192))
+    assert fits.free == budget.available_bytes and (fits.used, fits.overrun) == (0, 0)
+    assert fits.weights + fits.other[1] + fits.free == fits.limit
+    assert fits.title == "Llama-3.1-8B on RTX 4090" and fits.utilization == "0.92"
+    # 16 GiB, and a block that is set aside, are more than what is left by so much.
+    assert too_long.overrun == 16 * GIB + 2**21 - budget.available_bytes
+    assert (too_long.used, too_long.used_by, too_long.free) == (fits.free, "one request", 0)
+    assert no_room.overrun == no_room.weights + no_room.other[1] - no_room.limit > 0
+    assert no_room.used == no_room.free == 0
+
+
+def test_a_budget_without_weights_has_no_bar() -> None:
+    """Catches a bar whose weights are nothing, since vLLM's own figure was given."""
+    for given in ({"available_bytes": "5GiB"}, {"gpu": "RTX 4090", "available_bytes": "5GiB"}):
+        with pytest.raises(ValueError, match="plan it with gpu, and without available_bytes"):
+            memory_of(compute(Options("meta-llama/Llama-3.1-8B", max_model_len=8192, **given)))
