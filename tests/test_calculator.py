@@ -307,8 +307,17 @@ def test_the_bar_of_a_budget() -> None:
     assert no_room.used == no_room.free == 0
 
 
-def test_a_budget_without_weights_has_no_bar() -> None:
-    """Catches a bar whose weights are nothing, since vLLM's own figure was given."""
-    for given in ({"available_bytes": "5GiB"}, {"gpu": "RTX 4090", "available_bytes": "5GiB"}):
-        with pytest.raises(ValueError, match="plan it with gpu, and without available_bytes"):
-            memory_of(compute(Options("meta-llama/Llama-3.1-8B", max_model_len=8192, **given)))
+def test_the_bar_of_a_log() -> None:
+    """Catches an estimate beside a figure that was measured; and weights of nothing, or more than the GPU has."""
+
+    def bar(available: str, gpu: str | None) -> Memory:
+        return memory_of(
+            compute(Options("meta-llama/Llama-3.1-8B", gpu, max_model_len=8192, available_bytes=available))
+        )
+
+    memory = bar("5GiB", "RTX 4090")
+    assert memory.free == 5 * GIB and memory.other == (memory.limit - memory.weights - 5 * GIB,) * 3
+    with pytest.raises(ValueError, match="plan it with gpu"):
+        bar("5GiB", None)
+    with pytest.raises(ValueError, match=r"weights of 14.99 GiB and a cache of 9.00 are more than the 21.75 GiB that"):
+        bar("9GiB", "RTX 4090")

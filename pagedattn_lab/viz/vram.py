@@ -61,7 +61,7 @@ def memory_of(budget: Budget) -> Memory:
     """Divide a GPU as a budget does. Its cache is free, or taken by the one request that does not fit.
 
     Raises:
-        ValueError: the budget names no GPU, or was told what is left for the cache.
+        ValueError: the budget names no GPU, or was told that more is left for the cache than can be.
 
     Example:
         >>> from pagedattn_lab.budget import plan
@@ -70,9 +70,18 @@ def memory_of(budget: Budget) -> Memory:
     """  # noqa: E501
     weights, room = budget.weights_bytes, budget.available_bytes
     if budget.total is None or weights is None:
-        raise ValueError("the budget says nothing of weights on a GPU: plan it with gpu, and without available_bytes")
+        raise ValueError("the budget says nothing of weights on a GPU: plan it with gpu")
     limit = math.ceil(budget.total.likely * budget.gpu_memory_utilization)
-    low, high = (sum(getattr(part, end) for name, part in budget.parts if name != "weights") for end in ("low", "high"))
+    rest = limit - weights - room
+    if rest < 0:
+        raise ValueError(
+            f"weights of {gib(weights)} GiB and a cache of {gib(room)} are more than the {gib(limit)} GiB that "
+            f"gpu_memory_utilization {budget.gpu_memory_utilization:g} allows: give that of the same log"
+        )
+    others = [part for name, part in budget.parts if name != "weights"]
+    other = (sum(part.low for part in others), rest, sum(part.high for part in others))
+    if budget.asked.available_bytes is not None:  # then the rest is what else was measured
+        other = (rest, rest, rest)
     parts: dict[str, Any] = {"free": room}
     if room <= 0:
         parts = {"overrun": -room}
@@ -81,7 +90,7 @@ def memory_of(budget: Budget) -> Memory:
         parts = {"used": room, "used_by": "one request", "overrun": missing}
     title = f"{budget.model.rpartition('/')[2]} on {budget.gpu}"
     share = f"{budget.gpu_memory_utilization:g}"
-    return Memory(title, budget.total.likely, limit, share, weights, (low, limit - weights - room, high), **parts)
+    return Memory(title, budget.total.likely, limit, share, weights, other, **parts)
 
 
 def gib(size: int) -> str:
