@@ -14,6 +14,12 @@ from traitlets import TraitError
 from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.budget import BudgetError, Options
 from pagedattn_lab.budget.compute import compute
+from pagedattn_lab.kv_cache_specs import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    RequestLimits,
+    SlidingWindowSpec,
+)
 from pagedattn_lab.viz import calculator, grid
 from pagedattn_lab.viz.calculator import Calculator, draw
 from pagedattn_lab.viz.concurrency import Point, draw_concurrency, place
@@ -155,6 +161,22 @@ def test_blocks_that_are_held() -> None:
     assert held_blocks(["state", 544, 2], 9) == (2, 0) and most_blocks(["state", 544, 2], 9, 1) == 2
 
 
+def test_blocks_that_a_request_has_at_most() -> None:
+    """Catches a term of a window or a chunk that is one too many or too few: the specs' own formulas are compared."""
+    page = {"num_kv_heads": 1, "head_size": 8, "dtype": "bfloat16"}
+    specs = {
+        "full": FullAttentionSpec(16, **page),
+        "window": SlidingWindowSpec(16, **page, sliding_window=100),
+        "chunk": ChunkedLocalAttentionSpec(16, **page, attention_chunk_size=64),
+    }
+    for tokens in range(1, 400):
+        for in_flight in (1, 13, 16, 64):
+            for kind, spec in specs.items():
+                expected = spec.max_blocks_per_request(RequestLimits(tokens, in_flight))
+                bound = {"full": 0, "window": 100, "chunk": 64}[kind]
+                assert most_blocks([kind, 16, bound], tokens, in_flight) == expected, (kind, tokens, in_flight)
+
+
 def test_ratios_are_written_as_python_writes_them() -> None:
     """Catches a rounding of halves away from even, which vLLM's log does not have."""
     for of in (1, 7, 8, 16, 40, 3590):
@@ -230,6 +252,7 @@ def test_the_curve_is_to_scale() -> None:
     assert {after - before for before, after in pairwise(xs)} == {26}
     ys = [place(64, (2**power, 4))[1] for power in range(19)]
     assert {before - after for before, after in pairwise(ys)} == {9}
+    assert place(16, (1, 1)) == (48, 26 + 9 * 16)
     assert place(1, (0, 5)) == place(16, (1, 4)) and place(64, (2**30, 1)) == place(64, (2**16, 1))
     assert place(3000, (5, 3))[0] == 48 + math.floor(26 * (math.log2(3000) - 4) + 0.5)
 

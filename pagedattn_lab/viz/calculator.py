@@ -53,7 +53,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "Qwen3.5-27B, weights fp8": {"model": "Qwen/Qwen3.5-27B", "quantization": "fp8"},
     "SmolLM2-135M": {"model": "HuggingFaceTB/SmolLM2-135M"},
 }
-"""Models of each kind of cache, by what they are called: what :class:`~pagedattn_lab.budget.Options` takes of them."""
+"""Models of each kind of cache, by what they are called: what :class:`~pagedattn_lab.budget.options.Options` takes of them."""
 
 CARDS = ("RTX 4060", "RTX 3060", "T4", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090", "L40S", "H100-80GB", "H200")
 """GPUs from 8 to 141 GiB."""
@@ -73,7 +73,7 @@ def gather(
     """Gather what a calculator needs to know of models and GPUs.
 
     Args:
-        models: by what they are called, what :class:`~pagedattn_lab.budget.Options` takes of them.
+        models: by what they are called, what :class:`~pagedattn_lab.budget.options.Options` takes of them.
         gpus: names of :data:`pagedattn_lab.hardware.GPUS`, or sizes.
         kv_cache_dtypes: in which keys and values may be stored.
         gpu_memory_utilization: the share of a GPU that the server may use; vLLM's own unless said.
