@@ -53,7 +53,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "Qwen3.5-27B, weights fp8": {"model": "Qwen/Qwen3.5-27B", "quantization": "fp8"},
     "SmolLM2-135M": {"model": "HuggingFaceTB/SmolLM2-135M"},
 }
-"""Models of each kind of cache, by what they are called: what :class:`~pagedattn_lab.budget.options.Options` takes of them."""
+"""Models of each kind of cache, by what they are called: the :class:`~pagedattn_lab.budget.options.Options` of each."""
 
 CARDS = ("RTX 4060", "RTX 3060", "T4", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090", "L40S", "H100-80GB", "H200")
 """GPUs from 8 to 141 GiB."""
