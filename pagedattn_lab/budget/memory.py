@@ -36,8 +36,12 @@ gemma-3-27b 3.99, DeepSeek-V2-Lite 1.93 (llm-d-planner, accuracy/results). The f
 8 %.
 """
 
-PEAK_RANGE = {"now": (0.75, 1.0, 1.5), "before 0.17": (0.75, 1.7, 2.7)}
-"""By what to multiply the peak: least, likely, most. Qwen3-14B took 5.64 GiB in vLLM 0.16, and 2.23 from 0.17 on."""
+PEAK_RANGE = {"now": (0.75, 1.0, 1.5), "before 0.17": (0.4, 1.2, 2.7)}
+"""By what to multiply the peak: least, likely, most.
+
+Qwen3-14B took 5.64 GiB in vLLM 0.16, and 2.23 from 0.17 on. The oldest versions took less than the formula says for
+small models (Qwen3-0.6B: 0.23 GiB), and more for others (Qwen2.5-7B on an RTX 4060: 1.42).
+"""
 
 
 def gpu_memory(gpu: str | int) -> tuple[str, Estimate]:
@@ -128,7 +132,7 @@ def peak_activation(
 def non_torch(tensor_parallel_size: int = 1) -> Estimate:
     """Memory that PyTorch does not see: the driver's context, kernels, and buffers that GPUs talk through."""
     if tensor_parallel_size == 1:
-        return Estimate(50 * MIB, 700 * MIB, 256 * MIB, False, "0.07 to 0.39 GiB in logs of single GPUs")
+        return Estimate(30 * MIB, 700 * MIB, 256 * MIB, False, "0.03 to 0.39 GiB in logs of single GPUs")
     return Estimate(200 * MIB, 2600 * MIB, 1024 * MIB, False, "0.20 GiB (RTX 3090) to 2.07 (H100) in logs of several")
 
 
@@ -139,7 +143,7 @@ def cuda_graphs(num_layers: int) -> Estimate:
         num_layers: of one rank.
     """
     likely = 12 * MIB * num_layers
-    return Estimate(likely // 4, 4 * likely, likely, False, "0.26 to 1.4 GiB in logs; grows with layers and sizes")
+    return Estimate(likely // 4, 4 * likely, likely, False, "0.26 to 1.4 GiB in logs, more with more layers")
 
 
 def available(total: Estimate, utilization: float, parts: tuple[Estimate, ...]) -> Estimate:

@@ -22,7 +22,7 @@ from pagedattn_lab.kv_config import read_head_dim, read_num_kv_heads, required, 
 from pagedattn_lab.kv_shape import DTYPE_BYTES
 
 VOCABULARY_PADDING = 64
-"""vLLM pads embeddings to so many rows or a multiple (``DEFAULT_VOCAB_PADDING_SIZE``, ``vocab_parallel_embedding.py``)."""
+"""vLLM pads embeddings to a multiple of so many rows: ``DEFAULT_VOCAB_PADDING_SIZE``."""
 
 WHILE_LOADING = 0.01
 """What the log's figure may be above the weights and tables, as a share of them.
