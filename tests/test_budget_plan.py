@@ -144,12 +144,15 @@ def test_on_a_cpu() -> None:
     assert f"{budget.max_concurrency:.2f}x" == "113.75x" and budget.exact
 
 
-FIGURES = [
-    figure
-    for figure in json.loads((Path(__file__).parent / "logged_figures.json").read_text(encoding="utf-8"))["figures"]
-    if figure["comes_out"] and figure["log"].get("available_gib", -1) > 0 and {"kv_tokens", "num_blocks"} & figure["log"].keys()
-    and figure["layout"] and not {"groups", "block_size"} & figure["layout"].keys()
-]  # fmt: skip
+def comes_out(figure: dict[str, Any]) -> bool:
+    """Whether a figure says what one group of layers made of memory that was there."""
+    log, layout = figure["log"], figure["layout"]
+    says = log.get("available_gib", -1) > 0 and {"kv_tokens", "num_blocks"} & log.keys()
+    return bool(figure["comes_out"] and says and layout and not {"groups", "block_size"} & layout.keys())
+
+
+LOGGED = json.loads((Path(__file__).parent / "logged_figures.json").read_text(encoding="utf-8"))["figures"]
+FIGURES = [figure for figure in LOGGED if comes_out(figure)]
 """Figures of other people's servers, with what a layer of theirs keeps; those with several groups are checked above."""
 
 

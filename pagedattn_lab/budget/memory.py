@@ -2,7 +2,7 @@
 
 vLLM measures it. At start-up a worker loads the weights, runs one step with as many tokens as a step may have, and
 looks how much memory that took at its peak. What is left of its share becomes the KV cache (``gpu_worker.py``,
-``determine_available_memory``). Nobody else can know these figures, so each is an :class:`Estimate` here: a range that
+``determine_available_memory``). Nobody else can know these figures, so each is an :class:`~pagedattn_lab.budget.estimate.Estimate` here: a range that
 scales with what it depends on, and is fitted to figures that vLLM has logged. A figure of one's own log replaces it.
 """
 
