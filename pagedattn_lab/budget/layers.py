@@ -202,7 +202,7 @@ def _drafter_specs(
         return {}
     if not num_speculative_tokens:
         raise BudgetError(
-            "a drafter is given, and num_speculative_tokens is 0: say how many tokens it guesses at a time"
+            "a drafter, and num_speculative_tokens is 0: say how many tokens it guesses"
         )
     if isinstance(drafter, str) and drafter == "mtp":
         number = fields["num_nextn_predict_layers"] or fields["mtp_num_hidden_layers"]
