@@ -47,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one KV head": case("LlamaForCausalLM", "llama", num_key_value_heads=1),
     "mistral, window": case("MistralForCausalLM", "mistral", sliding_window=128),
     "mistral, no window": case("MistralForCausalLM", "mistral", sliding_window=None),
-    "ministral": case("MistralForCausalLM", "ministral", sliding_window=128, layer_types=MIXED),
+    "ministral": case("MistralForCausalLM", "ministral", head_dim=32, sliding_window=128, layer_types=MIXED),
     "mixtral": case("MixtralForCausalLM", "mixtral", num_local_experts=4, sliding_window=None),
     "mixtral, window": case("MixtralForCausalLM", "mixtral", num_local_experts=4, sliding_window=64),
     "qwen2": case("Qwen2ForCausalLM", "qwen2", sliding_window=128, use_sliding_window=False),
@@ -74,7 +74,6 @@ CASES: dict[str, dict[str, Any]] = {
     "exaone4": case("Exaone4ForCausalLM", "exaone4", sliding_window=100, layer_types=MIXED, sliding_window_pattern=None),
     "granite": case("GraniteForCausalLM", "granite"),
     "granitemoe": case("GraniteMoeForCausalLM", "granitemoe", num_local_experts=4),
-    "apertus": case("ApertusForCausalLM", "apertus", hidden_act="silu"),
     "nemotron": case("NemotronForCausalLM", "nemotron"),
     "stablelm": case("StableLmForCausalLM", "stablelm"),
     "glm4": case("Glm4ForCausalLM", "glm4", head_dim=32),
@@ -86,8 +85,9 @@ CASES: dict[str, dict[str, Any]] = {
     "opt": case(
         "OPTForCausalLM", "opt", ffn_dim=512, word_embed_proj_dim=256, num_key_value_heads=None, intermediate_size=None
     ),
-    "gpt2": case("GPT2LMHeadModel", "gpt2", num_key_value_heads=None, intermediate_size=None),
-    "bloom": case("BloomForCausalLM", "bloom", num_key_value_heads=None, intermediate_size=None),
+    "gpt2": case(
+        "GPT2LMHeadModel", "gpt2", num_key_value_heads=None, intermediate_size=None, activation_function="gelu"
+    ),
     "falcon": case("FalconForCausalLM", "falcon", num_key_value_heads=None, multi_query=True),
     "starcoder2": case("Starcoder2ForCausalLM", "starcoder2", sliding_window=128),
     "smollm3": case("SmolLM3ForCausalLM", "smollm3"),
@@ -110,7 +110,7 @@ CASES: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": case(
         "Glm4MoeLiteForCausalLM", "glm4_moe_lite", kv_lora_rank=64, q_lora_rank=96, qk_nope_head_dim=32,
         qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, n_group=1,
-        topk_group=1, moe_intermediate_size=128, num_key_value_heads=8,
+        topk_group=1, moe_intermediate_size=128, first_k_dense_replace=1, num_key_value_heads=8,
     ),
     "qwen3_next": case("Qwen3NextForCausalLM", "qwen3_next", shared_expert_intermediate_size=128, **DELTA, **EXPERTS),
     "qwen3_5": case("Qwen3_5ForCausalLM", "qwen3_5_text", mamba_ssm_dtype="float32", **DELTA),

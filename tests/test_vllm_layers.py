@@ -14,7 +14,8 @@ from pagedattn_lab.budget.weights import weight_bytes
 from pagedattn_lab.kv_cache_specs import KVCacheSpec
 
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "vllm_layers.json").read_text())
-BLOCK_SIZE, MULTIPLE = 128, 32  # of vLLM's CPU backend
+BLOCK_SIZES = {False: (128, 32), True: (16, 16)}
+"""Of vLLM's CPU backends, without and with latents: the size, and what it is a multiple of."""
 RUNS = [
     pytest.param(name, settings, outcome, id=f"{name} {settings}")
     for name, model in RECORDED.items()
@@ -37,17 +38,21 @@ def config_of(name: str) -> Any:
 @pytest.mark.parametrize(("name", "settings", "outcome"), RUNS)
 def test_layers_are_vllms(name: str, settings: dict[str, Any], outcome: dict[str, Any]) -> None:
     """Catches a window that vLLM ignores, heads not shared out as it does, another block or page of a hybrid."""
-    given = {"block_size": BLOCK_SIZE, **settings}
-    found = layer_specs(config_of(name), block_size_multiple=MULTIPLE, max_model_len=2048, **given)
+    block_size, multiple = BLOCK_SIZES["kv_lora_rank" in RECORDED[name]["config"]]
+    given = {"block_size": block_size, **settings, **({"block_size": 16} if multiple == 16 else {})}
+    found = layer_specs(config_of(name), block_size_multiple=multiple, max_model_len=2048, **given)
     assert [told(*item) for item in found.specs.items()] == outcome["layers"]
 
 
-@pytest.mark.parametrize(("name", "settings", "outcome"), [run for run in RUNS if not run.values[1].keys() - {"tensor_parallel_size"}])
+@pytest.mark.parametrize(
+    ("name", "settings", "outcome"), [run for run in RUNS if run.values[1].keys() <= {"tensor_parallel_size"}]
+)
 def test_weights_are_vllms(name: str, settings: dict[str, Any], outcome: dict[str, Any]) -> None:
     """Catches a part that is not split among GPUs, split though every GPU keeps it, padded or counted twice."""
     (found,) = weight_bytes(config_of(name), **settings)
     assert found.low <= outcome["bytes"] <= found.high
-    assert found.likely == pytest.approx(outcome["bytes"], rel=0.01)
+    if "kv_lora_rank" not in RECORDED[name]["config"]:  # copies of projections are made after loading
+        assert found.likely == pytest.approx(outcome["bytes"], rel=0.01)
 
 
 def test_enough_was_recorded() -> None:

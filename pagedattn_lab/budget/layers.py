@@ -15,7 +15,7 @@ from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.budget.attention_layers import Heads, chunks, windows
 from pagedattn_lab.budget.dtypes import cache_dtype, model_dtype
 from pagedattn_lab.budget.errors import BudgetError
-from pagedattn_lab.budget.model_types import attention_kinds, refuse_unknown_layout
+from pagedattn_lab.budget.model_types import MODEL_DTYPE_ONLY, attention_kinds, refuse_unknown_layout
 from pagedattn_lab.budget.models import load_config
 from pagedattn_lab.budget.state_layers import STATE_FAMILIES
 from pagedattn_lab.kv_cache_groups import UnknownLayoutError
@@ -119,6 +119,9 @@ def layer_specs(
     notes: list[str] = []
     name = model_dtype(fields, dtype)
     kept_in = cache_dtype(fields, kv_cache_dtype, name, notes)
+    if fields["model_type"] in MODEL_DTYPE_ONLY and kept_in != name:
+        notes.append(f"vLLM keeps the cache of model type {fields['model_type']!r} in {name} all the same")
+        kept_in = name
     heads = Heads.of(fields, tp)
     if heads.latent and kept_in == "nvfp4":
         raise BudgetError("vLLM keeps no latents in nvfp4: use kv_cache_dtype fp8")
