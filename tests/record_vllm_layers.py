@@ -93,10 +93,14 @@ CASES: dict[str, dict[str, Any]] = {
     "smollm3": case("SmolLM3ForCausalLM", "smollm3"),
     "olmo2": case("Olmo2ForCausalLM", "olmo2"),
     "olmo3": case("Olmo3ForCausalLM", "olmo3", sliding_window=128),
-    "llama4": case(
-        "Llama4ForCausalLM", "llama4_text", head_dim=64, attention_chunk_size=256, num_local_experts=4,
-        intermediate_size_mlp=512,
-    ),
+    "llama4": {
+        "architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4", "dtype": "bfloat16",
+        "text_config": case(
+            "Llama4ForCausalLM", "llama4_text", head_dim=64, attention_chunk_size=256, num_local_experts=4,
+            intermediate_size_mlp=512,
+        ),
+        "vision_config": {"model_type": "llama4_vision_model", "hidden_size": 64, "num_hidden_layers": 1},
+    },
     "deepseek_v2": case(
         "DeepseekV2ForCausalLM", "deepseek_v2", kv_lora_rank=64, q_lora_rank=None, qk_nope_head_dim=32,
         qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, n_group=1,

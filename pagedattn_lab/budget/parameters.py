@@ -106,7 +106,7 @@ def count_parameters(published: Mapping[str, Any]) -> Parameters:
         (256, {'linear': 512, 'kv': 64, 'small': 16})
     """
     model = _build_on_meta(published)
-    kv_share = _kv_share(published)
+    kv_share, one_group = _kv_share(published), _one_group(published)
     outside = {"embedding": 0, "lm_head": 0, "other": 0, "vision": 0}
     layers: dict[int, Layer] = {}
     for name, parameter in model.named_parameters():  # a tied output embedding comes once
@@ -117,10 +117,12 @@ def count_parameters(published: Mapping[str, Any]) -> Parameters:
             layer, part = layers.setdefault(int(found[1]), {}), _part("." + found[2], parameter.dim())
             in_kv = int(parameter.numel() * kv_share) if part == "linear" and _FUSED.search(name) else 0
             layer["kv"] = layer.get("kv", 0) + in_kv
-            layer[part] = layer.get(part, 0) + parameter.numel() - in_kv
+            kept = one_group if part == "linear" and found[2].endswith(".in_proj.weight") else 0
+            layer["replicated"] = layer.get("replicated", 0) + kept
+            layer[part] = layer.get(part, 0) + parameter.numel() - in_kv - kept
         elif "lm_head" in name or "embed_out" in name:
             outside["lm_head"] += parameter.numel()
-        elif re.search(r"(embed_tokens|wte|word_embeddings|embed_in)\.weight$", name):
+        elif re.search(r"(embed_tokens|embeddings|wte|word_embeddings|embed_in)\.weight$", name):
             outside["embedding"] += parameter.numel()
         else:
             outside["other"] += parameter.numel()
@@ -135,6 +137,14 @@ def _kv_share(published: Mapping[str, Any]) -> float:
         return 0.0
     kv_heads = read_num_kv_heads(fields)
     return 2 * kv_heads / (required(fields, "num_attention_heads") + 2 * kv_heads)
+
+
+def _one_group(published: Mapping[str, Any]) -> int:
+    """Count what of a Mamba layer's input projection every GPU keeps: heads of one group share its inputs and outputs."""
+    fields = text_fields(published)
+    if fields["mamba_n_groups"] != 1:
+        return 0
+    return 2 * required(fields, "mamba_d_state") * required(fields, "hidden_size")
 
 
 def _build_on_meta(published: Mapping[str, Any]) -> Any:

@@ -144,6 +144,8 @@ def _position_tables(fields: Mapping[str, Any], dtype: str) -> int:
     given = fields["rope_parameters"]
     if not given or not fields["max_position_embeddings"] or fields["model_type"] in TRANSFORMERS_BACKEND:
         return 0
+    if fields["position_embedding_type"] == "nope":  # Granite 4 rotates nothing
+        return 0
     width = fields["qk_rope_head_dim"] if fields["kv_lora_rank"] else read_head_dim(fields)
     in_float32 = fields["model_type"] in _TABLES_IN_FLOAT32
     number_bytes = 4 if in_float32 else DTYPE_BYTES[dtype]
