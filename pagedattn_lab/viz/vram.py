@@ -65,9 +65,10 @@ def memory_of(budget: Budget) -> Memory:
 
     Example:
         >>> from pagedattn_lab.budget import plan
-        >>> show_vram(memory_of(plan("Qwen/Qwen3-0.6B", "RTX 3060", max_model_len=8192)))
-        Qwen3-0.6B on RTX 3060, 11.75 GiB: weights 1.12, other 1.10 (0.52 to 2.77), KV cache used 0.00, tail waste 0.00, free 8.59, above 0.92 0.94.
-    """  # noqa: E501
+        >>> memory = memory_of(plan("Qwen/Qwen3-0.6B", "RTX 3060", max_model_len=8192))
+        >>> memory.title, memory.free > 8 * GIB, memory.overrun
+        ('Qwen3-0.6B on RTX 3060', True, 0)
+    """
     weights, room = budget.weights_bytes, budget.available_bytes
     if budget.total is None or weights is None:
         raise ValueError("the budget says nothing of weights on a GPU: plan it with gpu")
