@@ -16,6 +16,7 @@ from controls import Driver
 from jupyter_page import Lab, Notebook
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, Page, expect
+from test_dark_pictures import COLOURS, contrast
 from test_lab_days import result
 from watch import PATIENCE, Watch, until
 
@@ -128,6 +129,8 @@ def test_it_can_be_read(show: Show, theme: str, width: int) -> None:
         assert stage.evaluate("stage => stage.scrollWidth - stage.clientWidth") <= 1
         assert stage.locator("svg").evaluate(LETTERS) >= 9.5
         assert violations(page, include="main") == []
+        drawn = [each for each in stage.locator("svg").evaluate(COLOURS) if each[2]]
+        assert len(drawn) > 20 and [text for text, *colours in drawn if contrast(*colours) < 4.5] == []
         mount = page.locator(".pa-mount").bounding_box()
         assert mount and mount["height"] <= 844
 
