@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.helpers import second_kernels, second_schedules
+from tests.helpers import second_budgets, second_kernels, second_schedules
 
 
 def bytes_per_token_per_rank(config, tensor_parallel_size, dtype_bytes):
@@ -303,4 +303,8 @@ SECOND: dict[str, Callable[..., Any]] = {
     "09.2": second_schedules.diagnose,
     "09.3": second_schedules.share_out,
     "09.4": second_schedules.next_to_run,
+    "10.1": second_budgets.log_figures,
+    "10.2": second_budgets.why_no_hits,
+    "10.3": second_budgets.make_it_fit,
+    "10.4": second_budgets.pick_flags,
 }
