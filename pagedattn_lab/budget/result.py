@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagedattn_lab.budget.estimate import Estimate
-from pagedattn_lab.budget.versions import Version
-from pagedattn_lab.kv_cache_groups import KVCacheCapacity, KVCacheGroup, bytes_per_block
+from pagedattn_lab.budget.options import Options
+from pagedattn_lab.budget.serve_command import serve_command
+from pagedattn_lab.budget.versions import Version, log_lines
+from pagedattn_lab.kv_cache_groups import FitCheck, KVCacheCapacity, KVCacheGroup, bytes_per_block, fit_check
 from pagedattn_lab.kv_cache_specs import MambaSpec, RequestLimits
 
 
@@ -41,11 +43,13 @@ class Budget:
     range says what the figure becomes with the least and the most of it.
 
     Attributes:
-        asked: the arguments of ``plan``, so that it can be asked again with another value.
+        asked: what was asked for, so that it can be asked again with another value.
         model: its name.
         gpu: its name or size, or ``None``.
         version: of vLLM.
         config: the model's configuration.
+        dtype: of the model.
+        kv_cache_dtype: of keys and values.
         block_size: tokens per block, as resolved; of a hybrid model it is aligned to the states.
         max_num_batched_tokens: most tokens in a step.
         max_num_seqs: most sequences in a step.
@@ -59,12 +63,13 @@ class Budget:
         notes: what was derived, a sentence each.
     """
 
-    asked: Mapping[str, Any]
+    asked: Options
     model: str
     gpu: str | None
     version: Version
     config: Mapping[str, Any]
     dtype: str
+    kv_cache_dtype: str
     block_size: int
     max_num_batched_tokens: int
     max_num_seqs: int
@@ -166,17 +171,22 @@ class Budget:
         """Whether the number of blocks follows from what was given, with nothing left open."""
         return self.capacity_low.num_blocks == self.capacity_high.num_blocks
 
+    @property
+    def fit(self) -> FitCheck:
+        """Whether a request of full length fits, on the rank where it is tightest."""
+        checks = [
+            fit_check(rank.groups, rank.available.likely, self.limits, null_block=self.version.sets_null_block_aside)
+            for rank in self.ranks
+        ]
+        return min(checks, key=lambda check: check.available_bytes - check.needed_bytes)
+
     def log_lines(self) -> list[str]:
         """What vLLM prints of this at start-up, in its version's words."""
-        from pagedattn_lab.budget.versions import log_lines
-
         return log_lines(self)
 
     def serve_command(self) -> str:
         """The line that starts such a server."""
-        from pagedattn_lab.budget.serve_command import serve_command
-
-        return serve_command(self.asked)
+        return serve_command(self.asked, self.model)
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, in types that JSON has."""
@@ -196,12 +206,15 @@ class Budget:
             "num_blocks_range": list(self.num_blocks_range),
             "kv_tokens_range": list(self.kv_tokens_range),
             "max_concurrency_range": list(self.max_concurrency_range),
+            "dtype": self.dtype,
+            "kv_cache_dtype": self.kv_cache_dtype,
             "block_size": self.block_size,
             "max_model_len": self.max_model_len,
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "max_num_seqs": self.max_num_seqs,
             "max_in_flight_tokens": self.limits.max_in_flight_tokens,
             "gpu_memory_utilization": self.gpu_memory_utilization,
+            "fits": self.fit.fits,
             "groups": [
                 {
                     "kind": group.spec.kind,
