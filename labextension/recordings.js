@@ -18,7 +18,7 @@ const MOST_PATIENCE = 2000;
 
 /** The player's scripts, as anywidget loads them, and those that answer a lesson's controls without a kernel: one module. */
 const SCRIPTS = ["looks.js", "tiles.js", "tables.js", "board.js", "motion.js", "text.js", "scrolling.js", "player.js"];
-const WITHOUT_KERNEL = ["model.js", "recorder.js", "lesson.js"];
+const WITHOUT_KERNEL = ["model.js", "recorder.js", "calculator.js", "lesson.js"];
 
 const here = (name) => new URL(name, import.meta.url);
 const addSheet = (name) =>

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from docutils.nodes import Element
     from myst_nb.core.render import MimeData, NbElementRenderer
 
-WITHOUT_KERNEL = ("model.js", "recorder.js", "lesson.js")
+WITHOUT_KERNEL = ("model.js", "recorder.js", "calculator.js", "lesson.js")
 EXPORTS = "export default { render };\nexport { boardText, modelOf };\n"
 FOR_SCRIPTS = "application/vnd.pagedattn-lab."  # what begins so is for scripts of the book, and shows nothing by itself
 # What scripts of single pages are made of: the front page's and the sandbox's.

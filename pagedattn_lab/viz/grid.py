@@ -159,7 +159,7 @@ def make_grid(controls: Mapping[str, Any], show: Callable[..., dict[str, Any]]) 
         if len(packed) <= MOST_BYTES or most == 1:
             break
         most = most * 3 // 4
-    offered = [_offer(control, each) for control, each in zip(controls.values(), chosen, strict=True)]
+    offered = [offer(control, each) for control, each in zip(controls.values(), chosen, strict=True)]
     return {"controls": offered, "recordings": packed, "digest": digest(shown)}
 
 
@@ -176,7 +176,7 @@ def digest(recordings: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(_json(frames)).hexdigest()[:16]
 
 
-def _offer(control: Any, chosen: list[Position]) -> dict[str, Any]:
+def offer(control: Any, chosen: list[Position]) -> dict[str, Any]:
     """What a page needs to show a control."""
     is_choice = not isinstance(control, widgets.IntSlider)
     return {

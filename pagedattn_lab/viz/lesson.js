@@ -1,5 +1,5 @@
 // A lesson without a kernel: its controls, and what it shows at each of their positions, which lesson.py has stored. It
-// follows recorder.js and player.js in one file.
+// follows recorder.js, calculator.js and player.js in one file.
 
 /** Undo what grid.py did: a list of everything that a lesson can show, packed. */
 async function unpack(packed) {
@@ -8,9 +8,11 @@ async function unpack(packed) {
   return new Response(unzipped).json();
 }
 
-/** What one position shows: a recording made of its operations, or pictures put together of their pieces. */
-function shownAt({ pieces, shown }, index) {
-  const { ops, words, frames } = shown[index];
+/** What one position shows: a recording made of its operations, pictures put together of their pieces, or one drawn anew. */
+function shownAt({ pieces, shown, calculator }, index) {
+  if (calculator) return { frames: [calculated(calculator, index)] };
+  const { ops, words, error, frames } = shown[index];
+  if (error) return { error };
   if (ops) return { ...replay(ops), words };
   return { frames: frames.map((frame) => ({ ...frame, svg: frame.svg.map((number) => pieces[number]).join("") })) };
 }
@@ -56,9 +58,9 @@ function controlsOf({ controls }, recordings, model, clean) {
     all ??= unpack(recordings);
     const stored = await all, at = rows.reduce((sum, row, i) => sum * controls[i].options.length + row.index(), 0);
     root.dataset.shown = at;
-    const { error = "" } = stored.shown[at];
+    const { error = "", ...made } = shownAt(stored, at);
     if (error) return model.set("error", error); // the player says that it still shows what was before
-    const last = model.get("recording").frames.length - 1, recording = clean(shownAt(stored, at));
+    const last = model.get("recording").frames.length - 1, recording = clean(made);
     const end = recording.frames.length - 1;
     const step = model.get("step") === last ? end : Math.min(model.get("step"), end); // as Player.play does
     model.change({ error, recording, step });

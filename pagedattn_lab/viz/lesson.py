@@ -46,7 +46,7 @@ class Lesson(widgets.VBox):
         self._draw, self._controls = draw, controls
         self._moving = False
         self.player = Player(draw(**self.values), label, step=step)
-        check_choices(controls, has_pictures="svg" in self.player.frames[0])
+        self._check_choices()
         super().__init__(children=[*controls.values(), self.player])
         self.add_class("pa-lesson")
         for control in controls.values():
@@ -90,6 +90,14 @@ class Lesson(widgets.VBox):
         last = len(made["frames"]) - 1
         return picture(made, self.player.step_in(last) if step is None else step)
 
+    def _check_choices(self) -> None:
+        """Refuse controls that a page without a kernel could not offer."""
+        check_choices(self._controls, has_pictures="svg" in self.player.frames[0])
+
+    def _make_grid(self) -> dict[str, Any] | None:
+        """Make what a page without a kernel needs."""
+        return make_grid(self._controls, lambda **values: recording(self._draw(**values)))
+
     def _check_names(self, values: dict[str, Any]) -> None:
         for name in values:
             if name not in self._controls:
@@ -115,7 +123,7 @@ class Lesson(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle = super()._repr_mimebundle_(**kwargs) | self.player.bundle() | {"text/plain": repr(self)}
-        grid = make_grid(self._controls, lambda **values: recording(self._draw(**values)))
+        grid = self._make_grid()
         if grid is None:
             return bundle, {}
         # Another zlib packs the same in other bytes: what is packed is metadata, the digest beside it is data.
