@@ -40,8 +40,8 @@ TABLE = {
     "gpt-oss-20b": Logged("openai/gpt-oss-20b", "58.47GiB", 1_277_184, {8192: "155.75x"}, H100),
     "DeepSeek-V2-Lite": Logged("deepseek-ai/DeepSeek-V2-Lite", "43.61GiB", 1_505_552, {8192: "183.78x"}, H100),
 }
-"""An H100 of 79.19 GiB, a share of 0.95, vLLM 0.19, batch 8,192: llm-d-incubation/llm-d-planner, accuracy/results, commit
-d3121e0."""
+"""An H100 of 79.19 GiB, a share of 0.95, vLLM 0.19, batch 8,192: llm-d-incubation/llm-d-planner, accuracy/results,
+commit d3121e0."""
 
 
 def with_blocks(num_blocks: int, logged: Logged, max_model_len: int) -> Budget:
@@ -80,7 +80,7 @@ def test_pipeline_binds_where_memory_is_least() -> None:
     exact = plan(LLAMA, num_gpu_blocks_override=1_075_312 // 16, **settings)
     assert budget.num_blocks_range[0] <= exact.num_blocks <= budget.num_blocks_range[1]
     assert (exact.kv_tokens, f"{exact.max_concurrency:.2f}x", exact.exact) == (1_075_312, "131.26x", True)
-    with pytest.raises(BudgetError, match="available_bytes has 3 sizes for 2 ranks of a pipeline"):
+    with pytest.raises(BudgetError, match="available_bytes has 3 sizes for 2 ranks of the pipeline"):
         plan(LLAMA, available_bytes=[*ranks, "1GiB"], **settings)
 
 
@@ -108,7 +108,7 @@ def test_logged_with_the_number_of_blocks(
 
 
 def test_hybrid_block_is_aligned_to_its_state() -> None:
-    """Catches a block of 16 tokens where a state has to fit: the reason why these models' hit rate is 0 for short prompts."""
+    """Catches a block of 16 tokens where a state has to fit: short prompts find nothing in such a model's cache."""
     sizes = [
         plan("Qwen3.5-27B", "H200", max_model_len=32_768, kv_cache_dtype=kind).block_size for kind in ("auto", "fp8")
     ]
@@ -140,7 +140,7 @@ def test_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("setting", TABLE_1, ids=lambda setting: setting.model)
 def test_table_1_of_the_paper(setting: Setting) -> None:
-    """Catches other bytes per token for OPT than the paper's: slots to the hundred, for memory that is rounded to GiB."""
+    """Catches other bytes per token for OPT than the paper's: slots to the hundred, for memory rounded to GiB."""
     config = {
         "model_type": "opt", "num_hidden_layers": setting.shape.num_layers, "dtype": "float16",
         "hidden_size": setting.shape.num_kv_heads * setting.shape.head_dim, "vocab_size": 50272,
@@ -248,7 +248,7 @@ def test_gpus_by_any_name() -> None:
         "RTX 4090"
     }
     assert gpu_memory("H100")[1].likely == Estimate.printed("79.19GiB").likely
-    assert gpu_memory("24GiB") == gpu_memory(24 * GIB)[:0] + ("24GiB", Estimate.known(24 * GIB, "given"))
+    assert gpu_memory("24GiB")[1] == gpu_memory(24 * GIB)[1] == Estimate.known(24 * GIB, "given")
     for name, sheet in GPUS.items():
         found, total = gpu_memory(name)
         assert found == name and 0.9 * sheet.gib * GIB < total.low <= total.high < sheet.gib * GIB
@@ -281,7 +281,7 @@ def test_weights_larger_than_the_gpu() -> None:
     said = str(refused.value)
     assert "meta-llama/Llama-3.1-70B leaves no memory for a cache on RTX 4090: weights 131" in said
     assert "GiB more than the 21.75 GiB that a share of 0.92 gives it" in said and "GPU" in said.rpartition(":")[2]
-    with pytest.raises(BudgetError, match="--quantization fp8"):
+    with pytest.raises(BudgetError, match=r"try --quantization .* tokens, "):
         plan(LLAMA, "RTX 3060", max_model_len=8192)
 
 
@@ -327,8 +327,10 @@ def test_json_has_every_field() -> None:
     budget = plan("google/gemma-3-27b-it", "H100", max_model_len=8192)
     report = json.loads(json.dumps(budget.to_json(), allow_nan=False))
     assert report["bytes_per_token"] == 62 * 2 * 16 * 128 * 2
-    for name in ("bytes_per_token", "bytes_per_block", "num_blocks", "blocks_per_request", "kv_tokens", "max_concurrency",
-                 "weights_bytes", "available_bytes"):  # fmt: skip
+    for name in (
+        "bytes_per_token", "bytes_per_block", "num_blocks", "blocks_per_request", "kv_tokens", "max_concurrency",
+        "weights_bytes", "available_bytes",
+    ):  # fmt: skip
         assert report[name] == getattr(budget, name)
     assert [group["layers"] + group["padding_layers"] for group in report["groups"]] == [10] * 7
     assert report["parts"]["available"]["low"] < report["available_bytes"] < report["parts"]["available"]["high"]

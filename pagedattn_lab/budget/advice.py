@@ -16,7 +16,6 @@ from pagedattn_lab.budget.options import Options
 from pagedattn_lab.budget.result import Budget
 from pagedattn_lab.budget.serve_command import FLAGS
 from pagedattn_lab.hardware import GPUS
-from pagedattn_lab.kv_cache_groups import fit_check
 from pagedattn_lab.kv_cache_specs import MambaSpec
 
 LEAST_EFFECT = 1.02
@@ -39,11 +38,8 @@ def largest_context(budget: Budget) -> int:
         65520
     """
     limits = replace(budget.limits, max_model_len=model_max_len(budget.config))
-    aside = budget.version.sets_null_block_aside
-    return min(
-        fit_check(rank.groups, rank.available.likely, limits, null_block=aside).largest_model_len
-        for rank in budget.ranks
-    )
+    checks = (budget.version.fit_check(rank.groups, rank.available.likely, limits) for rank in budget.ranks)
+    return min(check.largest_model_len for check in checks)
 
 
 def smallest_gpu(

@@ -14,7 +14,7 @@ from pagedattn_lab.arithmetic import GIB, UNITS_HELP
 from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, Users, first_change, known_models, plan, users
 from pagedattn_lab.budget.dtypes import CACHE_DTYPES
 from pagedattn_lab.budget.memory import gpu_memory
-from pagedattn_lab.budget.versions import NEWEST, find_version
+from pagedattn_lab.budget.versions import vllm_version
 from pagedattn_lab.cli.arguments import add_json, finite, positive, text, text_of_file
 from pagedattn_lab.cli.output import count, did_you_mean, print_json
 from pagedattn_lab.cli.terminal import waiting, wrap
@@ -84,7 +84,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--vllm-version",
         type=_version,
-        default=NEWEST,
+        default=Options.vllm_version,
         metavar="V",
         help="whose formulas, defaults and words to use (default: %(default)s)",
     )
@@ -252,9 +252,9 @@ def _print_load(name: str, load: Users) -> None:
     what = name if _means(name) else Path(name).name
     refused = f" ({load.refused:,} refused)" if load.refused else ""
     said = (
-        f"{what}, {count(load.num_requests, 'request')}{refused}: each holds {load.mean_blocks:,.1f} blocks on average, "
-        f"{load.deviation:,.1f} more or less. {load.mean:,} at once fill the cache; with {load.with_risk():,} it is too "
-        "small 1 % of the time."
+        f"{what}, {count(load.num_requests, 'request')}{refused}: each holds {load.mean_blocks:,.1f} blocks on "
+        f"average, {load.deviation:,.1f} more or less. {load.mean:,} at once fill the cache; with "
+        f"{load.with_risk():,} it is too small 1 % of the time."
     )
     print("\n" + wrap(said))
 
@@ -268,7 +268,7 @@ def _gpu(argument: str) -> str:
 
 def _version(argument: str) -> str:
     try:
-        find_version(argument)
+        vllm_version(argument)
     except BudgetError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return argument
