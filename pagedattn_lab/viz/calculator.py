@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
 
+from pagedattn_lab.budget import Budget, BudgetError, Options
+from pagedattn_lab.budget.compute import compute, model_max_len
+from pagedattn_lab.kv_cache_specs import ChunkedLocalAttentionSpec, KVCacheSpec, MambaSpec, RequestLimits, SlidingWindowSpec
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.concurrency import CURVE_HEIGHT, LENGTHS, Point, draw_concurrency
-from pagedattn_lab.viz.fit import Facts, held_blocks, most_blocks, tell, times, work_out
+from pagedattn_lab.viz.fit import Facts, Group, held_blocks, most_blocks, tell, times, work_out
 from pagedattn_lab.viz.grid import offer, pack, positions
 from pagedattn_lab.viz.lesson import Lesson
 from pagedattn_lab.viz.vram import BAR_HEIGHT, describe_memory, draw_memory, picture
@@ -30,6 +34,109 @@ CONTROLS = {
     "users": "requests",
 }
 """What each control is called, by the name of the value that it sets."""
+
+
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "Llama-3.1-8B": {"model": "meta-llama/Llama-3.1-8B"},
+    "Llama-3.1-8B, weights fp8": {"model": "meta-llama/Llama-3.1-8B", "quantization": "fp8"},
+    "Llama-3.1-8B, weights 4 bit": {"model": "meta-llama/Llama-3.1-8B", "quantization": "awq"},
+    "Qwen3-0.6B": {"model": "Qwen/Qwen3-0.6B"},
+    "Qwen3-4B": {"model": "Qwen/Qwen3-4B"},
+    "gemma-3-12b": {"model": "google/gemma-3-12b-it"},
+    "gpt-oss-20b": {"model": "openai/gpt-oss-20b"},
+    "DeepSeek-V2-Lite": {"model": "deepseek-ai/DeepSeek-V2-Lite"},
+    "Qwen3.5-27B, weights fp8": {"model": "Qwen/Qwen3.5-27B", "quantization": "fp8"},
+    "SmolLM2-135M": {"model": "HuggingFaceTB/SmolLM2-135M"},
+}
+"""Models of each kind of cache, by what they are called: what :class:`~pagedattn_lab.budget.Options` takes of them."""
+
+CARDS = ("RTX 4060", "RTX 3060", "RTX 4060 Ti 16GB", "T4", "RTX 4090", "RTX 5090", "L40S", "H100-80GB", "H200")
+"""GPUs from 8 to 141 GiB."""
+
+CONTEXTS = tuple(2**power for power in range(9, 18))
+BLOCK_SIZES = (16, 32, 64, 128)
+TOKENS = (100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+USERS = (1, 2, 5, 10, 20, 30, 50, 100, 200)
+
+
+def gather(
+    models: Mapping[str, Mapping[str, Any]] = MODELS,
+    gpus: Sequence[str] = CARDS,
+    kv_cache_dtypes: Sequence[str] = ("auto", "fp8"),
+    **settings: Any,
+) -> Facts:
+    """Gather what a calculator needs to know of models and GPUs.
+
+    Args:
+        models: by what they are called, what :class:`~pagedattn_lab.budget.Options` takes of them.
+        gpus: names of :data:`pagedattn_lab.hardware.GPUS`, or sizes.
+        kv_cache_dtypes: in which keys and values may be stored.
+        settings: of the server, the same for all, as ``gpu_memory_utilization`` or ``vllm_version``.
+
+    Raises:
+        BudgetError: a model, GPU or setting is unknown.
+        UnknownLayoutError: vLLM lays a model's layers out in a way that is not known here.
+    """
+    if not (models and gpus and kv_cache_dtypes):
+        raise BudgetError("a calculator needs at least one model, one GPU and one dtype to choose from")
+
+    def budget(name: str, **more: Any) -> Budget:
+        return compute(Options(**{"gpu": gpus[0], "max_model_len": CONTEXTS[0]} | settings | dict(models[name]) | more))
+
+    served = {name: [budget(name, gpu=gpu) for gpu in gpus] for name in models}
+    cards = next(iter(served.values()))
+    return {
+        "utilization": f"{cards[0].gpu_memory_utilization:g}",
+        "models": [
+            {
+                "name": name,
+                "max_model_len": model_max_len(budgets[0].config),
+                "memory": [_memory(each) for each in budgets],
+                "layouts": [
+                    [_layout(budget(name, kv_cache_dtype=dtype, block_size=size)) for size in BLOCK_SIZES]
+                    for dtype in kv_cache_dtypes
+                ],
+            }
+            for name, budgets in served.items()
+        ],
+        "gpus": [
+            {
+                "name": gpu, "total": card.total.likely, "limit": _limit(card),
+                "in_flight": card.limits.max_in_flight_tokens,
+            }
+            for gpu, card in zip(gpus, cards, strict=True)
+        ],
+        "contexts": CONTEXTS, "dtypes": kv_cache_dtypes, "block_sizes": BLOCK_SIZES, "tokens": TOKENS, "users": USERS,
+    }  # fmt: skip
+
+
+def _limit(card: Budget) -> int:
+    assert card.total is not None  # a GPU was named
+    return math.ceil(card.total.likely * card.gpu_memory_utilization)
+
+
+def _memory(budget: Budget) -> list[int]:
+    """Weights; other memory at least, likely and at most; room for the cache at least and at most."""
+    others = [part for name, part in budget.parts if name != "weights"]
+    weights, room = budget.weights_bytes, budget.available
+    assert weights is not None  # nothing else was given
+    low, high = (sum(getattr(part, end) for part in others) for end in ("low", "high"))
+    return [weights, low, _limit(budget) - weights - room.likely, high, room.low, room.high]
+
+
+def _layout(budget: Budget) -> list[Any]:
+    """Tokens and bytes of a block, and the groups of layers."""
+    return [budget.block_size, budget.bytes_per_block, [_group(each.spec, budget.limits) for each in budget.groups]]
+
+
+def _group(spec: KVCacheSpec, limits: RequestLimits) -> Group:
+    if isinstance(spec, SlidingWindowSpec):
+        return ["window", spec.block_size, spec.sliding_window + spec.extra_retained_tokens]
+    if isinstance(spec, ChunkedLocalAttentionSpec):
+        return ["chunk", spec.block_size, spec.attention_chunk_size]
+    if isinstance(spec, MambaSpec):
+        return ["state", spec.block_size, spec.max_blocks_per_request(limits)]
+    return ["full", spec.block_size, 0]
 
 
 def draw(facts: Facts, at: Sequence[int]) -> Picture:
