@@ -6,9 +6,10 @@ releases 0.32.0 and 0.33.0.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,18 +163,28 @@ class Client:
         Raises:
             ServerError: a request is refused, or its answer has another length. The rest is not sent.
         """
+        requests = enumerate(zip(load.prompts, load.output_lens, strict=True), 1)
+        turn, ended = threading.Lock(), threading.Event()
+
+        def client() -> None:
+            while not ended.is_set():
+                with _Turn(turn) as mine:
+                    number, (prompt, output_len) = next(requests, (0, ((), 0)))
+                    if not number:
+                        return
+                    who = f"request {number} of {len(load.prompts)}"
+                    try:
+                        self._complete(who, model, prompt, output_len, salt, mine)
+                    except BaseException:
+                        ended.set()
+                        raise
+
         with ThreadPoolExecutor(clients) as pool:
-            sent = [
-                pool.submit(self._complete, number, len(load.prompts), model, prompt, output_len, salt)
-                for number, (prompt, output_len) in enumerate(zip(load.prompts, load.output_lens, strict=True), 1)
-            ]
             try:
-                wait(sent, return_when=FIRST_EXCEPTION)
+                for each in [pool.submit(client) for _ in range(clients)]:
+                    each.result()
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-        for answer in sent:
-            if not answer.cancelled():
-                answer.result()
+                ended.set()
 
     def settle(self, before: Snapshot, load: Load, seconds: float = 10.0) -> Snapshot:
         """Read the counters once they have caught up with a load: a server counts after it has answered.
@@ -196,14 +207,13 @@ class Client:
             time.sleep(0.1)
 
     def _complete(
-        self, number: int, num_requests: int, model: str, prompt: Sequence[int], output_len: int, salt: str
+        self, who: str, model: str, prompt: Sequence[int], output_len: int, salt: str, turn: _Turn
     ) -> None:
         body = {
             "model": model, "prompt": list(prompt), "max_tokens": output_len, "temperature": 0.0, "ignore_eos": True,
             "cache_salt": salt,
         }  # fmt: skip
-        who = f"request {number} of {num_requests}"
-        answer = self._send("POST", "/v1/completions", json=body)
+        answer = self._send("POST", "/v1/completions", json=body, extensions={"trace": turn.on_event})
         if not answer.is_success:
             raise ServerError(
                 f"{who}, {len(prompt):,} tokens and {output_len:,} to come, was refused ({_reason(answer)}): the rest "
@@ -244,6 +254,31 @@ class Client:
         if not isinstance(content, dict):
             raise ServerError(f"{self.url}{path} answers no JSON object: is this an OpenAI server?")
         return content
+
+
+class _Turn:
+    """Lets one client at a time take a request and write it, so that they arrive in order; answers may overlap."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock, self._has = lock, False
+
+    def __enter__(self) -> _Turn:
+        self._lock.acquire()
+        self._has = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pass_on()
+
+    def on_event(self, name: str, _: Mapping[str, Any]) -> None:
+        """Called by httpx at every stage of a request."""
+        if name.endswith("send_request_body.complete"):
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._has:
+            self._has = False
+            self._lock.release()
 
 
 def _reason(answer: httpx.Response) -> str:

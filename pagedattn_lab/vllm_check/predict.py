@@ -39,7 +39,7 @@ def predict_replay(server: Server, limits: SchedulerLimits, load: Load, clients:
         Request(f"request {number}", prompt, max_tokens=output_len)
         for number, (prompt, output_len) in enumerate(zip(load.prompts, load.output_lens, strict=True), 1)
     )
-    served = serve(scheduler, requests, clients=clients)
+    served = serve(scheduler, requests, clients=clients, through_server=True)
     return {
         "prefix_cache_queries": manager.stats.queries,
         "prefix_cache_hits": manager.stats.hits,
