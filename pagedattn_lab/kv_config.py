@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 # Layer kinds, as in transformers' ``layer_types``: those that keep keys and values of their tokens, those that do not.
-_ATTENTION_LAYERS = {
+ATTENTION_LAYERS = {
     "full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid", "hybrid_sliding",
 }  # fmt: skip
-_LAYERS_WITHOUT_CACHE = {"linear_attention", "mamba", "recurrent", "conv", "moe", "mlp"}
+LAYERS_WITHOUT_CACHE = {"linear_attention", "mamba", "recurrent", "conv", "moe", "mlp"}
 
 # The names that families of models have for one figure, the usual one first.
 _NAMES = {
@@ -28,7 +28,7 @@ _NAMES = {
 }
 
 # Settings under which a token leaves something else behind than equal keys and values in every layer.
-_OTHER_CACHES = {
+OTHER_CACHES = {
     "is_encoder_decoder": "an encoder-decoder also caches the encoder's output, once per prompt",
     "add_cross_attention": "cross-attention also caches another sequence, once per prompt",
     "cross_attention_layers": "cross-attention layers cache an image's tokens, not the prompt's",
@@ -45,7 +45,7 @@ _LAYER_PATTERNS = (
 )  # fmt: skip
 
 # Figures of some layers only, which may differ from the one for all layers.
-_VARIANTS = {
+VARIANTS = {
     "swa_head_dim": "head_dim", "swa_v_head_dim": "v_head_dim", "global_head_dim": "head_dim",
     "swa_num_key_value_heads": "num_key_value_heads", "num_global_key_value_heads": "num_key_value_heads",
 }  # fmt: skip
@@ -53,9 +53,29 @@ _VARIANTS = {
 _QUERY_GROUPS = ("multi_query", "new_decoder_architecture", "multi_query_attention", "multi_query_group_num")
 _LATENTS = ("kv_lora_rank", "qk_rope_head_dim", "index_head_dim")
 _SETTINGS = (
-    *_OTHER_CACHES, *_LAYER_PATTERNS, *_VARIANTS, *_QUERY_GROUPS, *_LATENTS, "v_head_dim", "per_layer_config",
+    *OTHER_CACHES, *_LAYER_PATTERNS, *VARIANTS, *_QUERY_GROUPS, *_LATENTS, "v_head_dim", "per_layer_config",
     "kv_sharing_modes", "model_type",
 )  # fmt: skip
+
+# What a server's budget reads besides: windows, states, the vocabulary, drafts, how weights are stored.
+_BUDGET_SETTINGS = (
+    "sliding_window", "use_sliding_window", "max_window_layers", "attention_chunk_size", "no_rope_layers", "index_topk",
+    "vocab_size", "max_position_embeddings", "tie_word_embeddings", "quantization_config", "architectures",
+    "num_nextn_predict_layers", "mtp_num_hidden_layers", "partial_rotary_factor", "rope_parameters", "rope_scaling",
+    "qk_nope_head_dim", "attn_layer_offset",
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
+    "intermediate_size", "moe_intermediate_size", "num_experts_per_tok",
+    "linear_conv_kernel_dim", "mamba_ssm_dtype", "mamba_ssm_cache_dtype", "mamba_expand", "mamba_n_groups",
+    "mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_d_conv", "mamba_d_ssm", "mamba_num_heads",
+    "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "conv_dim", "conv_L_cache",
+)  # fmt: skip
+
+
+class CompleteConfig(dict[str, Any]):
+    """What a configuration says of its text decoder, with all that its class knows filled in: nothing is left out.
+
+    The keys are the usual names. A figure that is missing or None does not exist for this model.
+    """
 
 _OTHER_HEADS_IN_WINDOWS = {"mimo_v2_flash"}
 """Model types whose layers with a sliding window have twice the KV heads, though no setting says so."""
@@ -80,8 +100,8 @@ def cached_figures(config: Any) -> dict[str, Any]:
         >>> cached_figures({"num_hidden_layers": 2, "kv_lora_rank": 512, "qk_rope_head_dim": 64})
         {'num_layers': 2, 'num_kv_heads': 1, 'head_dim': 576, 'value_dim': 512, 'latent': True, 'dtype': None}
     """
-    fields = _text_fields(config)
-    for name, reason in _OTHER_CACHES.items():
+    fields = text_fields(config)
+    for name, reason in OTHER_CACHES.items():
         if fields.get(name):
             raise _no_one_shape(f"it sets {name} = {fields[name]}, and {reason}")
     num_layers = _num_attention_layers(fields)
@@ -89,12 +109,12 @@ def cached_figures(config: Any) -> dict[str, Any]:
         raise _no_one_shape(f"it sets index_head_dim = {fields['index_head_dim']} and caches index keys as well")
     rank = fields["kv_lora_rank"]
     if rank:  # one latent for all heads, and behind it the part of a key that is rotated
-        num_kv_heads, head_dim, value_dim = 1, rank + _required(fields, "qk_rope_head_dim"), rank
+        num_kv_heads, head_dim, value_dim = 1, rank + required(fields, "qk_rope_head_dim"), rank
     else:
-        num_kv_heads, head_dim = _num_kv_heads(fields), _head_dim(fields)
+        num_kv_heads, head_dim = read_num_kv_heads(fields), read_head_dim(fields)
         value_dim = fields["v_head_dim"] or head_dim
         figures = {"num_key_value_heads": num_kv_heads, "head_dim": head_dim, "v_head_dim": value_dim}
-        for variant, name in _VARIANTS.items():
+        for variant, name in VARIANTS.items():
             if fields.get(variant) and fields[variant] != figures[name]:
                 raise _no_one_shape(f"it sets {variant} = {fields[variant]} beside {name} = {figures[name]}")
     return {
@@ -132,11 +152,13 @@ def _as_in_json(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(text, object_hook=lambda read: float(read["__float__"]) if read.keys() == {"__float__"} else read)
 
 
-def _text_fields(config: Any) -> dict[str, Any]:
+def text_fields(config: Any) -> dict[str, Any]:
     """Give what a configuration says of its text decoder, each figure under its usual name.
 
     ``left_out_by`` is the model type, if any, that decides what a figure left out means, and that nobody here knows.
     """
+    if isinstance(config, CompleteConfig):
+        return {name: config.get(name) for name in (*_NAMES, *_SETTINGS, *_BUDGET_SETTINGS, "left_out_by")}
     outer = _with_class_defaults(config) if isinstance(config, Mapping) else config
     if isinstance(outer, Mapping):
         text = _with_class_defaults(outer["text_config"]) if outer.get("text_config") else outer
@@ -150,8 +172,9 @@ def _text_fields(config: Any) -> dict[str, Any]:
             raise ValueError(f"this configuration sets {name} = False, so its tokens see later ones and none is cached")
     fields = _fields(text)
     if text is not outer:
-        for name in ("dtype", "is_encoder_decoder"):  # some files name these at the top only
-            fields[name] = fields[name] or _fields(outer)[name]
+        top = _fields(outer)
+        for name in ("dtype", "is_encoder_decoder", "quantization_config", "architectures"):
+            fields[name] = fields[name] or top[name]  # some files name these at the top only
     is_mapping = isinstance(text, Mapping)
     fields["left_out_by"] = (text.get("model_type") or outer.get("model_type")) if is_mapping else None
     return fields
@@ -168,10 +191,10 @@ def _fields(source: Any) -> dict[str, Any]:
             per_layer = source.to_dict().get("per_layer_config")
     figures = {name: names for name, names in _NAMES.items() if name != "layer_types"}
     for layer, overrides in (per_layer or {}).items():
-        named = {"skip", *_VARIANTS, *(name for names in figures.values() for name in names)} & set(overrides)
+        named = {"skip", *VARIANTS, *(name for names in figures.values() for name in names)} & set(overrides)
         if named:  # reading one of these from the whole configuration would raise
             raise _no_one_shape(f"per_layer_config gives layer {int(layer)} another {', '.join(sorted(named))}")
-    fields = {name: read(name) for name in _SETTINGS}
+    fields = {name: read(name) for name in (*_SETTINGS, *_BUDGET_SETTINGS)}
     for name, names in _NAMES.items():
         fields[name] = next((value for value in map(read, names) if value), None)
     return fields
@@ -186,8 +209,8 @@ def _num_attention_layers(fields: Mapping[str, Any]) -> int:
         for name in _LAYER_PATTERNS:
             if fields[name]:
                 raise _no_one_shape(f"it sets {name} = {fields[name]}, so only some of its layers keep a KV cache")
-        return _required(fields, "num_hidden_layers")
-    unknown = set(kinds) - _ATTENTION_LAYERS - _LAYERS_WITHOUT_CACHE
+        return required(fields, "num_hidden_layers")
+    unknown = set(kinds) - ATTENTION_LAYERS - LAYERS_WITHOUT_CACHE
     if unknown:
         raise _no_one_shape(f"what its layers of kind {', '.join(sorted(unknown))} cache is not keys and values alone")
     if "sliding_attention" in kinds and fields["model_type"] in _OTHER_HEADS_IN_WINDOWS:
@@ -196,34 +219,34 @@ def _num_attention_layers(fields: Mapping[str, Any]) -> int:
         raise ValueError(
             f"{len(kinds)} layer kinds for num_hidden_layers = {fields['num_hidden_layers']}: give as many"
         )
-    num_layers = sum(kind in _ATTENTION_LAYERS for kind in kinds)
+    num_layers = sum(kind in ATTENTION_LAYERS for kind in kinds)
     if not num_layers:
         raise ValueError("none of the configuration's layers has attention: it keeps a state of constant size instead")
     return num_layers
 
 
-def _num_kv_heads(fields: Mapping[str, Any]) -> int:
+def read_num_kv_heads(fields: Mapping[str, Any]) -> int:
     """Read how many KV heads every layer has."""
     if fields["multi_query"] and not fields["new_decoder_architecture"]:
         return 1  # Falcon-7B, StarCoder
     if fields["multi_query_attention"] is False:  # ChatGLM
-        return _required(fields, "num_attention_heads")
+        return required(fields, "num_attention_heads")
     if fields["multi_query_group_num"]:
         return fields["multi_query_group_num"]
     if fields["num_key_value_heads"] or fields["left_out_by"]:
-        return _required(fields, "num_key_value_heads")
-    return _required(fields, "num_attention_heads")
+        return required(fields, "num_key_value_heads")
+    return required(fields, "num_attention_heads")
 
 
-def _head_dim(fields: Mapping[str, Any]) -> int:
+def read_head_dim(fields: Mapping[str, Any]) -> int:
     """Read how many elements a head's key has."""
     if fields["head_dim"] or fields["left_out_by"]:
-        return _required(fields, "head_dim")
-    hidden_size, num_heads = _required(fields, "hidden_size"), _required(fields, "num_attention_heads")
+        return required(fields, "head_dim")
+    hidden_size, num_heads = required(fields, "hidden_size"), required(fields, "num_attention_heads")
     return hidden_size // num_heads
 
 
-def _required(fields: Mapping[str, Any], name: str) -> int:
+def required(fields: Mapping[str, Any], name: str) -> int:
     """Give one figure that holds for all layers, or say that it is missing or differs."""
     value = fields[name]
     if isinstance(value, list | tuple):

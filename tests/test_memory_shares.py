@@ -159,10 +159,13 @@ def test_the_papers_machine_is_in_the_table() -> None:
 @pytest.mark.parametrize("name", GPUS)
 def test_gpus_are_those_of_their_data_sheets(name: str) -> None:
     """Catches a unit that slipped: no GPU here reads its memory in under 10 ms or over 100, or its ratio is that of no
-    GPU made since 2020; and a figure without a source and its year."""
+    GPU with tensor cores; a figure without a source and its year; and a driver that reports more than is built in, or
+    so much less that it must be another card's."""
     gpu = GPUS[name]
     assert 0.01 < gpu.gib * GIB / gpu.bandwidth < 0.1
-    assert 100 < gpu.flops / gpu.bandwidth < 500
+    assert 60 < gpu.flops / gpu.bandwidth < 500
+    assert (gpu.driver_gib is None) is (gpu.driver_source == "")
+    assert gpu.driver_gib is None or 0.9 * gpu.gib < gpu.driver_gib < gpu.gib
     assert name.split("-")[0] in gpu.source and ", 20" in gpu.source
 
 

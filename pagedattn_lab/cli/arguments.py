@@ -6,20 +6,10 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Iterable
-from fractions import Fraction
 from pathlib import Path
 
+from pagedattn_lab.arithmetic import num_bytes
 from pagedattn_lab.cli.output import did_you_mean
-
-UNITS = {"": 2**30} | {
-    f"{letter}{kind}": base**power
-    for power, letter in enumerate("kmgt", 1)
-    for kind, base in (("ib", 1024), ("b", 1000))
-}
-"""Bytes per unit of a :func:`size`: GiB and its like count in powers of 1024, GB and its like in powers of 1000."""
-
-UNITS_HELP = "a GiB is 1024^3 bytes, a GB 1000^3; a plain number means GiB"
-"""Which unit is which, in a few words."""
 
 
 def add_attention(parser: argparse._ActionsContainer) -> None:
@@ -117,29 +107,11 @@ def temperature(argument: str) -> float:
 
 
 def size(argument: str) -> int:
-    """A number of bytes with its unit; without one it means GiB. A unit that may mean two things is refused by name.
-
-    Example:
-        >>> size("12"), size("12GB"), size("500 MiB")
-        (12884901888, 12000000000, 524288000)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) ?([a-z]*)", argument.strip(), flags=re.ASCII | re.IGNORECASE)
-    number, unit = match.groups() if match else ("0", "")
-    if re.fullmatch("[kmgt]i?", unit, flags=re.IGNORECASE):
-        letter = unit[0].upper()
-        raise argparse.ArgumentTypeError(
-            f"{argument!r} leaves open which unit is meant: write {number}{letter}iB or {number}{letter}B; {UNITS_HELP}"
-        )
-    if re.fullmatch("[KMGT]i?b", unit):
-        raise argparse.ArgumentTypeError(
-            f"{argument!r} may be bits: write {number}{unit[:-1]}B for bytes; {UNITS_HELP}"
-        )
-    num_bytes = int(Fraction(number) * UNITS.get(unit.lower(), 0))
-    if not num_bytes:
-        raise argparse.ArgumentTypeError(
-            f"{argument!r} is not a size above 0: write 12GiB, 500MiB, 12GB or 500MB; {UNITS_HELP}"
-        )
-    return num_bytes
+    """A number of bytes with its unit, as :func:`~pagedattn_lab.arithmetic.num_bytes` reads it."""
+    try:
+        return num_bytes(argument)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def rate(argument: str) -> float:

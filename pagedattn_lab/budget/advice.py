@@ -1,0 +1,199 @@
+"""The budget the other way round: the longest context, the smallest GPU, and what to change first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pagedattn_lab.arithmetic import GIB
+from pagedattn_lab.budget.compute import compute, model_max_len
+from pagedattn_lab.budget.errors import BudgetError
+from pagedattn_lab.budget.estimate import Estimate
+from pagedattn_lab.budget.lengths import users
+from pagedattn_lab.budget.options import Options
+from pagedattn_lab.budget.result import Budget
+from pagedattn_lab.budget.serve_command import FLAGS
+from pagedattn_lab.hardware import GPUS
+from pagedattn_lab.kv_cache_groups import fit_check
+from pagedattn_lab.kv_cache_specs import MambaSpec
+
+LEAST_EFFECT = 1.02
+"""By how much a change must raise the concurrency to be worth a line."""
+
+FULL_SHARE = 0.95
+"""The share of a GPU that a server can use if it is alone on it: the driver and a desktop need some."""
+
+
+def largest_context(budget: Budget) -> int:
+    """Find the longest request that the cache of a budget holds, up to what the model itself can do; 0 if none.
+
+    Example:
+        >>> from pagedattn_lab.budget.compute import compute
+        >>> largest_context(compute(Options("meta-llama/Llama-3.1-8B", available_bytes="8GiB")))
+        65520
+    """
+    limits = replace(budget.limits, max_model_len=model_max_len(budget.config))
+    aside = budget.version.sets_null_block_aside
+    return min(
+        fit_check(rank.groups, rank.available.likely, limits, null_block=aside).largest_model_len
+        for rank in budget.ranks
+    )
+
+
+def smallest_gpu(
+    options: Options, num_requests: int = 1, lengths: Sequence[tuple[int, int]] | None = None, most_gpus: int = 8
+) -> Budget:
+    """Find the least hardware of the table that serves a load: of those with enough, the one with the least memory.
+
+    Args:
+        options: the model and its settings; ``gpu`` and ``tensor_parallel_size`` are what is looked for.
+        num_requests: requests at once.
+        lengths: tokens of their prompts and outputs; by default all are as long as ``max_model_len`` allows.
+        most_gpus: GPUs that share each layer: 1, 2, 4 … up to this.
+
+    Raises:
+        BudgetError: none is enough.
+    """
+    counts = [2**power for power in range(most_gpus.bit_length()) if 2**power <= most_gpus]
+    machines = [(count * sheet.gib, count, name) for name, sheet in GPUS.items() for count in counts]
+    refusals = []
+    for _, count, name in sorted(machines):
+        try:
+            budget = compute(replace(options, gpu=name, tensor_parallel_size=count))
+        except BudgetError as error:
+            refusals.append(str(error))
+            continue
+        if not budget.fit.fits:
+            continue
+        served = budget.max_concurrency if lengths is None else users(budget, lengths).with_risk()
+        if served >= num_requests:
+            return budget
+    if len(refusals) == len(machines):
+        raise BudgetError(refusals[0])
+    raise BudgetError(
+        f"no GPU of the table, nor up to {most_gpus} of one kind, serves {num_requests:,} requests at once: ask for "
+        "fewer, or for shorter ones"
+    )
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting changed, and what becomes of the budget.
+
+    Attributes:
+        flag: what to add to the command, or to do.
+        why: what it does.
+        budget: with it.
+        effect: how many times as many requests fit as before; infinite if none did.
+    """
+
+    flag: str
+    why: str
+    budget: Budget
+    effect: float
+
+    @property
+    def sentence(self) -> str:
+        """Say it with its figure."""
+        holds = f"{self.budget.kv_tokens:,} tokens, {self.budget.max_concurrency:.2f}x"
+        if not self.budget.fit.fits:
+            holds = "which alone is not enough"
+        return f"{self.flag}: {self.why}; {holds}"
+
+
+def first_change(budget: Budget) -> tuple[Change, ...]:
+    """Try one change after the other, and give those that let more requests of full length in, best first.
+
+    Each is computed like the budget itself. Where the memory for the cache was given, a change that touches the memory
+    is computed from the difference that the estimates make.
+    """
+    before = budget.max_concurrency if budget.fit.fits else 0.0
+    changes = []
+    for why, changed in _candidates(budget):
+        try:
+            after = _again(budget, changed)
+        except (BudgetError, ValueError):
+            continue  # this setting is not for this model
+        effect = after.max_concurrency / before if before else math.inf if after.fit.fits else 0.0
+        if effect >= LEAST_EFFECT or not before:
+            changes.append(Change(_flag(changed), why, after, effect))
+    if not before and any(change.effect for change in changes):
+        changes = [change for change in changes if change.effect]
+    return tuple(sorted(changes, key=lambda change: (-change.effect, -change.budget.max_concurrency)))
+
+
+def _candidates(budget: Budget) -> Iterator[tuple[str, dict[str, Any]]]:
+    options = budget.asked
+    if not budget.fit.fits and (longest := largest_context(budget)):
+        yield "the longest request that fits", {"max_model_len": longest}
+    elif budget.max_model_len > 2048:
+        yield (
+            "if no request is longer",
+            {"max_model_len": budget.max_model_len // 2},
+        )
+    if options.kv_cache_dtype == "auto":
+        yield "keys and values take one byte a number", {"kv_cache_dtype": "fp8"}
+    if any(isinstance(spec, MambaSpec) for group in budget.groups for spec in group.specs):
+        if options.enable_prefix_caching:
+            yield "no state is kept for others, so nobody finds a prompt", {"enable_prefix_caching": False}
+    if options.device == "cpu" or options.kv_cache_memory_bytes is not None or options.num_gpu_blocks_override:
+        return
+    if options.quantization is None and not budget.config.get("quantization_config"):
+        yield "weights take one byte a number", {"quantization": "fp8"}
+    if budget.gpu_memory_utilization < FULL_SHARE:
+        yield "if nothing else needs the GPU", {"gpu_memory_utilization": FULL_SHARE}
+    yield (
+        f"weights and heads on {2 * options.tensor_parallel_size} GPUs",
+        {"tensor_parallel_size": 2 * options.tensor_parallel_size},
+    )
+    if budget.max_num_seqs > 128:
+        yield "fewer rows of logits at the peak", {"max_num_seqs": 128}
+    if budget.max_num_batched_tokens > 2048:
+        yield "smaller steps: less memory at the peak and in flight", {"max_num_batched_tokens": 2048}
+
+
+def _again(budget: Budget, changed: dict[str, Any]) -> Budget:
+    options = replace(budget.asked, **changed)
+    if options.available_bytes is None or not {*changed} - {"max_model_len", "kv_cache_dtype", "enable_prefix_caching"}:
+        return compute(options)
+    if options.gpu is None:
+        raise BudgetError("give gpu: without it nothing says how much a change of memory makes")
+    unknown = dict.fromkeys(("available_bytes", "weights_bytes"))
+    was, becomes = (compute(replace(each, **unknown)).available.likely for each in (budget.asked, options))
+    shift = becomes - was
+    given = [
+        Estimate(size.low + shift, size.high + shift, size.likely + shift, False, size.source)
+        for size in budget.asked.per_rank("available_bytes") or ()
+    ]
+    return compute(replace(options, available_bytes=tuple(given)))
+
+
+def _flag(changed: dict[str, Any]) -> str:
+    [(name, value)] = changed.items()
+    return "--no-enable-prefix-caching" if name == "enable_prefix_caching" else f"{FLAGS[name]} {value}"
+
+
+def refusal(budget: Budget) -> str:
+    """Say in a sentence by how much a request of full length does not fit, and what to change."""
+    fit, name = budget.fit, budget.config["name"]
+    if budget.available.likely <= 0 and budget.total is not None:
+        taken = ", ".join(f"{part} {size.likely / GIB:.2f}" for part, size in budget.parts)
+        share = budget.total.likely * budget.gpu_memory_utilization / GIB
+        text = (
+            f"{name} leaves no memory for a cache on {budget.gpu}: {taken} GiB are "
+            f"{-budget.available.likely / GIB:.2f} GiB more than the {share:.2f} GiB that a share of "
+            f"{budget.gpu_memory_utilization:g} gives it"
+        )
+    else:
+        longest = largest_context(budget)
+        text = (
+            f"one request of {budget.max_model_len:,} tokens needs {fit.needed_bytes / GIB:.2f} GiB of cache, "
+            f"{(fit.needed_bytes - fit.available_bytes) / GIB:.2f} GiB more than the {fit.available_bytes / GIB:.2f} GiB "
+            f"that are left for {name}; "
+            + (f"the longest that fits has {longest:,} tokens" if longest else "not even the shortest fits")
+        )
+    helps = [change for change in first_change(budget) if change.budget.fit.fits]
+    change = f"try {helps[0].sentence}" if helps else "no single setting makes room: take a larger GPU or more of them"
+    return f"{text}: {change}"

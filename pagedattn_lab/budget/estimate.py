@@ -1,0 +1,83 @@
+"""A number of bytes together with how sure it is, and where it comes from."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pagedattn_lab.arithmetic import UNITS, num_bytes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number of bytes that may lie anywhere from ``low`` to ``high``.
+
+    Attributes:
+        low: the least it may be.
+        high: the most.
+        likely: what to count on if one number is asked for.
+        exact: whether it follows from what was given, so that the three are one.
+        source: where it comes from, in a few words.
+
+    Raises:
+        ValueError: the three do not rise, or are called exact and differ.
+
+    Example:
+        >>> Estimate.known(5, "counted") + Estimate(1, 4, 2, False, "logged elsewhere")
+        Estimate(low=6, high=9, likely=7, exact=False, source='counted + logged elsewhere')
+    """
+
+    low: int
+    high: int
+    likely: int
+    exact: bool
+    source: str
+
+    def __post_init__(self) -> None:
+        """Refuse a range that is none."""
+        if not self.low <= self.likely <= self.high:
+            raise ValueError(f"{self.low}, {self.likely}, {self.high}: give low, likely and high in rising order")
+        if self.exact and self.low != self.high:
+            raise ValueError(f"from {self.low} to {self.high}: what is exact is one number")
+
+    @classmethod
+    def known(cls, size: int, source: str) -> Estimate:
+        """Make one that is exact."""
+        return cls(size, size, size, True, source)
+
+    @classmethod
+    def printed(cls, text: str, source: str = "as printed") -> Estimate:
+        """Read a size as a program prints it: half a unit of the last decimal stands open on either side.
+
+        A size without decimals is taken as it stands.
+
+        Raises:
+            ValueError: no size.
+
+        Example:
+            vLLM prints two decimals of a GiB, which leaves 10 MiB open:
+
+            >>> logged = Estimate.printed("58.11GiB")
+            >>> (logged.high - logged.low) // 2**20, logged.exact, Estimate.printed("8GiB").exact
+            (10, False, True)
+        """
+        middle = num_bytes(text)
+        decimals, unit = re.fullmatch(r"\s*[0-9]*\.?([0-9]*) ?([A-Za-z]*)\s*", text).groups()  # type: ignore[union-attr]
+        if not decimals:
+            return cls.known(middle, source)
+        half = Fraction(UNITS[unit.lower()], 2 * 10 ** len(decimals))
+        exactly = Fraction(re.search(r"[0-9.]+", text)[0]) * UNITS[unit.lower()]  # type: ignore[index]
+        low, high = math.ceil(exactly - half), math.floor(exactly + half)
+        return cls(low, high, middle, low == high, f"{source}, to {len(decimals)} decimals")
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Add two that do not depend on one another."""
+        return Estimate(
+            self.low + other.low,
+            self.high + other.high,
+            self.likely + other.likely,
+            self.exact and other.exact,
+            f"{self.source} + {other.source}",
+        )

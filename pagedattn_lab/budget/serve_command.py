@@ -1,0 +1,55 @@
+"""The line that starts a server with the settings of a budget."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from pagedattn_lab.budget.estimate import Estimate
+from pagedattn_lab.budget.options import Options
+
+FLAGS = {
+    "max_model_len": "--max-model-len",
+    "dtype": "--dtype",
+    "quantization": "--quantization",
+    "kv_cache_dtype": "--kv-cache-dtype",
+    "tensor_parallel_size": "--tensor-parallel-size",
+    "pipeline_parallel_size": "--pipeline-parallel-size",
+    "block_size": "--block-size",
+    "max_num_batched_tokens": "--max-num-batched-tokens",
+    "max_num_seqs": "--max-num-seqs",
+    "gpu_memory_utilization": "--gpu-memory-utilization",
+    "kv_cache_memory_bytes": "--kv-cache-memory-bytes",
+    "num_gpu_blocks_override": "--num-gpu-blocks-override",
+}
+"""vLLM's flag for each option that has one."""
+
+
+def serve_command(options: Options) -> str:
+    """Write the line, with a flag for everything that is not vLLM's default.
+
+    Example:
+        >>> serve_command(Options("meta-llama/Llama-3.1-8B", max_model_len=8192, enable_prefix_caching=False))
+        'vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --no-enable-prefix-caching'
+    """
+    words = ["vllm", "serve", _name(options.model)]
+    for name, flag in FLAGS.items():
+        value = getattr(options, name)
+        if value != getattr(Options, name):
+            words += [flag, str(value.likely if isinstance(value, Estimate) else value)]
+    if not options.enable_prefix_caching:
+        words.append("--no-enable-prefix-caching")
+    if options.async_scheduling is not None:
+        words.append("--async-scheduling" if options.async_scheduling else "--no-async-scheduling")
+    if options.drafter is not None:
+        tokens = options.num_speculative_tokens
+        words += ["--speculative-config", f'{{"model": "{_name(options.drafter)}", "num_speculative_tokens": {tokens}}}']
+    return shlex.join(words)
+
+
+def _name(model: str | Path | Mapping[str, object]) -> str:
+    if isinstance(model, Mapping):
+        return str(model.get("_name_or_path") or "MODEL")
+    path = Path(model)
+    return str(path.parent if path.name == "config.json" else model)
