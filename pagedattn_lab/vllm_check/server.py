@@ -38,7 +38,8 @@ class Server:
         kv_cache_memory_bytes: memory for keys and values that somebody has asked for.
         cache_dtype: of keys and values, ``"auto"`` for the model's own.
         dtype: the model's own.
-        hf_config: the model's configuration.
+        device: ``"cpu"`` or ``"gpu"``.
+        tensor_parallel_size: GPUs that share each layer.
         scheduler_config: what the scheduler was told; empty unless the server has ``/server_info``.
     """
 
@@ -56,7 +57,8 @@ class Server:
     kv_cache_memory_bytes: int | None
     cache_dtype: str
     dtype: str | None
-    hf_config: Mapping[str, Any] | None
+    device: str | None
+    tensor_parallel_size: int | None
     scheduler_config: Mapping[str, Any]
 
 
@@ -102,7 +104,7 @@ def read_server(client: Client, snapshot: Snapshot, model: str | None = None) ->
     max_model_len = card.get("max_model_len") or model_config.get("max_model_len")
     if not isinstance(max_model_len, int):
         raise ServerError(f"{client.url}/v1/models does not say max_model_len of {card['id']!r}: update the server")
-    dtype = model_config.get("dtype")
+    dtype, device = model_config.get("dtype"), (info.get("device_config") or {}).get("device")
     return Server(
         url=client.url,
         version=client.get_if_there("/version").get("version"),
@@ -118,7 +120,8 @@ def read_server(client: Client, snapshot: Snapshot, model: str | None = None) ->
         kv_cache_memory_bytes=_optional(labels, "kv_cache_memory_bytes"),
         cache_dtype=labels.get("cache_dtype", "auto"),
         dtype=dtype.removeprefix("torch.") if isinstance(dtype, str) else None,
-        hf_config=model_config.get("hf_config") if isinstance(model_config.get("hf_config"), dict) else None,
+        device=None if device is None else "cpu" if device == "cpu" else "gpu",
+        tensor_parallel_size=(info.get("parallel_config") or {}).get("tensor_parallel_size"),
         scheduler_config=info.get("scheduler_config") or {},
     )
 
