@@ -1,7 +1,7 @@
 """Write what a vLLM server really answers to ``vllm-check``: python -m tests.record_vllm_check URL NAME OPTIONS...
 
 ``tests/test_vllm_check.py`` answers with it again. OPTIONS are those of ``vllm-check``; NAME is that of the recording in
-``vllm_check.json``. Of ``/metrics``, buckets and what is not vLLM's are left out, of ``/server_info`` what nobody reads,
+``vllm_check.json``. The book's table is written too, from all recordings; without arguments only that. Of ``/metrics``, buckets and what is not vLLM's are left out, of ``/server_info`` what nobody reads,
 and of the completions all but the first. A path of the recording's machine is replaced by the model's name.
 """
 
@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from pagedattn_lab.cli import main
 from pagedattn_lab.vllm_check import client
+from tests.helpers.vllm_check import FILE, RECORDINGS, URL, Recorded, in_place_of_the_network
 
-FILE = Path(__file__).with_name("vllm_check.json")
+BOOK = Path(__file__).parents[1] / "book" / "vllm_check.json"
 SERVER_INFO = {
     "model_config": ("dtype", "max_model_len"),
     "scheduler_config": (
@@ -63,13 +67,32 @@ def trimmed(path: str, answer: httpx.Response) -> str:
     return answer.text
 
 
-if __name__ == "__main__":
-    url, name, *options = sys.argv[1:]
+def record(url: str, name: str, *options: str) -> None:
+    """Check a server, and keep what it answered."""
     recorder, make = Recorder(), client.Client.__init__
-    client.Client.__init__ = lambda self, *given: make(self, *given, transport=recorder)
-    if main(["vllm-check", "--url", url, *options]) == 0:
-        metrics = recorder.answers["/metrics"]
-        recorder.answers["/metrics"] = [metrics[0], metrics[-1]]
-        recordings = json.loads(FILE.read_text()) if FILE.exists() else {}
-        recordings[name] = {"options": options, "answers": recorder.answers}
-        FILE.write_text(json.dumps(recordings, indent=1) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.Client, "__init__", lambda self, *given: make(self, *given, transport=recorder))
+        if main(["vllm-check", "--url", url, *options]):
+            return
+    metrics = recorder.answers["/metrics"]
+    recorder.answers["/metrics"] = [metrics[0], metrics[-1]]
+    RECORDINGS[name] = {"options": list(options), "answers": recorder.answers}
+    FILE.write_text(json.dumps(RECORDINGS, indent=1) + "\n")
+
+
+def reports() -> dict[str, Any]:
+    """What ``vllm-check`` says of every recording."""
+    found = {}
+    for name in RECORDINGS:
+        recorded = Recorded(name)
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+            in_place_of_the_network(patch, recorded)
+            assert main(["vllm-check", "--url", URL, *recorded.options, "--json"]) == 0
+        found[name] = json.loads(printed.getvalue())
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        record(*sys.argv[1:])
+    BOOK.write_text(json.dumps(reports(), indent=1) + "\n")

@@ -33,10 +33,7 @@ def add(commands: Any) -> None:
         examples=[
             ("vllm-check --url http://127.0.0.1:8000", "64 requests of many conversations, all at once"),
             ("vllm-check --url http://127.0.0.1:8000 --requests 0", "only what it has room for: nothing is sent"),
-            (
-                "vllm-check --url http://127.0.0.1:8000 --max-num-seqs 64 --clients 16",
-                "a server with a limit that it does not tell, 16 requests at a time",
-            ),
+            ("vllm-check --url http://127.0.0.1:8000 --clients 16", "16 requests at a time"),
         ],
     )
     parser.add_argument("--url", type=_url, required=True, help="where the server is, such as http://127.0.0.1:8000")
@@ -155,6 +152,8 @@ def _url(argument: str) -> str:
 
 
 def _print(check: Check) -> None:
+    from pagedattn_lab.vllm_check.report import comparison
+
     server, limits, sent = check.server, check.limits, check.workload
     version = f"vLLM {server.version}" if server.version else "no version told"
     facts = {
@@ -169,7 +168,7 @@ def _print(check: Check) -> None:
     for name, fact in facts.items():
         print(wrap(f"{name:<12}{fact}", indent=" " * 12))
     print(f"\n{'':<26}{'predicted':>13}{'observed':>13}{'difference':>14}")
-    for label, predicted, observed, difference in check.rows():
+    for label, predicted, observed, difference in comparison(check.predicted, check.observed):
         print(f"{label:<26}{predicted:>13}{observed:>13}{difference:>14}".rstrip())
     for number, reason in enumerate(check.reasons()):
         print(("\n" if not number else "") + wrap(f"* {reason}", indent="  "))

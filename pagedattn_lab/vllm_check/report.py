@@ -44,7 +44,7 @@ class Check:
     unknown: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for programs. The address is left out of what may be kept."""
+        """All of it, for programs, except where the server is: that is nobody else's business."""
         server, limits = self.server, self.limits
         return {
             "version": server.version,
@@ -59,13 +59,6 @@ class Check:
             "observed": dict(self.observed),
             "reasons": list(self.reasons()),
         }
-
-    def rows(self) -> Iterator[tuple[str, str, str, str]]:
-        """Each figure: its name, predicted, observed, and by how much the second exceeds the first."""
-        for name, label in (CAPACITY | REPLAY).items():
-            if name in self.observed:
-                predicted, observed = self.predicted.get(name), self.observed[name]
-                yield label, _text(name, predicted), _text(name, observed), _difference(name, predicted, observed)
 
     def reasons(self) -> Iterator[str]:
         """Say what could not be predicted, and why observed figures can differ from predicted ones: a sentence each."""
@@ -100,6 +93,19 @@ class Check:
             "of the first clients are in the second, and that one that follows an answer misses a step. One preempted "
             "earlier or later moves what comes after it."
         )
+
+
+def comparison(predicted: Figures, observed: Figures) -> Iterator[tuple[str, str, str, str]]:
+    """Each figure that was observed: its name, predicted, observed, and by how much the second exceeds the first.
+
+    Example:
+        >>> list(comparison({"num_blocks": 97}, {"num_blocks": 97, "num_preemptions": 4}))
+        [('blocks', '97', '97', '0'), ('preemptions', 'unknown', '4', '')]
+    """
+    for name, label in (CAPACITY | REPLAY).items():
+        if name in observed:
+            figures = predicted.get(name), observed[name]
+            yield label, _text(name, figures[0]), _text(name, figures[1]), _difference(name, *figures)
 
 
 def hit_rate(figures: Figures) -> float:
