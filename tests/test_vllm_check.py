@@ -107,7 +107,7 @@ def test_what_people_read(reach: Callable[[Answer], None], capsys: pytest.Captur
 
 def test_limits_that_a_server_tells() -> None:
     """Catches an option that does not go before what the server says, and a default that does."""
-    recorded = Recorded("chat, development mode")
+    recorded = Recorded("chat in development mode")
     with recorded.client() as client:
         server = read_server(client, client.metrics())
     told, given = scheduler_limits(server), scheduler_limits(server, max_num_seqs=7)
@@ -347,7 +347,7 @@ def test_a_server_with_no_room() -> None:
 )
 def test_why_figures_differ(queries: int, prompt_tokens: int, words: list[str]) -> None:
     """Catches somebody else's tokens blamed on a release, and the other way round."""
-    with Recorded("chat, development mode").client() as client:
+    with Recorded("chat in development mode").client() as client:
         server = read_server(client, client.metrics())
     predicted = {"prompt_tokens": 100, "prefix_cache_queries": 100}
     observed = {"prompt_tokens": prompt_tokens, "prefix_cache_queries": queries}

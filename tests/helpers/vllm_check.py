@@ -51,4 +51,4 @@ class Recorded:
 def in_place_of_the_network(patch: pytest.MonkeyPatch, answer: Answer) -> None:
     """Have every client that is made from now on ask this."""
     make, transport = Client.__init__, httpx.MockTransport(answer)
-    patch.setattr(Client, "__init__", lambda self, *given: make(self, *given, transport=transport))
+    patch.setattr(Client, "__init__", lambda self, *given, **_: make(self, *given, transport=transport))
