@@ -127,13 +127,16 @@ class KVCacheCapacity:
 # --- layers to groups -----------------------------------------------------------------------------------------------
 
 
-def kv_cache_groups(specs: Mapping[str, KVCacheSpec], *, hybrid_kv_cache_manager: bool = True) -> list[KVCacheGroup]:
+def kv_cache_groups(
+    specs: Mapping[str, KVCacheSpec], *, hybrid_kv_cache_manager: bool = True, near: float = 1.5
+) -> list[KVCacheGroup]:
     """Form the groups of a whole model, all pipeline ranks together.
 
     Args:
         specs: how each layer keeps its cache, by name, in the order of the layers. A drafter's layers come last.
         hybrid_kv_cache_manager: whether several groups are allowed. Without them (vLLM's
             ``--disable-hybrid-kv-cache-manager``) windows and chunks are kept like full attention.
+        near: the largest bucket's size decides if it is less than this many times the smallest one's.
 
     Raises:
         UnknownLayoutError: vLLM cannot serve these layers together, or lays them out in a way we do not know.
@@ -155,7 +158,7 @@ def kv_cache_groups(specs: Mapping[str, KVCacheSpec], *, hybrid_kv_cache_manager
     if share_a_table(specs.values()):
         return [KVCacheGroup(tuple(specs), tuple(specs.values()))]
     try:
-        return _groups_of_equal_pages(equal_pages(specs))
+        return _groups_of_equal_pages(equal_pages(specs), near)
     except UnknownLayoutError:
         latents_and_windows = {MLAAttentionSpec, SlidingWindowSpec}
         if {type(spec) for spec in specs.values()} - {FullAttentionSpec} != latents_and_windows:
@@ -180,7 +183,7 @@ def _alike(specs: Iterable[KVCacheSpec]) -> bool:
     return len(plain) == 1 and len(limits) <= 1
 
 
-def _groups_of_equal_pages(specs: Mapping[str, KVCacheSpec]) -> list[KVCacheGroup]:
+def _groups_of_equal_pages(specs: Mapping[str, KVCacheSpec], near: float) -> list[KVCacheGroup]:
     """Sort layers into buckets, and cut these into groups of equally many layers."""
     kinds: dict[KVCacheSpec, list[str]] = {}
     for name, spec in specs.items():
@@ -195,7 +198,7 @@ def _groups_of_equal_pages(specs: Mapping[str, KVCacheSpec]) -> list[KVCacheGrou
             bucket[1].extend(names)
 
     sizes = [len(names) for _, names in buckets]
-    group_size = max(sizes) if max(sizes) < min(sizes) * 1.5 else min(sizes)
+    group_size = max(sizes) if max(sizes) < min(sizes) * near else min(sizes)
     groups = []
     for number, (_, names) in enumerate(buckets):
         num_groups = cdiv(len(names), group_size)

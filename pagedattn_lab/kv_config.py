@@ -77,6 +77,7 @@ class CompleteConfig(dict[str, Any]):
     The keys are the usual names. A figure that is missing or None does not exist for this model.
     """
 
+
 _OTHER_HEADS_IN_WINDOWS = {"mimo_v2_flash"}
 """Model types whose layers with a sliding window have twice the KV heads, though no setting says so."""
 

@@ -26,6 +26,8 @@ PURE = (
     "vllm_check.workload", "vllm_check.check",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
+    "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
+    "budget.layers", "budget.quantization", "budget.parameters", "budget.weights",
 )  # fmt: skip
 
 
@@ -67,6 +69,8 @@ SPINE = [
     "engine.output_processor", "engine.core", "engine.sampling", "engine.beam_search", "engine.metrics",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
+    "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
+    "budget.layers", "budget.quantization", "budget.parameters", "budget.weights",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",

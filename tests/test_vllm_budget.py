@@ -1,4 +1,4 @@
-"""Groups, blocks, tokens and fits against vLLM's own: the same layers and memory, recorded there, give the same here."""
+"""Groups, blocks, tokens and fits against vLLM's own: what was recorded there comes out here."""
 
 from __future__ import annotations
 

@@ -12,7 +12,11 @@ from typing import Any
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.model_types import BY_LAYER, NO_MIXED_WINDOWS
 from pagedattn_lab.kv_cache_specs import (
-    ChunkedLocalAttentionSpec, FullAttentionSpec, KVCacheSpec, MLAAttentionSpec, SlidingWindowSpec,
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVCacheSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
 )  # fmt: skip
 from pagedattn_lab.kv_config import read_head_dim, read_num_kv_heads, required
 
@@ -28,12 +32,17 @@ class Heads:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], tp: int) -> Heads:
+        """Share a model's heads out among so many GPUs.
+
+        Raises:
+            BudgetError: query heads that do not divide, or KV heads that can neither be divided nor repeated.
+        """
         query_heads = required(fields, "num_attention_heads")
         if query_heads % tp:
             divisors = [n for n in range(1, query_heads + 1) if query_heads % n == 0]
             raise BudgetError(
-                f"{query_heads} attention heads do not divide among tensor_parallel_size = {tp}, {query_heads % tp} are "
-                f"left over: use one of {', '.join(map(str, divisors))}"
+                f"{query_heads} attention heads do not divide among tensor_parallel_size = {tp}, {query_heads % tp} "
+                f"{'is' if query_heads % tp == 1 else 'are'} left over: use one of {', '.join(map(str, divisors))}"
             )
         if fields["kv_lora_rank"]:
             return cls(1, fields["kv_lora_rank"] + required(fields, "qk_rope_head_dim"), 0, True)
@@ -47,6 +56,7 @@ class Heads:
         return cls(max(1, kv_heads // tp), head_size, fields["v_head_dim"] or head_size, False)
 
     def spec(self, block_size: int, dtype: str, window: int | None = None, chunk: int | None = None) -> KVCacheSpec:
+        """Make the spec of one layer with these heads."""
         if self.latent:
             return MLAAttentionSpec(block_size=block_size, head_size=self.head_size, dtype=dtype)
         kept = {"num_kv_heads": self.num_kv_heads, "head_size": self.head_size, "head_size_v": self.head_size_v}
@@ -68,8 +78,8 @@ def windows(fields: Mapping[str, Any], number: int, notes: list[str]) -> list[in
     mixed = some and any(kind != "sliding_attention" for kind in kinds)
     if mixed and model_type in NO_MIXED_WINDOWS and fields["max_window_layers"] != number:
         raise BudgetError(
-            f"vLLM does not load model type {model_type!r} with a window in some layers only: set use_sliding_window to "
-            f"false, or max_window_layers = {fields['max_window_layers']} to {number}"
+            f"vLLM does not load model type {model_type!r} with a window in some layers only: set "
+            f"use_sliding_window to false, or max_window_layers = {fields['max_window_layers']} to {number}"
         )
     if mixed and model_type not in BY_LAYER:
         notes.append(f"vLLM does not use the window of {window} tokens, which only some layers of this type have")
@@ -91,5 +101,3 @@ def chunks(fields: Mapping[str, Any], number: int) -> list[int | None]:
     if not rotated:
         raise BudgetError("the configuration has attention_chunk_size but no no_rope_layers: add them")
     return [chunk if rotates else None for rotates in rotated]
-
-

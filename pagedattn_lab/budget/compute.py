@@ -12,9 +12,9 @@ from pagedattn_lab.budget.layers import LayerSpecs, layer_specs, layers_of_ranks
 from pagedattn_lab.budget.models import load_config
 from pagedattn_lab.budget.options import Options
 from pagedattn_lab.budget.result import Budget, Rank
-from pagedattn_lab.budget.versions import Version, find_version
+from pagedattn_lab.budget.versions import VLLMVersion, vllm_version
 from pagedattn_lab.budget.weights import weight_bytes
-from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, capacity, kv_cache_groups, project_groups
+from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, project_groups
 from pagedattn_lab.kv_cache_specs import RequestLimits
 
 GIVEN = ("available_bytes", "kv_cache_memory_bytes", "num_gpu_blocks_override")
@@ -30,7 +30,7 @@ def compute(options: Options) -> Budget:
         BudgetError: model, GPU or version are unknown, or nothing says how much memory there is.
         UnknownLayoutError: vLLM lays the model's layers out in a way that is not known here.
     """
-    version = find_version(options.vllm_version)
+    version = vllm_version(options.vllm_version)
     config = load_config(options.model)
     gpu, total = (None, None) if options.gpu is None else memory.gpu_memory(options.gpu)
     if total is None and all(getattr(options, name) is None for name in GIVEN):
@@ -48,39 +48,36 @@ def compute(options: Options) -> Budget:
         block_size_multiple=128 if options.device == "cpu" and options.block_size is None else 16,
         max_model_len=max_model_len,
     )
-    groups = kv_cache_groups(layers.specs)
+    groups = version.kv_cache_groups(layers.specs)
     if not groups:
         raise BudgetError(f"{config['name']} has no layer that keeps a cache: there are no blocks to count")
-    defaults = version.batch_defaults(
-        total_bytes=None if total is None else total.likely, gpu=gpu, usage=options.usage, device=options.device
+    num_tokens, num_seqs = version.batch_defaults(
+        options.usage,
+        total_bytes=0 if total is None else total.likely,
+        gpu_name=gpu or "",
+        max_model_len=max_model_len,
+        device=options.device,
+        world_size=options.tensor_parallel_size * options.pipeline_parallel_size,
     )
-    max_num_batched_tokens = options.max_num_batched_tokens or defaults.max_num_batched_tokens
-    max_num_seqs = options.max_num_seqs or defaults.max_num_seqs
-    limits = RequestLimits(
-        max_model_len,
-        version.max_in_flight_tokens(
-            max_num_batched_tokens, options.pipeline_parallel_size, async_scheduling=options.async_scheduling
-        ),
-        layers.mamba_cache_mode,
+    num_tokens, num_seqs = options.max_num_batched_tokens or num_tokens, options.max_num_seqs or num_seqs
+    in_flight = num_tokens * version.concurrent_batches(
+        options.pipeline_parallel_size, async_scheduling=options.async_scheduling, device=options.device
     )
+    limits = RequestLimits(max_model_len, in_flight, layers.mamba_cache_mode)
     share = options.gpu_memory_utilization or version.gpu_memory_utilization
     on_ranks = pipeline_ranks(layers.specs, options.pipeline_parallel_size, num_layers=layers.num_layers)
     groups_of_ranks = [tuple(project_groups(groups, rank)) for rank in on_ranks]
-    parts = _parts(options, version, config, layers, max_num_batched_tokens, max_num_seqs)
+    parts = _parts(options, version, config, layers, num_tokens, num_seqs)
     available = _available(options, groups_of_ranks, parts, total, share)
     ranks = tuple(map(Rank, groups_of_ranks, parts, available))
     low, likely, high = (
-        capacity(
-            [rank.groups for rank in ranks],
-            [getattr(rank.available, which) for rank in ranks],
-            limits,
-            formula=version.formula,
-        )
+        version.capacity(groups_of_ranks, [getattr(rank.available, which) for rank in ranks], limits)
         for which in ("low", "likely", "high")
     )
+    notes = layers.notes if version.note is None else (version.note, *layers.notes)
     return Budget(
-        options, config["name"], gpu, version, config, layers.dtype, layers.block_size, max_num_batched_tokens,
-        max_num_seqs, share, total, ranks, limits, likely, low, high, layers.notes,
+        options, config["name"], gpu, version, config, layers.dtype, layers.kv_cache_dtype, layers.block_size,
+        num_tokens, num_seqs, share, total, tuple(groups), ranks, limits, likely, low, high, notes,
     )  # fmt: skip
 
 
@@ -100,7 +97,7 @@ def model_max_len(config: Mapping[str, Any]) -> int:
 
 def _parts(
     options: Options,
-    version: Version,
+    version: VLLMVersion,
     config: Mapping[str, Any],
     layers: LayerSpecs,
     num_tokens: int,
@@ -108,19 +105,22 @@ def _parts(
 ) -> list[Parts]:
     """What takes memory beside the cache on each rank; nothing where the memory for the cache is given."""
     ranks = options.pipeline_parallel_size
-    if options.device == "cpu" or any(getattr(options, name) is not None for name in GIVEN):
-        weights = options.per_rank("weights_bytes")
-        return [() if weights is None else (("weights", weights[rank]),) for rank in range(ranks)]
+    is_given = options.device == "cpu" or any(getattr(options, name) is not None for name in GIVEN)
+    weights = options.per_rank("weights_bytes")
+    if weights is None and is_given and "parameters" not in config:
+        return [()] * ranks  # to count the weights would load transformers, and nothing here depends on them
+    weights = weights or weight_bytes(
+        config,
+        dtype=layers.dtype,
+        quantization=options.quantization,
+        tensor_parallel_size=options.tensor_parallel_size,
+        pipeline_parallel_size=ranks,
+        drafter=options.drafter,
+    )
+    if is_given:
+        return [(("weights", of_rank),) for of_rank in weights]
     columns: dict[str, Sequence[Estimate]] = {
-        "weights": options.per_rank("weights_bytes")
-        or weight_bytes(
-            config,
-            dtype=layers.dtype,
-            quantization=options.quantization,
-            tensor_parallel_size=options.tensor_parallel_size,
-            pipeline_parallel_size=ranks,
-            drafter=options.drafter,
-        ),
+        "weights": weights,
         "peak activation": options.per_rank("peak_activation_bytes")
         or [
             memory.peak_activation(
@@ -129,13 +129,13 @@ def _parts(
                 num_seqs,
                 tensor_parallel_size=options.tensor_parallel_size,
                 has_sampler=rank == ranks - 1,
-                before_0_17=version < find_version("0.17"),
+                before_0_17=version.release < (0, 17, 0),
             )
             for rank in range(ranks)
         ],
         "non-torch": options.per_rank("non_torch_bytes") or [memory.non_torch(options.tensor_parallel_size)] * ranks,
     }
-    if version.subtracts_cuda_graphs:
+    if version.cuda_graphs_subtracted:
         columns["CUDA graphs"] = options.per_rank("cuda_graph_bytes") or [
             memory.cuda_graphs(number) for number in layers_of_ranks(layers.num_layers, ranks)
         ]
@@ -152,7 +152,9 @@ def _available(
     """Memory for the cache on each rank: as given, or what all else leaves."""
     if options.num_gpu_blocks_override is not None:
         blocks = options.num_gpu_blocks_override
-        return [Estimate.known(blocks * bytes_per_block(groups), "num_gpu_blocks_override") for groups in groups_of_ranks]
+        return [
+            Estimate.known(blocks * bytes_per_block(groups), "num_gpu_blocks_override") for groups in groups_of_ranks
+        ]
     given = options.per_rank("available_bytes") or options.per_rank("kv_cache_memory_bytes")
     if given is not None:
         return given

@@ -25,8 +25,8 @@ def model_dtype(fields: Mapping[str, Any], dtype: str = "auto") -> str:
         BudgetError: no dtype of a model, or one that vLLM refuses for it.
 
     Example:
-        >>> model_dtype({"dtype": "float16", "model_type": "opt"}), model_dtype({"dtype": "float16", "model_type": "gemma2"})
-        ('float16', 'bfloat16')
+        >>> [model_dtype({"dtype": "float16", "model_type": name}) for name in ("opt", "gemma2")]
+        ['float16', 'bfloat16']
     """
     wanted = str(dtype).removeprefix("torch.")
     model_type = fields["model_type"]
@@ -64,6 +64,11 @@ def _checkpoint_kv_dtype(quantization: Mapping[str, Any] | None) -> str | None:
 
 
 def cache_dtype(fields: Mapping[str, Any], kv_cache_dtype: str, dtype: str, notes: list[str]) -> str:
+    """Resolve a KV cache's dtype: what was asked for, what a quantised checkpoint asks for, or the model's.
+
+    Raises:
+        BudgetError: a dtype that is not known here.
+    """
     if kv_cache_dtype == "auto":
         asked = _checkpoint_kv_dtype(fields["quantization_config"])
         if asked is None:
@@ -74,5 +79,3 @@ def cache_dtype(fields: Mapping[str, Any], kv_cache_dtype: str, dtype: str, note
     if name is None:
         raise BudgetError(f"kv_cache_dtype {kv_cache_dtype!r} is not known here: use auto, {', '.join(CACHE_DTYPES)}")
     return name
-
-

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.budget.attention_layers import Heads, chunks, windows
+from pagedattn_lab.budget.dtypes import cache_dtype, model_dtype
 from pagedattn_lab.budget.errors import BudgetError
+from pagedattn_lab.budget.model_types import attention_kinds, refuse_unknown_layout
 from pagedattn_lab.budget.models import load_config
-from pagedattn_lab.budget.model_types import (
-    BY_LAYER, LATENT, NO_MIXED_WINDOWS, ONE_FOR_ALL, attention_kinds, refuse_unknown_layout,
-)  # fmt: skip
 from pagedattn_lab.budget.state_layers import STATE_FAMILIES
 from pagedattn_lab.kv_cache_groups import UnknownLayoutError
-from pagedattn_lab.kv_cache_specs import (
-    ChunkedLocalAttentionSpec, FullAttentionSpec, KVCacheSpec, MambaSpec, MLAAttentionSpec, SlidingWindowSpec,
-)  # fmt: skip
-from pagedattn_lab.kv_config import read_head_dim, read_num_kv_heads, required
+from pagedattn_lab.kv_cache_specs import KVCacheSpec, MambaCacheMode, MambaSpec
+from pagedattn_lab.kv_config import read_num_kv_heads, required, text_fields
 
 _ATTENTION = {"full_attention", "attention", "sliding_attention", "chunked_attention", "hybrid"}
 _STATES = {"linear_attention", "mamba", "hybrid", "conv"}
@@ -50,7 +48,7 @@ class LayerSpecs:
     dtype: str
     kv_cache_dtype: str
     num_layers: int
-    mamba_cache_mode: str
+    mamba_cache_mode: MambaCacheMode
     notes: tuple[str, ...]
 
 
@@ -86,8 +84,8 @@ def layer_specs(
         config: what :func:`~pagedattn_lab.budget.models.load_config` takes.
         block_size: tokens in a block; by default 16, or the smallest that the kernels take. A hybrid may need more.
         dtype: of the model.
-        kv_cache_dtype: of keys and values, a name of :data:`CACHE_DTYPES`; ``"auto"`` is what the checkpoint asks for,
-            else the model's dtype.
+        kv_cache_dtype: of keys and values, one of :data:`~pagedattn_lab.budget.dtypes.CACHE_DTYPES`; ``"auto"`` is what
+            the checkpoint asks for, else the model's dtype.
         tensor_parallel_size: GPUs that share each layer.
         enable_prefix_caching: whether state-space layers keep a state at block boundaries, so that others can start
             there. Without it their block is as long as ``max_model_len``.
@@ -116,13 +114,13 @@ def layer_specs(
     """
     tp = _count("tensor_parallel_size", tensor_parallel_size)
     speculative = _count("num_speculative_tokens", num_speculative_tokens, least=0)
-    fields = load_config(config)
+    fields = text_fields(load_config(config))
     refuse_unknown_layout(fields)
     notes: list[str] = []
     name = model_dtype(fields, dtype)
-    cache_dtype = resolve_cache_dtype(fields, kv_cache_dtype, name, notes)
+    kept_in = cache_dtype(fields, kv_cache_dtype, name, notes)
     heads = Heads.of(fields, tp)
-    if heads.latent and cache_dtype == "nvfp4":
+    if heads.latent and kept_in == "nvfp4":
         raise BudgetError("vLLM keeps no latents in nvfp4: use kv_cache_dtype fp8")
     kinds = attention_kinds(fields)
     number = len(kinds) if kinds else required(fields, "num_hidden_layers")
@@ -132,7 +130,7 @@ def layer_specs(
             "known here"
         )
     block = _user_block_size(block_size, block_size_multiple)
-    mode = "align" if enable_prefix_caching else "none"
+    mode: MambaCacheMode = "align" if enable_prefix_caching else "none"
     state: MambaSpec | None = None
     if kinds and set(kinds) & _STATES:
         family = STATE_FAMILIES.get(fields["model_type"])
@@ -145,25 +143,25 @@ def layer_specs(
         align = max(block, block_size_multiple)
         if checkpoints and family.checkpoints == "flashinfer" and enable_prefix_caching:
             align = math.lcm(align, _FLASHINFER_CHECKPOINT)
-        block, padded = _aligned(block, block_size_multiple, align, heads, cache_dtype, state_bytes, notes)
+        block, padded = _aligned(block, block_size_multiple, align, heads, kept_in, state_bytes, notes)
         longest = max_model_len or (block if enable_prefix_caching else required(fields, "max_position_embeddings"))
         state = MambaSpec(
             block if enable_prefix_caching else longest, state_bytes, padded, speculative, int(checkpoints)
         )
-    windows, chunks = windows_of(fields, number, notes), chunks_of(fields, number)
+    window_of, chunk_of = windows(fields, number, notes), chunks(fields, number)
     specs: dict[str, KVCacheSpec] = {}
     for index in range(number):
         kind = kinds[index] if kinds else "full_attention"
         if kind in _ATTENTION:
-            specs[f"model.layers.{index}.self_attn"] = heads.spec(block, cache_dtype, windows[index], chunks[index])
+            specs[f"model.layers.{index}.self_attn"] = heads.spec(block, kept_in, window_of[index], chunk_of[index])
         if kind in _STATES and state is not None:
             specs[f"model.layers.{index}.{STATE_FAMILIES[fields['model_type']].layer}"] = state
-    specs |= _drafter_specs(fields, drafter, speculative, tp, block, cache_dtype, heads, notes)
+    specs |= _drafter_specs(fields, drafter, speculative, tp, block, kept_in, heads, notes)
     if heads.latent and tp > 1:
         notes.append(f"each of the {tp} GPUs keeps the whole latents: tensor parallelism does not split them")
-    elif not heads.latent and read_num_kv_heads(fields) < tp:
-        notes.append(f"{read_num_kv_heads(fields)} KV heads for {tp} GPUs: each is kept {tp // read_num_kv_heads(fields)} times")
-    return LayerSpecs(specs, block, name, cache_dtype, number, mode if state else "none", tuple(notes))
+    elif not heads.latent and (kv_heads := read_num_kv_heads(fields)) < tp:
+        notes.append(f"{kv_heads} KV heads for {tp} GPUs: each is kept {tp // kv_heads} times")
+    return LayerSpecs(specs, block, name, kept_in, number, mode if state else "none", tuple(notes))
 
 
 def _count(name: str, value: int, least: int = 1) -> int:
@@ -203,7 +201,9 @@ def _drafter_specs(
     if drafter is None:
         return {}
     if not num_speculative_tokens:
-        raise BudgetError("a drafter is given, and num_speculative_tokens is 0: say how many tokens it guesses at a time")
+        raise BudgetError(
+            "a drafter is given, and num_speculative_tokens is 0: say how many tokens it guesses at a time"
+        )
     if isinstance(drafter, str) and drafter == "mtp":
         number = fields["num_nextn_predict_layers"] or fields["mtp_num_hidden_layers"]
         if not number:
@@ -217,11 +217,11 @@ def _drafter_specs(
             )
         notes.append("the model's own prediction layer keeps a cache too")
         return {"drafter.layers.0.self_attn": heads.spec(block, dtype)}
-    other = load_config(drafter)
+    other = text_fields(load_config(drafter))
     refuse_unknown_layout(other)
     number = required(other, "num_hidden_layers")
     kinds = attention_kinds(other)
-    if (kinds and set(kinds) - {"full_attention", "attention"}) or any(windows_of(other, number, [])):
+    if (kinds and set(kinds) - {"full_attention", "attention"}) or any(windows(other, number, [])):
         raise UnknownLayoutError("a drafter with windows, chunks or states of its own: its layout is not known here")
     notes.append(f"the drafter's {number} layer{'s' if number > 1 else ''} keep a cache too")
     own = Heads.of(other, tp)
@@ -293,10 +293,8 @@ def layers_of_ranks(num_layers: int, pipeline_parallel_size: int, partition: Seq
         return list(partition)
     if pipeline_parallel_size > num_layers:
         raise BudgetError(
-            f"pipeline_parallel_size = {pipeline_parallel_size} for {num_layers} layers: a rank would have none, use at "
-            f"most {num_layers}"
+            f"pipeline_parallel_size = {pipeline_parallel_size} for {num_layers} layers: a rank would have none, "
+            f"use at most {num_layers}"
         )
     each, rest = divmod(num_layers, pipeline_parallel_size)
-    return [
-        each + (1 <= pipeline_parallel_size - 1 - rank <= rest) for rank in range(pipeline_parallel_size)
-    ]
+    return [each + (1 <= pipeline_parallel_size - 1 - rank <= rest) for rank in range(pipeline_parallel_size)]

@@ -28,7 +28,7 @@ BLOCK_SIZES: dict[str, tuple[int, ...]] = {
     "cutlass_mla": (128,),
     "cpu": (32, 64, 96, 128, 160, 192, 224, 256),
 }
-"""Tokens per block that vLLM 0.33's attention backends take: multiples of 16 (shown here: doublings), of 32 on a CPU."""
+"""Tokens per block that vLLM 0.33's attention backends take. The first two take all multiples of 16."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,9 @@ def refuse_unknown_layout(fields: Mapping[str, Any]) -> None:
     called = f"model type {model_type!r}"
     for name, reason in OTHER_CACHES.items():
         if fields[name]:
-            raise UnknownLayoutError(f"{called} sets {name} = {fields[name]}, and {reason}: its layout is not known here")
+            raise UnknownLayoutError(
+                f"{called} sets {name} = {fields[name]}, and {reason}: its layout is not known here"
+            )
     if fields["index_topk"] or fields["index_head_dim"]:
         raise UnknownLayoutError(f"{called} caches index keys beside its latents: their layout is not known here")
     if "reuse" in (fields["kv_sharing_modes"] or ()):
@@ -89,10 +91,12 @@ def attention_kinds(fields: Mapping[str, Any]) -> list[str] | None:
         number = required(fields, "num_hidden_layers")
         kinds = ["attention" if index % period == offset else "mamba" for index in range(number)]
     if kinds and fields["num_hidden_layers"] not in (None, len(kinds)):
-        raise ValueError(f"{len(kinds)} layer kinds for num_hidden_layers = {fields['num_hidden_layers']}: give as many")
+        raise ValueError(
+            f"{len(kinds)} layer kinds for num_hidden_layers = {fields['num_hidden_layers']}: give as many"
+        )
     if not kinds and fields["model_type"] in STATE_FAMILIES:
         raise UnknownLayoutError(
-            f"model type {fields['model_type']!r} mixes attention and states, and the configuration has no layer_types: "
-            "add them, or install transformers, whose class knows them"
+            f"model type {fields['model_type']!r} mixes attention and states, and the configuration has no "
+            "layer_types: add them, or install transformers, whose class knows them"
         )
     return list(kinds) if kinds else None

@@ -41,7 +41,7 @@ def _find_known(name: str) -> CompleteConfig | None:
     bare = short.removesuffix("-instruct").removesuffix("-it").removesuffix("-chat").removesuffix("-hf")
     for wanted in (name.lower(), short, bare):
         for known, entry in _known().items():
-            names = {known.lower(), known.rsplit("/", 1)[-1].lower(), *map(str.lower, entry.get("also", ()))}
+            names = {part.lower() for also in (known, *entry.get("also", ())) for part in (also, also.split("/")[-1])}
             if wanted in names and ("/" not in name or name.split("/")[0] == known.split("/")[0]):
                 return CompleteConfig(entry["config"], parameters=entry["parameters"], name=known)
     return None

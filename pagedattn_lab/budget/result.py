@@ -9,8 +9,8 @@ from typing import Any
 from pagedattn_lab.budget.estimate import Estimate
 from pagedattn_lab.budget.options import Options
 from pagedattn_lab.budget.serve_command import serve_command
-from pagedattn_lab.budget.versions import Version, log_lines
-from pagedattn_lab.kv_cache_groups import FitCheck, KVCacheCapacity, KVCacheGroup, bytes_per_block, fit_check
+from pagedattn_lab.budget.versions import VLLMVersion, padding_lines
+from pagedattn_lab.kv_cache_groups import FitCheck, KVCacheCapacity, KVCacheGroup, bytes_per_block
 from pagedattn_lab.kv_cache_specs import MambaSpec, RequestLimits
 
 
@@ -48,11 +48,14 @@ class Budget:
         gpu: its name or size, or ``None``.
         version: of vLLM.
         config: the model's configuration.
+        dtype: of the model.
+        kv_cache_dtype: of keys and values.
         block_size: tokens per block, as resolved; of a hybrid model it is aligned to the states.
         max_num_batched_tokens: most tokens in a step.
         max_num_seqs: most sequences in a step.
         gpu_memory_utilization: the share of the GPU that the server may use.
         total: memory of the GPU, or ``None``.
+        groups: layers of the whole model that share a block table.
         ranks: the GPUs of one pipeline, first to last; those that share layers are alike.
         limits: of one request.
         capacity: with what is likely to be available.
@@ -64,14 +67,16 @@ class Budget:
     asked: Options
     model: str
     gpu: str | None
-    version: Version
+    version: VLLMVersion
     config: Mapping[str, Any]
     dtype: str
+    kv_cache_dtype: str
     block_size: int
     max_num_batched_tokens: int
     max_num_seqs: int
     gpu_memory_utilization: float
     total: Estimate | None
+    groups: tuple[KVCacheGroup, ...]
     ranks: tuple[Rank, ...]
     limits: RequestLimits
     capacity: KVCacheCapacity
@@ -83,11 +88,6 @@ class Budget:
     def binding(self) -> Rank:
         """The rank with memory for the fewest blocks."""
         return min(self.ranks, key=lambda rank: rank.available.likely // rank.bytes_per_block)
-
-    @property
-    def groups(self) -> tuple[KVCacheGroup, ...]:
-        """Groups of layers of the binding rank."""
-        return self.binding.groups
 
     @property
     def parts(self) -> tuple[tuple[str, Estimate], ...]:
@@ -120,7 +120,7 @@ class Budget:
 
         A window drops them again later. A state takes the same however many tokens there are, and adds nothing here.
         """
-        specs = [spec for group in self.groups for spec in group.specs if not isinstance(spec, MambaSpec)]
+        specs = [spec for group in self.binding.groups for spec in group.specs if not isinstance(spec, MambaSpec)]
         return round(sum(spec.page_size_bytes / spec.block_size for spec in specs))
 
     @property
@@ -171,19 +171,21 @@ class Budget:
     @property
     def fit(self) -> FitCheck:
         """Whether a request of full length fits, on the rank where it is tightest."""
-        checks = [
-            fit_check(rank.groups, rank.available.likely, self.limits, null_block=self.version.sets_null_block_aside)
-            for rank in self.ranks
-        ]
+        checks = [self.version.fit_check(rank.groups, rank.available.likely, self.limits) for rank in self.ranks]
         return min(checks, key=lambda check: check.available_bytes - check.needed_bytes)
 
     def log_lines(self) -> list[str]:
-        """What vLLM prints of this at start-up, in its version's words."""
-        return log_lines(self)
+        """What vLLM prints of this at start-up, in its version's words; of a pipeline the first rank's memory."""
+        first = self.ranks[0]
+        return [
+            *self.version.available_lines(first.available.likely),
+            *padding_lines(self.groups),
+            *self.version.capacity_lines(self.capacity, self.limits, device=self.asked.device),
+        ]
 
     def serve_command(self) -> str:
         """The line that starts such a server."""
-        return serve_command(self.asked)
+        return serve_command(self.asked, self.model)
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, in types that JSON has."""
@@ -203,6 +205,8 @@ class Budget:
             "num_blocks_range": list(self.num_blocks_range),
             "kv_tokens_range": list(self.kv_tokens_range),
             "max_concurrency_range": list(self.max_concurrency_range),
+            "dtype": self.dtype,
+            "kv_cache_dtype": self.kv_cache_dtype,
             "block_size": self.block_size,
             "max_model_len": self.max_model_len,
             "max_num_batched_tokens": self.max_num_batched_tokens,

@@ -1,7 +1,7 @@
 """Layers that keep one state instead of keys and values: how many bytes, for which model types.
 
-Each family keeps two states a layer: what a short convolution has last seen, and the recurrent state. Tensor parallelism
-splits both. Source: vLLM 0.33.0, ``vllm/model_executor/layers/mamba/mamba_utils.py``, and each model's
+Each family keeps two states a layer: what a short convolution has last seen, and the recurrent state. Tensor
+parallelism splits both. Source: vLLM 0.33.0, ``vllm/model_executor/layers/mamba/mamba_utils.py``, and each model's
 ``get_mamba_state_shape_from_config`` and ``get_mamba_state_dtype_from_config``.
 """
 
