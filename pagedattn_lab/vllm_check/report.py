@@ -61,11 +61,19 @@ class Check:
         }
 
     def reasons(self) -> Iterator[str]:
-        """Say what could not be predicted, and why observed figures can differ from predicted ones: a sentence each."""
+        """Say what could not be predicted, what was assumed, and if figures differ, why: a sentence each."""
         yield from self.unknown
         if not self.workload:
             return
         predicted, observed, limits = self.predicted, self.observed, self.limits
+        assumed = [f"{name} {getattr(limits, name):,}" for name, source in limits.sources.items() if source == "default"]
+        if assumed:
+            yield (
+                f"Nobody said what {' and '.join(assumed)} really {'is' if len(assumed) == 1 else 'are'}, so defaults "
+                "were taken: give those that the server was started with."
+            )
+        if all(observed[name] == predicted.get(name, observed[name]) for name in REPLAY):
+            return
         others = (observed["prompt_tokens"] or 0) - (predicted["prompt_tokens"] or 0)
         if others:
             yield (
@@ -77,13 +85,7 @@ class Check:
                 "The server looked up more tokens than it was sent: releases before vLLM's pull request 48860 count a "
                 "request that waits each time it is tried."
             )
-        assumed = [f"{name} {getattr(limits, name):,}" for name, source in limits.sources.items() if source == "default"]
-        if assumed:
-            yield (
-                f"Nobody said what {' and '.join(assumed)} really {'is' if len(assumed) == 1 else 'are'}, so defaults "
-                "were taken: give those that the server was started with."
-            )
-        if limits.async_scheduling is not False:
+        if self.server.version is not None and limits.async_scheduling is not False:
             yield (
                 "With asynchronous scheduling, vLLM's default on GPUs, a step is planned before the one before it has "
                 "ended, so blocks come back a step later than predicted."
