@@ -23,6 +23,7 @@ PURE = (
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
     "studies.scheduling", "studies.block_size",
     "bench.allocator", "bench.slots", "bench.prefix", "bench.serving", "bench.vllm_worker", "bench.engine",
+    "vllm_check.workload", "vllm_check.check",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
     "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
@@ -81,6 +82,8 @@ APPARATUS = [
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "bench.attention", "bench.attention_gpu", "bench.step",
     "bench.serving", "bench.vllm_worker", "bench.peers", "bench.engine", "bench.forward",
+    "vllm_check", "vllm_check.client", "vllm_check.server", "vllm_check.workload", "vllm_check.predict",
+    "vllm_check.report", "vllm_check.check",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares",
     "viz.looks", "viz.tiles", "viz.tables", "viz.board", "viz.timeline", "viz.strips", "viz.memory", "viz.player",
@@ -91,7 +94,7 @@ APPARATUS = [
     "exercises.touched", "exercises.problems", "exercises.kernels", "exercises.catalogue", "exercises",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.compile",
-    "cli.exercises", "cli.serve", "cli", "__main__",
+    "cli.exercises", "cli.serve", "cli.vllm_check", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""
