@@ -82,7 +82,7 @@ def test_padding_layers_and_tokens_that_are_not_the_concurrency_times_the_length
 def test_a_plain_model_has_a_rate():
     """The remark about windows and states at a model without any, whose bytes a token are a rate."""
     (capacity,) = [line for line in log_of("qwen3-8b-graphs-v0.21.txt").lines if line.what == "capacity"]
-    assert "147,510 bytes a token" in capacity.follows_from and "no rate" not in capacity.follows_from
+    assert "about 147,510 bytes a token" in capacity.follows_from and "no rate" not in capacity.follows_from
     assert "would be" not in capacity.follows_from
 
 
@@ -137,6 +137,8 @@ def test_a_start_on_a_cpu():
     assert log.kv_tokens == GIB // (32 * 30 * 2 * 3 * 64 * 2) * 32
     (available,) = [line for line in log.lines if line.what == "available"]
     assert "VLLM_CPU_KVCACHE_SPACE" in available.follows_from + available.change
+    (capacity,) = [line for line in log.lines if line.what == "capacity"]
+    assert "utilization" not in capacity.change
 
 
 SUMS = [
@@ -320,6 +322,7 @@ def test_a_line(line, what, expected):
         "GPU KV cache size: " + "9," * 5000 + "9 tokens",
         "Available KV cache memory: " + "9" * 400 + " GiB",
         "Available KV cache memory: 1." + "9" * 400 + " GiB",
+        "Available \x1b]0;KV cache memory: 1.0 GiB",
         "x" * 200_000 + "Available KV cache memory: 1.0 GiB",
     ],
     ids=lambda text: repr(text[:40]),

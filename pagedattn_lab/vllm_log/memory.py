@@ -188,7 +188,9 @@ def _capacity(figures: dict[str, Any], log: StartUpLog) -> Sentences:
         said += f", or {concurrency:g} requests at their longest of {length:,}"
     source = "From what is available over the bytes of a block, for the rank that has the fewest."
     if log.available_bytes and log.available_bytes > 0 and tokens > 0:
-        source += f" {gib(log.available_bytes)} over {tokens:,} are {log.available_bytes / tokens:,.0f} bytes a token"
+        source += (
+            f" {gib(log.available_bytes)} over {tokens:,} are about {log.available_bytes / tokens:,.0f} bytes a token"
+        )
         source += "" if _is_rate(log, tokens) else "; no rate here, since some layers keep the same whatever the length"
         source += "."
     if length and concurrency and abs(tokens / length - concurrency) > 0.006 + 0.001 * concurrency:
@@ -206,6 +208,8 @@ def _is_rate(log: StartUpLog, tokens: int) -> bool:
 
 
 def _more_tokens(log: StartUpLog) -> str:
+    if log.device == "cpu":
+        return "For more: VLLM_CPU_KVCACHE_SPACE, as long as the machine has the memory."
     dtype = "" if (log.kv_cache_dtype or "auto") not in ("auto", "bfloat16", "float16") else ", --kv-cache-dtype fp8"
     return f"For more: --gpu-memory-utilization, quantised weights, more ranks{dtype}."
 

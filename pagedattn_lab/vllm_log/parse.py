@@ -16,7 +16,8 @@ FAILURES = ("too small", "nothing left", "card in use", "out of memory")
 LONGEST = 100_000
 """Characters of a line that are looked at: none of vLLM's is longer, and patterns take time on what is."""
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _PLACE = re.compile(r"^.*?(?:\[[\w./-]+\.py:\d+\]|\b[\w./-]+\.py:\d+\])\s*")
 _RANK = re.compile(r"\((?:[^()]*\) )?((?:Worker|VllmWorker|RayWorker|EngineCore|APIServer|ApiServer)\w*)([^)]*)\)")
 _ANYWHERE = ("version", "batch", "requests at once", "running", "preempted")
@@ -45,7 +46,7 @@ def read_log(text: str) -> StartUpLog:
     known: list[tuple[int, str, str, str, dict[str, Any]]] = []
     num_starts, begun, first = 0, False, 0
     for number, line in enumerate(text.split("\n"), 1):  # as editors count, to whom \\r is no line's end
-        clean = _COLOUR.sub("", line[:LONGEST]).rstrip()
+        clean = _CONTROL.sub(" ", _COLOUR.sub("", line[:LONGEST])).rstrip()
         recognised = recognise(clean)
         if recognised is None:
             continue
@@ -60,7 +61,7 @@ def read_log(text: str) -> StartUpLog:
             new |= {name: min(new[name], facts.get(name, new[name])) for name in _LEAST if name in new}
         facts |= new
         available = figures.get("available_bytes", figures.get("limiting_bytes"))
-        if available is not None:
+        if available is not None and (what != "too small" or not ranks):  # an error sets a block aside from some on
             ranks[rank or f"line {number}"] = available
         known.append((number, _message(clean), what, rank, figures))
     if ranks:

@@ -48,6 +48,7 @@ class StartUpLog:
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     num_speculative_tokens: int | None = None
+    speculative_method: str | None = None
     enable_prefix_caching: bool | None = None
     enforce_eager: bool | None = None
     async_scheduling: str | None = None

@@ -192,6 +192,11 @@ def _settings(text: str) -> dict[str, Any]:
             found[_NAMES.get(name, name)] = value.removeprefix("torch.")
         elif re.fullmatch(r"-?\d{1,20}(\.\d{1,12})?", value):
             found[_NAMES.get(name, name)] = kind(value)
+    drafter = re.search(
+        r"speculative_config'?\s*[=:]\s*(?:SpeculativeConfig\(|\{)[^)}]{0,400}?method['\"]?\s*[=:]\s*\W?(\w+)", text
+    )
+    if drafter:
+        found["speculative_method"] = drafter[1]
     if found.get("max_model_len", 1) < 1:
         del found["max_model_len"]  # -1: to be fitted
     return found
