@@ -1,4 +1,4 @@
-"""The calculator: its numbers are the budget's and vLLM's, its picture is to scale, and every position has an answer."""
+"""The calculator: numbers are the budget's and vLLM's, the picture is to scale, and every position has an answer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from traitlets import TraitError
 
 from pagedattn_lab.arithmetic import GIB
+from pagedattn_lab.budget import BudgetError, Options
+from pagedattn_lab.budget.compute import compute
 from pagedattn_lab.viz import calculator, grid
 from pagedattn_lab.viz.calculator import Calculator, draw
 from pagedattn_lab.viz.concurrency import Point, draw_concurrency, place
@@ -62,13 +64,59 @@ def test_every_position_has_an_answer(at: list[int]) -> None:
         assert memory.weights + memory.other[1] + sum(parts[:3]) == memory.limit
     assert not re.search(r'"-\d|NaN|nan|inf', picture.svg.split(">", 1)[1])
     lacking = memory.overrun > 0
-    assert lacking == ("too much" in picture.alt) == ("stroke-dasharray=\"5 3\"" in picture.svg)
+    assert lacking == ("too much" in picture.alt) == ('stroke-dasharray="5 3"' in picture.svg)
     assert lacking == any(word in picture.caption for word in ("does not start", "missing"))
     assert picture.caption in picture.alt
 
 
+@pytest.fixture(scope="module")
+def gathered() -> dict[str, Any]:
+    """Gather the facts of real models and GPUs."""
+    return dict(calculator.gather())
+
+
+def test_numbers_are_the_budgets(gathered: dict[str, Any]) -> None:
+    """Catches facts of another model, GPU, dtype or block size, and a number that is not the budget's."""
+    seen = set()
+    for at in list(sample(gathered, 5, 0))[::4]:
+        answer = work_out(gathered, at)
+        options = Options(
+            **calculator.MODELS[gathered["models"][at[0]]["name"]],
+            gpu=gathered["gpus"][at[1]]["name"],
+            max_model_len=answer.context,
+            kv_cache_dtype=gathered["dtypes"][at[3]],
+            block_size=gathered["block_sizes"][at[4]],
+        )
+        budget = compute(options)
+        assert (answer.num_blocks[0], *answer.num_blocks[1:]) == (budget.num_blocks, *budget.num_blocks_range), options
+        assert answer.blocks_per_request == budget.blocks_per_request, options
+        assert (answer.block_size, answer.bytes_per_block) == (budget.block_size, budget.bytes_per_block), options
+        assert answer.memory.limit == math.ceil(budget.total.likely * budget.gpu_memory_utilization)
+        assert (answer.largest_context >= answer.context) == budget.fit.fits, options
+        if budget.fit.fits:
+            assert f"vLLM logs {budget.kv_tokens:,} tokens, {budget.max_concurrency:,.2f}x at" in tell(answer)
+        else:
+            assert answer.largest_context == budget.fit.largest_model_len
+        seen.add((at[0], budget.fit.fits))
+    assert len(seen) > len(gathered["models"]), "some fit, and some do not"
+
+
+def test_models_of_every_kind(gathered: dict[str, Any]) -> None:
+    """Catches a calculator without one of the kinds that the chapter is about, and GPUs of one size."""
+    kinds = {group[0] for model in gathered["models"] for group in model["layouts"][0][0][2]}
+    assert kinds >= {"full", "window", "state"}
+    totals = [gpu["total"] / GIB for gpu in gathered["gpus"]]
+    assert totals == sorted(totals) and totals[0] < 8 and totals[-1] > 130
+
+
+def test_nothing_to_choose_is_refused() -> None:
+    """Catches a page with an empty list."""
+    with pytest.raises(BudgetError, match="at least one model, one GPU and one dtype"):
+        calculator.gather(models={})
+
+
 def test_numbers_of_a_log() -> None:
-    """Catches a formula that is not vLLM's: Llama-3.1-8B with 58.11 GiB, gemma-2-9b, gemma-3-27b, as they were logged."""
+    """Catches a formula that is not vLLM's: Llama-3.1-8B, gemma-2-9b and gemma-3-27b came out so in logs."""
     limit = 75 * GIB
 
     def logged(room: float, width: int, groups: list[list[Any]]) -> str:
@@ -117,8 +165,9 @@ def test_ratios_are_written_as_python_writes_them() -> None:
 
 def test_the_longest_context_fits_and_no_longer_one() -> None:
     """Catches advice that vLLM refuses, or that leaves memory unused."""
-    answer = work_out(FACTS, BY_ANSWER["too long"])
-    _, _, groups = FACTS["models"][BY_ANSWER["too long"][0]]["layouts"][BY_ANSWER["too long"][3]][BY_ANSWER["too long"][4]]
+    at = BY_ANSWER["too long"]
+    answer = work_out(FACTS, at)
+    _, _, groups = FACTS["models"][at[0]]["layouts"][at[3]][at[4]]
 
     def reserved(length: int) -> int:
         return sum(most_blocks(group, length, 4096) for group in groups)
@@ -132,7 +181,8 @@ def test_the_bar_is_to_scale() -> None:
     memory = Memory("x", 100 * GIB, 90 * GIB, "0.9", 40 * GIB, (5 * GIB, 10 * GIB, 20 * GIB), 15 * GIB, tail=5 * GIB,
                     free=20 * GIB)  # fmt: skip
     drawn = boxes(show_vram(memory).svg)
-    assert [width for _, _, width in drawn] == pytest.approx([376 * size / 100 for size in (40, 10, 15, 5, 20, 10)], abs=1)
+    wanted = [376 * size / 100 for size in (40, 10, 15, 5, 20, 10)]
+    assert [width for _, _, width in drawn] == pytest.approx(wanted, abs=1)
     assert all(left + width == following for (_, left, width), (_, following, _) in pairwise(drawn))
     assert len({fill for fill, _, _ in drawn}) == 6
     whisker = re.search(r'd="M(\d+),\d+v10M\d+,\d+H(\d+)M', show_vram(memory).svg)
@@ -194,7 +244,7 @@ def test_points_and_their_labels() -> None:
         spans = [(int(x), int(y), int(x) + int(width), int(y) + 12) for x, y, width in frames]
         assert len(spans) == 3
         for left, top, right, bottom in spans:
-            assert 48 <= left and right <= 394 and 26 <= top and bottom <= 188
+            assert left >= 48 and right <= 394 and top >= 26 and bottom <= 188
         for number, first in enumerate(spans):
             for second in spans[:number]:
                 assert first[2] <= second[0] or second[2] <= first[0] or first[3] <= second[1] or second[3] <= first[1]
@@ -239,5 +289,3 @@ def test_facts_are_stored() -> None:
     assert Calculator(FACTS, users=7)._repr_mimebundle_()[0][MIME] == data[MIME]
     changed = FACTS | {"users": [1, 7, 301]}
     assert Calculator(changed, users=7)._repr_mimebundle_()[0][MIME]["grid"]["digest"] != stored["digest"]
-
-

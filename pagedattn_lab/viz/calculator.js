@@ -72,6 +72,7 @@ const calculated = (() => {
     return {
       memory, room, numBlocks, blockSize, bytesPerBlock, blocksPerRequest, largestContext, held, tokens, users, running,
       empty: [empty, slots], usable, context, isCut: context < wished,
+      isFull: tokens < facts.tokens[tokensAt],
     };
   }
 
@@ -92,7 +93,8 @@ const calculated = (() => {
     const kvTokens = Math.trunc((blocks / answer.blocksPerRequest) * context);
     const most = answer.isCut ? ", the most that this model takes" : "";
     const logged = `vLLM logs ${commas(kvTokens)} tokens, ${times(blocks, answer.blocksPerRequest)}x at ${commas(context)}${most}.`;
-    const wanted = users * held, load = `${counted(users, "request")} of ${counted(answer.tokens, "token")}`;
+    const allowed = answer.isFull ? " (the context allows no more)" : "", wanted = users * held;
+    const load = `${counted(users, "request")} of ${counted(answer.tokens, "token")}${allowed}`;
     if (running < users) {
       const waiting = users - running, missing = wanted - usable;
       return `${first} ${logged} ${load}: ${commas(running)} ${running === 1 ? "runs" : "run"} and ${commas(waiting)} ` +

@@ -16,7 +16,13 @@ import ipywidgets as widgets
 
 from pagedattn_lab.budget import Budget, BudgetError, Options
 from pagedattn_lab.budget.compute import compute, model_max_len
-from pagedattn_lab.kv_cache_specs import ChunkedLocalAttentionSpec, KVCacheSpec, MambaSpec, RequestLimits, SlidingWindowSpec
+from pagedattn_lab.kv_cache_specs import (
+    ChunkedLocalAttentionSpec,
+    KVCacheSpec,
+    MambaSpec,
+    RequestLimits,
+    SlidingWindowSpec,
+)
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.concurrency import CURVE_HEIGHT, LENGTHS, Point, draw_concurrency
 from pagedattn_lab.viz.fit import Facts, Group, held_blocks, most_blocks, tell, times, work_out
@@ -50,7 +56,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 """Models of each kind of cache, by what they are called: what :class:`~pagedattn_lab.budget.Options` takes of them."""
 
-CARDS = ("RTX 4060", "RTX 3060", "RTX 4060 Ti 16GB", "T4", "RTX 4090", "RTX 5090", "L40S", "H100-80GB", "H200")
+CARDS = ("RTX 4060", "RTX 3060", "T4", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090", "L40S", "H100-80GB", "H200")
 """GPUs from 8 to 141 GiB."""
 
 CONTEXTS = tuple(2**power for power in range(9, 18))
@@ -63,7 +69,7 @@ def gather(
     models: Mapping[str, Mapping[str, Any]] = MODELS,
     gpus: Sequence[str] = CARDS,
     kv_cache_dtypes: Sequence[str] = ("auto", "fp8"),
-    **settings: Any,
+    gpu_memory_utilization: float | None = None,
 ) -> Facts:
     """Gather what a calculator needs to know of models and GPUs.
 
@@ -71,7 +77,7 @@ def gather(
         models: by what they are called, what :class:`~pagedattn_lab.budget.Options` takes of them.
         gpus: names of :data:`pagedattn_lab.hardware.GPUS`, or sizes.
         kv_cache_dtypes: in which keys and values may be stored.
-        settings: of the server, the same for all, as ``gpu_memory_utilization`` or ``vllm_version``.
+        gpu_memory_utilization: the share of a GPU that the server may use; vLLM's own unless said.
 
     Raises:
         BudgetError: a model, GPU or setting is unknown.
@@ -80,8 +86,10 @@ def gather(
     if not (models and gpus and kv_cache_dtypes):
         raise BudgetError("a calculator needs at least one model, one GPU and one dtype to choose from")
 
-    def budget(name: str, **more: Any) -> Budget:
-        return compute(Options(**{"gpu": gpus[0], "max_model_len": CONTEXTS[0]} | settings | dict(models[name]) | more))
+    def budget(name: str, gpu: str = gpus[0], **more: Any) -> Budget:
+        # A context that any model takes: what is read off these budgets is the same for every one.
+        common = {"max_model_len": CONTEXTS[0], "gpu_memory_utilization": gpu_memory_utilization}
+        return compute(Options(gpu=gpu, **common | dict(models[name]) | more))
 
     served = {name: [budget(name, gpu=gpu) for gpu in gpus] for name in models}
     cards = next(iter(served.values()))

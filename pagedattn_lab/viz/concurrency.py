@@ -82,7 +82,7 @@ def draw_concurrency(
     taken += [(x - 3, y - 3, x + 3, y + 3) for curve in curves for x, y in curve]
     for (x, y), label in points:
         width = _LETTER * len(label)
-        frame = min(_candidates(x, y, width), key=lambda frame: sum(_overlap(frame, other) for other in taken))
+        frame = _least_covered(_candidates(x, y, width), taken)
         taken.append(frame)
         yield (
             f'<rect x="{frame[0]}" y="{frame[1]}" width="{width}" height="{_HEIGHT}" fill="#fff" fill-opacity="0.8"/>'
@@ -107,6 +107,17 @@ def _candidates(x: int, y: int, width: int) -> list[Box]:
                 top_in = min(max(top, _TOP), _BOTTOM - _HEIGHT)
                 found.append((left_in, top_in, left_in + width, top_in + _HEIGHT))
     return found
+
+
+def _least_covered(frames: Sequence[Box], taken: Sequence[Box]) -> Box:
+    best, least = frames[0], -1
+    for frame in frames:
+        covered = sum(_overlap(frame, other) for other in taken)
+        if covered == 0:
+            return frame
+        if least < 0 or covered < least:
+            best, least = frame, covered
+    return best
 
 
 def _overlap(first: Box, second: Box) -> int:

@@ -1,4 +1,4 @@
-"""What fits into a server's memory, in numbers and in words, for one position of the calculator's controls (chapter 10).
+"""What fits into a server's memory, in numbers and in words, for one position of a calculator's controls.
 
 Python knows models and GPUs. What follows for a context and a load is sums of whole numbers, and ``calculator.js`` has
 the same ones, so a page without a kernel answers at every position.
@@ -6,8 +6,6 @@ the same ones, so a page without a kernel answers at every position.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +16,8 @@ from pagedattn_lab.viz.vram import Memory, gib
 Facts = Mapping[str, Any]
 """What a page needs to know, as JSON values: see :func:`pagedattn_lab.viz.calculator.gather`."""
 Group = Sequence[Any]
-"""One group of layers: its kind ("full", "window", "chunk" or "state"), its block size, and the window, the chunk or the
-number of states."""
+"""One group of layers: its kind ("full", "window", "chunk" or "state"), its block size, and the tokens of a window or
+of a chunk, or the number of states."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Answer:
         users: requests that want to run.
         running: how many of them do.
         context: tokens that a request may have.
-        is_cut: whether the model takes no more than that.
+        is_cut: whether the model takes no more than that, though more was asked for.
+        is_full: whether a request ends at the context, though more was asked for.
         empty: slots without a token in the blocks of one of them, and all its slots.
     """
 
@@ -56,6 +55,7 @@ class Answer:
     empty: tuple[int, int]
     context: int
     is_cut: bool
+    is_full: bool
 
     @property
     def usable(self) -> int:
@@ -102,7 +102,8 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
 
     Args:
         facts: numbers of models and GPUs.
-        at: the index of each control, model, GPU, context, dtype of the cache, block size, tokens of a request, requests.
+        at: the option that each control stands at: model, GPU, context, dtype of the cache, block size, tokens of a
+            request, requests.
     """
     model_at, gpu_at, context_at, dtype_at, size_at, tokens_at, users_at = at
     model, gpu = facts["models"][model_at], facts["gpus"][gpu_at]
@@ -135,12 +136,11 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
         parts = {"used": room[0], "used_by": "one request", "overrun": missing}
     elif running < users:
         parts["overrun"] = (users * per_user - usable) * bytes_per_block
-    memory = Memory(
-        f"{model['name']} on {gpu['name']}", gpu["total"], gpu["limit"], facts["utilization"], weights, tuple(other), **parts
-    )
+    title = f"{model['name']} on {gpu['name']}"
+    memory = Memory(title, gpu["total"], gpu["limit"], facts["utilization"], weights, tuple(other), **parts)
     return Answer(
         memory, room, num_blocks, block_size, bytes_per_block, reserved(context), largest, per_user, tokens, users,
-        running, (empty, slots), context, context < wished,
+        running, (empty, slots), context, context < wished, tokens < facts["tokens"][tokens_at],
     )  # fmt: skip
 
 
@@ -204,7 +204,8 @@ def tell(answer: Answer) -> str:
     most = ", the most that this model takes" if answer.is_cut else ""
     logged = f"vLLM logs {kv_tokens:,} tokens, {times(blocks, answer.blocks_per_request)}x at {context:,}{most}."
     wanted, usable, running = answer.users * answer.held, answer.usable, answer.running
-    load = f"{counted(answer.users, 'request')} of {counted(answer.tokens, 'token')}"
+    allowed = " (the context allows no more)" if answer.is_full else ""
+    load = f"{counted(answer.users, 'request')} of {counted(answer.tokens, 'token')}{allowed}"
     if running < answer.users:
         waiting, missing = answer.users - running, wanted - usable
         return (

@@ -78,7 +78,8 @@ def describe_memory(memory: Memory) -> str:
     low, likely, high = map(gib, memory.other)
     parts = f"weights {gib(memory.weights)}, other {likely} ({low} to {high})"
     if memory.used + memory.tail + memory.free:
-        parts += f", KV cache {memory.used_by} {gib(memory.used)}, tail waste {gib(memory.tail)}, free {gib(memory.free)}"
+        parts += f", KV cache {memory.used_by} {gib(memory.used)}, tail waste {gib(memory.tail)}, "
+        parts += f"free {gib(memory.free)}"
     parts += f", above {memory.utilization} {gib(memory.total - memory.limit)}"
     if memory.overrun:
         parts += f", too much {gib(memory.overrun)}"
@@ -155,7 +156,10 @@ def draw_memory(memory: Memory) -> Iterator[str]:
     yield from _labels(below, _TOP + _THICK + 20, _TOP + _THICK + 33, _TOP + _THICK + 8, _TOP + _THICK)
 
 
-def _labels(parts: Sequence[tuple[str, str, int, int]], name_y: int, size_y: int, tick: int, edge: int) -> Iterator[str]:
+Part = tuple[str, str, int, int]  # name, size, left edge, right edge
+
+
+def _labels(parts: Sequence[Part], name_y: int, size_y: int, tick: int, edge: int) -> Iterator[str]:
     """Write what each part is, clear of each other, with a line to the part."""
     widths = [_LETTER * max(len(name), len(size)) for name, size, _, _ in parts]
     middles = [(left + right) // 2 for _, _, left, right in parts]

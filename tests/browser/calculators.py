@@ -26,8 +26,6 @@ def differences(page: Page, facts: dict[str, Any], positions: Iterable[list[int]
     for at in positions:
         picture = draw(facts, at)
         frames[index_of(facts, at)] = {"sentence": picture.caption, "alt": picture.alt, "svg": picture.svg}
-    texts = [
-        [index, json.dumps([frame], ensure_ascii=False, separators=(",", ":"))] for index, frame in frames.items()
-    ]
+    texts = [[index, json.dumps([frame], ensure_ascii=False, separators=(",", ":"))] for index, frame in frames.items()]
     wrong, shown = page.evaluate(DIFFERENT, [book_source(), json.dumps([facts, texts])])
     return wrong, shown, frames[wrong[0]] if wrong else None

@@ -15,7 +15,9 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tools.book import BookError, find_browser
 
-pytest.register_assert_rewrite("accessibility", "controls", "highlighting", "jupyter_page", "players", "watch")
+pytest.register_assert_rewrite(
+    "accessibility", "calculators", "controls", "highlighting", "jupyter_page", "players", "watch"
+)
 
 # Nothing is resolved but this machine, whatever the page or the browser itself asks for.
 ARGUMENTS = [

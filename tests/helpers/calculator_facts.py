@@ -28,7 +28,7 @@ def made_up() -> dict[str, Any]:
     limits = [gpu["limit"] for gpu in gpus]
     kinds = {
         "full": [[16, 2**21, [FULL]], [64, 2**23, [["full", 64, 0]]]],
-        "window": [[16, 1_048_576, [WINDOW] * 3 + [FULL]], [64, 4_194_304, [["window", 64, 100]] * 3 + [["full", 64, 0]]]],
+        "window": [[16, 2**20, [WINDOW] * 3 + [FULL]], [64, 2**22, [["window", 64, 100]] * 3 + [["full", 64, 0]]]],
         "chunk": [[32, 393_216, [CHUNK, ["full", 32, 0]]]] * 2,
         "state": [[544, 13_369_344, [STATE, STATE, ["full", 544, 0]]]] * 2,
     }
