@@ -14,12 +14,18 @@ from traitlets import TraitError
 from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.budget import BudgetError, Options
 from pagedattn_lab.budget.compute import compute
+from pagedattn_lab.kv_cache_specs import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    RequestLimits,
+    SlidingWindowSpec,
+)
 from pagedattn_lab.viz import calculator, grid
 from pagedattn_lab.viz.calculator import Calculator, draw
 from pagedattn_lab.viz.concurrency import Point, draw_concurrency, place
 from pagedattn_lab.viz.fit import held_blocks, most_blocks, tell, times, work_out
 from pagedattn_lab.viz.player import MIME
-from pagedattn_lab.viz.vram import ALARM, Memory, gib, show_vram, spread_labels
+from pagedattn_lab.viz.vram import ALARM, Memory, gib, memory_of, show_vram, spread_labels
 from tests.helpers.calculator_facts import made_up, sample
 
 FACTS = made_up()
@@ -155,6 +161,22 @@ def test_blocks_that_are_held() -> None:
     assert held_blocks(["state", 544, 2], 9) == (2, 0) and most_blocks(["state", 544, 2], 9, 1) == 2
 
 
+def test_blocks_that_a_request_has_at_most() -> None:
+    """Catches a term of a window or a chunk that is one too many or too few: the specs' own formulas are compared."""
+    page = {"num_kv_heads": 1, "head_size": 8, "dtype": "bfloat16"}
+    specs = {
+        "full": FullAttentionSpec(16, **page),
+        "window": SlidingWindowSpec(16, **page, sliding_window=100),
+        "chunk": ChunkedLocalAttentionSpec(16, **page, attention_chunk_size=64),
+    }
+    for tokens in range(1, 400):
+        for in_flight in (1, 13, 16, 64):
+            for kind, spec in specs.items():
+                expected = spec.max_blocks_per_request(RequestLimits(tokens, in_flight))
+                bound = {"full": 0, "window": 100, "chunk": 64}[kind]
+                assert most_blocks([kind, 16, bound], tokens, in_flight) == expected, (kind, tokens, in_flight)
+
+
 def test_ratios_are_written_as_python_writes_them() -> None:
     """Catches a rounding of halves away from even, which vLLM's log does not have."""
     for of in (1, 7, 8, 16, 40, 3590):
@@ -230,6 +252,7 @@ def test_the_curve_is_to_scale() -> None:
     assert {after - before for before, after in pairwise(xs)} == {26}
     ys = [place(64, (2**power, 4))[1] for power in range(19)]
     assert {before - after for before, after in pairwise(ys)} == {9}
+    assert place(16, (1, 1)) == (48, 26 + 9 * 16)
     assert place(1, (0, 5)) == place(16, (1, 4)) and place(64, (2**30, 1)) == place(64, (2**16, 1))
     assert place(3000, (5, 3))[0] == 48 + math.floor(26 * (math.log2(3000) - 4) + 0.5)
 
@@ -289,3 +312,35 @@ def test_facts_are_stored() -> None:
     assert Calculator(FACTS, users=7)._repr_mimebundle_()[0][MIME] == data[MIME]
     changed = FACTS | {"users": [1, 7, 301]}
     assert Calculator(changed, users=7)._repr_mimebundle_()[0][MIME]["grid"]["digest"] != stored["digest"]
+
+
+def test_the_bar_of_a_budget() -> None:
+    """Catches a bar that shows another budget, and one that hides what does not fit."""
+    options = {"model": "meta-llama/Llama-3.1-8B", "gpu": "RTX 4090"}
+    fits, too_long = (memory_of(compute(Options(**options, max_model_len=size))) for size in (8192, 131_072))
+    no_room = memory_of(compute(Options(**options | {"gpu": "RTX 4060"}, max_model_len=8192)))
+    budget = compute(Options(**options, max_model_len=8192))
+    assert fits.free == budget.available_bytes and (fits.used, fits.overrun) == (0, 0)
+    assert fits.weights + fits.other[1] + fits.free == fits.limit
+    assert fits.title == "Llama-3.1-8B on RTX 4090" and fits.utilization == "0.92"
+    # 16 GiB, and a block that is set aside, are more than what is left by so much.
+    assert too_long.overrun == 16 * GIB + 2**21 - budget.available_bytes
+    assert (too_long.used, too_long.used_by, too_long.free) == (fits.free, "one request", 0)
+    assert no_room.overrun == no_room.weights + no_room.other[1] - no_room.limit > 0
+    assert no_room.used == no_room.free == 0
+
+
+def test_the_bar_of_a_log() -> None:
+    """Catches an estimate beside a figure that was measured; and weights of nothing, or more than the GPU has."""
+
+    def bar(available: str, gpu: str | None) -> Memory:
+        return memory_of(
+            compute(Options("meta-llama/Llama-3.1-8B", gpu, max_model_len=8192, available_bytes=available))
+        )
+
+    memory = bar("5GiB", "RTX 4090")
+    assert memory.free == 5 * GIB and memory.other == (memory.limit - memory.weights - 5 * GIB,) * 3
+    with pytest.raises(ValueError, match="plan it with gpu"):
+        bar("5GiB", None)
+    with pytest.raises(ValueError, match=r"weights of 14.99 GiB and a cache of 9.00 are more than the 21.75 GiB that"):
+        bar("9GiB", "RTX 4090")

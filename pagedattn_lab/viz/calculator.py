@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ from pagedattn_lab.viz.concurrency import CURVE_HEIGHT, LENGTHS, Point, draw_con
 from pagedattn_lab.viz.fit import Facts, Group, held_blocks, most_blocks, tell, times, work_out
 from pagedattn_lab.viz.grid import offer, pack, positions
 from pagedattn_lab.viz.lesson import Lesson
-from pagedattn_lab.viz.vram import BAR_HEIGHT, describe_memory, draw_memory, picture
+from pagedattn_lab.viz.vram import BAR_HEIGHT, describe_memory, draw_memory, memory_of, picture
 
 CONTROLS = {
     "model": "model",
@@ -54,7 +53,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "Qwen3.5-27B, weights fp8": {"model": "Qwen/Qwen3.5-27B", "quantization": "fp8"},
     "SmolLM2-135M": {"model": "HuggingFaceTB/SmolLM2-135M"},
 }
-"""Models of each kind of cache, by what they are called: what :class:`~pagedattn_lab.budget.Options` takes of them."""
+"""Models of each kind of cache, by what they are called: the :class:`~pagedattn_lab.budget.options.Options` of each."""
 
 CARDS = ("RTX 4060", "RTX 3060", "T4", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090", "L40S", "H100-80GB", "H200")
 """GPUs from 8 to 141 GiB."""
@@ -74,7 +73,7 @@ def gather(
     """Gather what a calculator needs to know of models and GPUs.
 
     Args:
-        models: by what they are called, what :class:`~pagedattn_lab.budget.Options` takes of them.
+        models: by what they are called, what :class:`~pagedattn_lab.budget.options.Options` takes of them.
         gpus: names of :data:`pagedattn_lab.hardware.GPUS`, or sizes.
         kv_cache_dtypes: in which keys and values may be stored.
         gpu_memory_utilization: the share of a GPU that the server may use; vLLM's own unless said.
@@ -107,29 +106,21 @@ def gather(
             }
             for name, budgets in served.items()
         ],
-        "gpus": [
-            {
-                "name": gpu, "total": card.total.likely, "limit": _limit(card),
-                "in_flight": card.limits.max_in_flight_tokens,
-            }
-            for gpu, card in zip(gpus, cards, strict=True)
-        ],
+        "gpus": [_gpu(gpu, card) for gpu, card in zip(gpus, cards, strict=True)],
         "contexts": CONTEXTS, "dtypes": kv_cache_dtypes, "block_sizes": BLOCK_SIZES, "tokens": TOKENS, "users": USERS,
     }  # fmt: skip
 
 
-def _limit(card: Budget) -> int:
-    assert card.total is not None  # a GPU was named
-    return math.ceil(card.total.likely * card.gpu_memory_utilization)
+def _gpu(name: str, budget: Budget) -> dict[str, Any]:
+    memory = memory_of(budget)
+    in_flight = budget.limits.max_in_flight_tokens
+    return {"name": name, "total": memory.total, "limit": memory.limit, "in_flight": in_flight}
 
 
 def _memory(budget: Budget) -> list[int]:
     """Weights; other memory at least, likely and at most; room for the cache at least and at most."""
-    others = [part for name, part in budget.parts if name != "weights"]
-    weights, room = budget.weights_bytes, budget.available
-    assert weights is not None  # nothing else was given
-    low, high = (sum(getattr(part, end) for part in others) for end in ("low", "high"))
-    return [weights, low, _limit(budget) - weights - room.likely, high, room.low, room.high]
+    memory = memory_of(budget)
+    return [memory.weights, *memory.other, budget.available.low, budget.available.high]
 
 
 def _layout(budget: Budget) -> list[Any]:

@@ -13,7 +13,9 @@ from pagedattn_lab.viz import BLUE, ORANGE
 from pagedattn_lab.viz.vram import hatch, text
 
 CURVE_HEIGHT = 210
-LENGTHS = tuple(round(2 ** (half / 2)) for half in range(8, 35))  # tokens, from 16 to 131,072
+LENGTHS = tuple(round(2 ** (half / 2)) for half in range(8, 35))
+"""Tokens of a request, from 16 to 131,072."""
+
 _LEFT, _RIGHT, _TOP = 48, 394, 26
 _OCTAVE_X, _OCTAVE_Y = 26, 9  # units for twice as much
 _FIRST_X, _LEAST_Y, _MOST_Y = 4, -2, 16  # octaves

@@ -5,12 +5,17 @@ The same in ``calculator.js``, string for string.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING, Any
 
 from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.viz import BLUE, ORANGE, Picture
+
+if TYPE_CHECKING:
+    from pagedattn_lab.budget import Budget
 
 WIDTH, SHOWN_WIDTH = 400, 540  # in the drawing's own units, and in pixels where there is room
 BAR_HEIGHT = 120
@@ -50,6 +55,42 @@ class Memory:
     tail: int = 0
     free: int = 0
     overrun: int = 0
+
+
+def memory_of(budget: Budget) -> Memory:
+    """Divide a GPU as a budget does. Its cache is free, or taken by the one request that does not fit.
+
+    Raises:
+        ValueError: the budget names no GPU, or was told that more is left for the cache than can be.
+
+    Example:
+        >>> from pagedattn_lab.budget import plan
+        >>> show_vram(memory_of(plan("Qwen/Qwen3-0.6B", "RTX 3060", max_model_len=8192)))
+        Qwen3-0.6B on RTX 3060, 11.75 GiB: weights 1.12, other 1.10 (0.52 to 2.77), KV cache used 0.00, tail waste 0.00, free 8.59, above 0.92 0.94.
+    """  # noqa: E501
+    weights, room = budget.weights_bytes, budget.available_bytes
+    if budget.total is None or weights is None:
+        raise ValueError("the budget says nothing of weights on a GPU: plan it with gpu")
+    limit = math.ceil(budget.total.likely * budget.gpu_memory_utilization)
+    rest = limit - weights - room
+    if rest < 0:
+        raise ValueError(
+            f"weights of {gib(weights)} GiB and a cache of {gib(room)} are more than the {gib(limit)} GiB that "
+            f"gpu_memory_utilization {budget.gpu_memory_utilization:g} allows: give that of the same log"
+        )
+    others = [part for name, part in budget.parts if name != "weights"]
+    other = (sum(part.low for part in others), rest, sum(part.high for part in others))
+    if budget.asked.available_bytes is not None:  # then the rest is what else was measured
+        other = (rest, rest, rest)
+    parts: dict[str, Any] = {"free": room}
+    if room <= 0:
+        parts = {"overrun": -room}
+    elif not budget.fit.fits:
+        missing = budget.fit.needed_bytes - budget.fit.available_bytes
+        parts = {"used": room, "used_by": "one request", "overrun": missing}
+    title = f"{budget.model.rpartition('/')[2]} on {budget.gpu}"
+    share = f"{budget.gpu_memory_utilization:g}"
+    return Memory(title, budget.total.likely, limit, share, weights, other, **parts)
 
 
 def gib(size: int) -> str:
