@@ -120,15 +120,27 @@ def test_limits_that_a_server_tells() -> None:
 # --------------------------------------------------------------------------------------------------- this book's own
 
 
+def write_log(path: Path, rows: list[tuple[int, int, list[int]]]) -> str:
+    """Write prompts' and outputs' lengths and the ids of blocks in Mooncake's format."""
+    lines = [
+        {"timestamp": 0, "input_length": prompt_len, "output_length": output_len, "hash_ids": hash_ids}
+        for prompt_len, output_len, hash_ids in rows
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
 def test_our_own_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a server of ours that counts otherwise than its scheduler does alone, or lacks what vLLM's has."""
     tiny()[0].config.save_pretrained(tmp_path)
-    options = "--requests 16 --max-tokens 24 --vocab-size 12 --max-num-seqs 8 --max-num-batched-tokens 128 --clients 6"
+    options = "--vocab-size 12 --max-num-seqs 8 --max-num-batched-tokens 128 --clients 6"
+    log = write_log(tmp_path / "log", [(40 + 7 * number % 60, 60, [number % 3]) for number in range(20)])
     with served(engine(num_blocks=25, block_size=16, max_num_seqs=8, max_num_batched_tokens=128)) as server:
-        report, _ = report_of(capsys, "vllm-check", "--url", server.url, "--config", str(tmp_path), *options.split())
+        more = "--config", str(tmp_path), "--workload", log, *options.split()
+        report, _ = report_of(capsys, "vllm-check", "--url", server.url, *more)
     predicted, observed = report["predicted"], report["observed"]
     assert predicted.pop("num_blocks") is None and observed.pop("num_blocks") == 25
-    assert (observed["kv_tokens"], observed["max_concurrency"]) == (385, 1.0)  # 24 blocks for use, and the last token needs no slot
+    assert (observed["kv_tokens"], observed["max_concurrency"]) == (385, 1.0)  # 24 blocks, and the last needs no slot
     assert any("--available" in reason for reason in report["reasons"])
     exact = ("kv_tokens", "max_concurrency", "prompt_tokens", "generation_tokens", "prefix_cache_queries")
     assert {name: predicted[name] for name in exact} == {name: observed[name] for name in exact}
@@ -309,19 +321,13 @@ def test_without_the_extra(name: str, capsys: pytest.CaptureFixture[str], monkey
 
 def test_a_log_in_mooncakes_format(tmp_path: Path) -> None:
     """Catches equal ids that become other tokens, a block that is not 512 of them, and a prompt that grows too long."""
-    path = tmp_path / "log"
-    rows = [(600, [1, 2]), (1100, [1, 2, 3]), (600, [4, 2]), (5000, list(range(10)))]
-    path.write_text(
-        "\n".join(
-            json.dumps({"timestamp": 0, "input_length": length, "output_length": 9, "hash_ids": ids})
-            for length, ids in rows
-        )
-    )
-    first, second, third, long = make_workload(str(path), 9, longest=1200, most_output=99).load.prompts
+    rows = [(600, 9, [1, 2]), (1100, 9, [1, 2, 3]), (600, 9, [4, 2]), (5000, 9, list(range(10)))]
+    path = write_log(tmp_path / "log", rows)
+    first, second, third, long = make_workload(path, 9, longest=1200, most_output=99).load.prompts
     assert (len(first), len(second), len(third), len(long)) == (600, 1100, 600, 1191)
     assert first == second[:600] and first[512:] == third[512:] and first[:512] != third[:512]
-    assert make_workload(str(path), 9, longest=1200, most_output=99).num_cut == 1
-    assert make_workload(str(path), 2, longest=1200, most_output=5).load.output_lens == (5, 5)
+    assert make_workload(path, 9, longest=1200, most_output=99).num_cut == 1
+    assert make_workload(path, 2, longest=1200, most_output=5).load.output_lens == (5, 5)
 
 
 def test_a_server_with_no_room() -> None:
