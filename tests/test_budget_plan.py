@@ -65,7 +65,10 @@ def test_logged_tokens_and_concurrency(row: str) -> None:
             == logged.tokens
         ]  # fmt: skip
         assert fitting, "no number of blocks within the range gives the logged tokens"
-        assert {f"{exact.max_concurrency:.2f}x" for exact in fitting} == {printed}
+        found = {
+            f"{exact.max_concurrency:.2f}x" for exact in fitting
+        }  # groups divide: two blocks may give the same tokens
+        assert printed in found and len(found) <= 2
         if length in logged.blocks_per_request:
             assert budget.blocks_per_request == logged.blocks_per_request[length]
 

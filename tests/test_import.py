@@ -26,8 +26,8 @@ PURE = (
     "vllm_check.workload", "vllm_check.check",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
-    "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
-    "budget.layers", "budget.quantization", "budget.parameters", "budget.weights",
+    "vllm_log", "vllm_log.check",
+    "budget",  # which imports all its modules
 )  # fmt: skip
 
 
@@ -69,8 +69,10 @@ SPINE = [
     "engine.output_processor", "engine.core", "engine.sampling", "engine.beam_search", "engine.metrics",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
-    "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
-    "budget.layers", "budget.quantization", "budget.parameters", "budget.weights",
+    "budget.errors", "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types",
+    "budget.attention_layers", "budget.models", "budget.layers", "budget.quantization", "budget.parameters",
+    "budget.weights", "budget.changes", "budget.versions", "budget.options", "budget.serve_command", "budget.result",
+    "budget.memory", "budget.compute", "budget.lengths", "budget.advice", "budget.plan", "budget",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
@@ -91,9 +93,11 @@ APPARATUS = [
     "exercises.verdict", "exercises.marks",
     "exercises.boards", "exercises.cases", "exercises.printed", "exercises.record", "exercises.grading",
     "exercises.touched", "exercises.problems", "exercises.kernels", "exercises.catalogue", "exercises",
+    "vllm_log.words", "vllm_log.start_up_log", "vllm_log.settings", "vllm_log.memory", "vllm_log.trouble",
+    "vllm_log.meanings", "vllm_log.parse", "vllm_log", "vllm_log.check",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
-    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.compile",
-    "cli.exercises", "cli.serve", "cli.vllm_check", "cli", "__main__",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget", "cli.bench", "cli.compile",
+    "cli.exercises", "cli.serve", "cli.vllm_log", "cli.vllm_check", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""

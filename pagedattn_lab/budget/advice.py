@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.budget.compute import compute, model_max_len
@@ -29,8 +29,12 @@ LEAVE_MEMORY = {"max_model_len", "kv_cache_dtype", "enable_prefix_caching"}
 """Settings that leave the memory for the cache as it is."""
 
 
-def largest_context(budget: Budget) -> int:
+def largest_context(budget: Budget, memory: Literal["low", "likely", "high"] = "likely") -> int:
     """Find the longest request that the cache of a budget holds, up to what the model itself can do; 0 if none.
+
+    Args:
+        budget: the server.
+        memory: which end of what may be available to count on.
 
     Example:
         >>> from pagedattn_lab.budget.compute import compute
@@ -38,7 +42,7 @@ def largest_context(budget: Budget) -> int:
         65520
     """
     limits = replace(budget.limits, max_model_len=model_max_len(budget.config))
-    checks = (budget.version.fit_check(rank.groups, rank.available.likely, limits) for rank in budget.ranks)
+    checks = (budget.version.fit_check(rank.groups, getattr(rank.available, memory), limits) for rank in budget.ranks)
     return min(check.largest_model_len for check in checks)
 
 

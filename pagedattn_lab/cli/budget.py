@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagedattn_lab.arithmetic import GIB, UNITS_HELP
-from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, Users, first_change, known_models, plan, users
+from pagedattn_lab.budget import (
+    Budget,
+    BudgetError,
+    Estimate,
+    Options,
+    Users,
+    first_change,
+    known_models,
+    largest_context,
+    plan,
+    users,
+)
 from pagedattn_lab.budget.dtypes import CACHE_DTYPES
 from pagedattn_lab.budget.memory import gpu_memory
 from pagedattn_lab.budget.versions import vllm_version
@@ -60,19 +71,16 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--max-model-len", type=positive, metavar="N", help="most tokens of a request (default: the model's own)"
     )
-    parser.add_argument("--dtype", type=text, default="auto", help="of the model (default: as its configuration says)")
+    parser.add_argument("--dtype", type=text, metavar="DTYPE", help="of the model (default: as its configuration says)")
     parser.add_argument(
         "--kv-dtype",
         choices=tuple(CACHE_DTYPES),
-        default="auto",
         metavar="DTYPE",
         help=f"of keys and values: {', '.join(CACHE_DTYPES)} (default: as the model)",
     )
     parser.add_argument("--quantization", type=text, metavar="NAME", help="of the weights, such as fp8 or awq")
-    parser.add_argument("--tp", type=positive, default=1, metavar="N", help="GPUs that share each layer (default: 1)")
-    parser.add_argument(
-        "--pp", type=positive, default=1, metavar="N", help="ranks with layers of their own (default: 1)"
-    )
+    parser.add_argument("--tp", type=positive, metavar="N", help="GPUs that share each layer (default: 1)")
+    parser.add_argument("--pp", type=positive, metavar="N", help="ranks with layers of their own (default: 1)")
     parser.add_argument("--block-size", type=positive, metavar="N", help="tokens per block (default: vLLM's)")
     parser.add_argument(
         "--max-num-batched-tokens", type=positive, metavar="N", help="most tokens in a step (default: vLLM's)"
@@ -84,9 +92,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--vllm-version",
         type=_version,
-        default=Options.vllm_version,
         metavar="V",
-        help="whose formulas, defaults and words to use (default: %(default)s)",
+        help=f"whose formulas, defaults and words to use (default: the log's, else {Options.vllm_version})",
     )
     parser.add_argument(
         "--available",
@@ -110,10 +117,10 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make the budget, and print it."""
     options = _options(arguments)
-    if options.gpu is None and options.available_bytes is None:
+    if options.gpu is None and options.available_bytes is None and options.num_gpu_blocks_override is None:
         arguments.refuse("nothing says how much memory there is: give --gpu, --available or --log")
     with waiting("making a budget"):
-        budget = plan(**{name: value for name, value in vars(options).items() if value is not None})
+        budget = plan(**vars(options))
         load = None if arguments.workload is None else _users(budget, arguments.workload)
         changes = first_change(budget)[:MOST_CHANGES]
     if arguments.json:
@@ -123,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "log_lines": budget.log_lines(),
                 "changes": [{"flag": change.flag, "why": change.why, "effect": change.effect} for change in changes],
                 "serve_command": budget.serve_command(),
-                "workload": None if load is None else {"name": arguments.workload, **_load_json(load)},
+                "workload": None if load is None else _load_json(arguments.workload, load),
             }
         )
         return 0
@@ -145,6 +152,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _options(arguments: argparse.Namespace) -> Options:
     """Take what was given; where something was not, what the log says."""
     given = {
+        "model": arguments.model,
+        "gpu": arguments.gpu,
         "max_model_len": arguments.max_model_len,
         "dtype": arguments.dtype,
         "kv_cache_dtype": arguments.kv_dtype,
@@ -159,7 +168,30 @@ def _options(arguments: argparse.Namespace) -> Options:
         "available_bytes": arguments.available,
         "weights_bytes": arguments.weights,
     }
-    return Options(arguments.model, arguments.gpu, **given)
+    given = {name: value for name, value in given.items() if value is not None}
+    return Options(**(_logged(arguments.log, arguments.model) | given if arguments.log is not None else given))
+
+
+def _logged(log_text: str, model: str) -> dict[str, Any]:
+    """What a start-up log says, as arguments of a budget; the memory stays as open as its two decimals leave it."""
+    from pagedattn_lab.vllm_log import read_log
+    from pagedattn_lab.vllm_log.check import settings
+
+    log = read_log(log_text)
+    said = settings(log, model, log.version or Options.vllm_version)
+    if log.available_bytes is None and log.num_gpu_blocks_override is None:
+        raise ValueError("the log does not say how much memory is available for the cache: give its start, up to there")
+    return said | {
+        name: [_open(size) for size in sizes] if isinstance(sizes, list) else _open(sizes)
+        for name, sizes in (("available_bytes", said.get("available_bytes")), ("weights_bytes", log.weights_bytes))
+        if sizes is not None
+    }
+
+
+def _open(size: Estimate | int) -> Estimate:
+    """Give back what rounding to two decimals of a GiB took."""
+    middle = size if isinstance(size, int) else size.likely
+    return Estimate.printed(f"{middle / GIB:.2f}GiB", "the log")
 
 
 def _users(budget: Budget, name: str) -> Users:
@@ -175,8 +207,9 @@ def _users(budget: Budget, name: str) -> Users:
     return users(budget, lengths)
 
 
-def _load_json(load: Users) -> dict[str, Any]:
-    return vars(load) | {"users": load.mean, "users_with_1_percent_risk": load.with_risk(), "users_at_end": load.at_end}
+def _load_json(name: str, load: Users) -> dict[str, Any]:
+    users = {"users": load.mean, "users_with_1_percent_risk": load.with_risk(), "users_at_end": load.at_end}
+    return {"name": name, **vars(load), **users}
 
 
 def _print_memory(budget: Budget) -> None:
@@ -190,14 +223,17 @@ def _print_memory(budget: Budget) -> None:
     )
     for note in budget.notes:
         print(wrap(f"({note})", indent=" "))
-    print(f"\n{'GiB on one GPU':<20}{'likely':>10}  {'range':<18}  from")
-    if budget.total is not None and budget.parts:
+    print(f"\n{'GiB on one GPU':<20}{'likely':>16}  range")
+    if budget.total is not None and len(budget.parts) > 1:
         _print_size("memory", budget.total)
-        share = budget.gpu_memory_utilization
-        _print_size(f"{share:.0%} of it", _scaled(budget.total, share))
-    for name, part in budget.parts:
-        _print_size(f"- {name}" if budget.total is not None else name, part)
+        _print_size(f"{budget.gpu_memory_utilization:.0%} of it", _scaled(budget.total, budget.gpu_memory_utilization))
+        for name, part in budget.parts:
+            _print_size(f"- {name}", part)
     _print_size("for the cache", budget.available)
+    if budget.total is not None and len(budget.parts) > 1:
+        print()
+        for name, part in (("memory", budget.total), *budget.parts):
+            print(wrap(f"{name}: {part.source}", indent="  "))
 
 
 def _scaled(size: Estimate, share: float) -> Estimate:
@@ -208,8 +244,7 @@ def _scaled(size: Estimate, share: float) -> Estimate:
 
 def _print_size(name: str, size: Estimate) -> None:
     low, likely, high = (f"{each / GIB:,.2f}" for each in (size.low, size.likely, size.high))
-    span = "exact" if size.exact else likely if low == high else f"{low} to {high}"
-    print(wrap(f"{name:<20}{likely:>10}  {span:<18}  {size.source}", indent=" " * 52))
+    print(f"{name:<20}{likely:>16}  {'exact' if size.exact else low if low == high else f'{low} to {high}'}")
 
 
 def _print_cache(budget: Budget) -> None:
@@ -233,6 +268,15 @@ def _print_cache(budget: Budget) -> None:
         print(wrap("The range is what the decimals of the memory leave open: vLLM counts in bytes, and prints two."))
     elif not budget.exact:
         print(wrap("The range is that of the memory: vLLM measures it at start-up, and --available takes its word."))
+    if budget.max_concurrency_range[0] < 1:
+        low = largest_context(budget, "low")
+        print(
+            wrap(
+                f"With the least of it vLLM would not start; with --max-model-len {low} it would."
+                if low
+                else "With the least of it there is no room for a cache, and vLLM would not start."
+            )
+        )
 
 
 def _span(budget: Budget, ends: Sequence[str]) -> str:

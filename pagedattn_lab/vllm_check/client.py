@@ -206,9 +206,7 @@ class Client:
                 return now
             time.sleep(0.1)
 
-    def _complete(
-        self, who: str, model: str, prompt: Sequence[int], output_len: int, salt: str, turn: _Turn
-    ) -> None:
+    def _complete(self, who: str, model: str, prompt: Sequence[int], output_len: int, salt: str, turn: _Turn) -> None:
         body = {
             "model": model, "prompt": list(prompt), "max_tokens": output_len, "temperature": 0.0, "ignore_eos": True,
             "cache_salt": salt,

@@ -66,7 +66,9 @@ class Check:
         if not self.workload:
             return
         predicted, observed, limits = self.predicted, self.observed, self.limits
-        assumed = [f"{name} {getattr(limits, name):,}" for name, source in limits.sources.items() if source == "default"]
+        assumed = [
+            f"{name} {getattr(limits, name):,}" for name, source in limits.sources.items() if source == "default"
+        ]
         if assumed:
             yield (
                 f"Nobody said what {' and '.join(assumed)} really {'is' if len(assumed) == 1 else 'are'}, so defaults "
