@@ -154,7 +154,7 @@ def test_our_own_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.fixture
 def slow_server() -> Iterator[tuple[str, list[int], list[int]]]:
-    """A server that takes its time: its address, prompts' first tokens as they came, and how many were there at once."""
+    """A server that takes its time: its address, prompts' first tokens as they came, how many were there at once."""
     came: list[int] = []
     at_once: list[int] = []
     lock, inside = threading.Lock(), 0
@@ -256,12 +256,12 @@ def too_slow(request: httpx.Request) -> httpx.Response | None:
         (status("/metrics", 404), f"{URL}/metrics answers 404 Not Found: --url must be a vLLM server's address"),
         (status("/metrics", 401, json={"error": "who are you"}), "wants another key (401 Unauthorized): give it with"),
         (status("/metrics", 200, text="<html>hello</html>"), "/metrics is not in Prometheus' format"),
-        (status("/metrics", 200, text=""), "/metrics has no vllm:prefix_cache_queries_total: this is no vLLM server"),
+        (status("/metrics", 200, text=""), "/metrics has no vllm:prefix_cache_queries_total: this is no current vLLM"),
         (without("num_preemptions"), "/metrics has no vllm:num_preemptions_total"),
         (without("cache_config_info"), "/metrics has no vllm:cache_config_info"),
         (changed(',num_gpu_blocks="129"', ""), "does not say num_gpu_blocks: update the server"),
-        (changed('num_gpu_blocks="129"', 'num_gpu_blocks="many"'), "num_gpu_blocks of vllm:cache_config_info is 'many'"),
-        (changed(r"^(vllm:cache_config_info.*)engine=.0.(.*)$", r'\1engine="0"\2\n\1engine="1"\2'), "tells of 2 engines"),
+        (changed('num_gpu_blocks="129"', 'num_gpu_blocks="many"'), "num_gpu_blocks of vllm:cache_config_info is"),
+        (changed(r"^(vllm:cache_config_info.*)engine=.0.(.*)$", r'\1engine="0"\2\n\1engine="1"\2'), "of 2 engines"),
         (changed(r"^(vllm:num_requests_running\{.*\}) 0.0$", r"\1 2.0"), "2 unfinished requests of somebody else"),
         (status("/v1/models", 404), f"{URL}/v1/models answers 404 Not Found"),
         (status("/v1/models", 200, text="hello"), "/v1/models answers no JSON object: is this an OpenAI server?"),
@@ -271,7 +271,7 @@ def too_slow(request: httpx.Request) -> httpx.Response | None:
         (refuses_the_third, "refused (400 Bad Request: Token id 29999 is out of vocabulary): the rest was not sent"),
         (too_slow, "/v1/completions did not answer in time: raise --timeout"),
         (status("/v1/completions", 200, json={"usage": None}), "came back as None + None tokens, not"),
-        (changed(r"^(vllm:prompt_tokens_total\{.*\}) .*$", r"\1 9e9"), "counters began anew during the replay, so it was"),
+        (changed(r"^(vllm:prompt_tokens_total\{.*\}) .*$", r"\1 9e9"), "during the replay, so it was restarted"),
         (changed(r"^(vllm:prompt_tokens_created\{.*\}) .*$", r"\1 5.0", after=True), "counters began anew during the"),
     ],
 )  # fmt: skip

@@ -86,7 +86,7 @@ def read_metrics(text: str, where: str) -> Snapshot:
     missing = [name for name in needed if name not in found] + ["cache_config_info"] * (not infos)
     if missing:
         raise ServerError(
-            f"{where} has no vllm:{missing[0]}: this is no vLLM server of release 0.10 or newer, or it was started with "
+            f"{where} has no vllm:{missing[0]}: this is no current vLLM server, or it was started with "
             "--disable-log-stats"
         )
     if len(infos) > 1:

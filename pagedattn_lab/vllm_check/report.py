@@ -93,9 +93,9 @@ class Check:
                 "ended, so blocks come back a step later than predicted."
             )
         yield (
-            "Requests come when they come: predicted is that the first step has the first request alone, that all others "
-            "of the first clients are in the second, and that one that follows an answer misses a step. One preempted "
-            "earlier or later moves what comes after it."
+            "Requests come when they come: predicted is that the first step has the first request alone, that all "
+            "others of the first clients are in the second, and that one that follows an answer misses a step. One "
+            "preempted earlier or later moves what comes after it."
         )
 
 

@@ -58,10 +58,7 @@ def make_workload(
     """
     if longest < 2:
         raise ValueError(f"a request may have {longest} tokens: it needs 2, one to send and one to get")
-    if name in SHARED_WORKLOADS:
-        prompts = SHARED_WORKLOADS[name](seed)
-    else:
-        prompts = of_log(load_trace(name))
+    prompts = SHARED_WORKLOADS[name](seed) if name in SHARED_WORKLOADS else of_log(load_trace(name))
     token_lists, output_lens, num_cut = [], [], 0
     for prompt in islice(prompts, num_requests):
         output_len = min(prompt.output_len, most_output, longest - 1)
