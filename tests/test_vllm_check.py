@@ -25,6 +25,7 @@ from pagedattn_lab.vllm_check.workload import make_workload
 from tests.helpers.cli import assert_one_line, report_of
 from tests.helpers.server import engine, served, tiny
 from tests.helpers.vllm_check import RECORDINGS, URL, Answer, Recorded, in_place_of_the_network
+from tests.record_vllm_check import BOOK, reports
 
 
 @pytest.fixture
@@ -61,6 +62,11 @@ def test_the_recordings_say_something() -> None:
         before, after = (read_metrics(answer["text"], "here") for answer in answers)
         spent = after.since(before)
         assert spent["num_preemptions"] >= least and spent["prefix_cache_hits"] > 0.15 * spent["prompt_tokens"]
+
+
+def test_the_books_table_is_current() -> None:
+    """Catches a table in the book that shows other figures than the command does: python -m tests.record_vllm_check."""
+    assert json.loads(BOOK.read_text()) == reports()
 
 
 def test_what_is_sent(reach: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +113,7 @@ def test_what_people_read(reach: Callable[[Answer], None], capsys: pytest.Captur
 
 def test_limits_that_a_server_tells() -> None:
     """Catches an option that does not go before what the server says, and a default that does."""
-    recorded = Recorded("chat in development mode")
+    recorded = Recorded("chat with room")
     with recorded.client() as client:
         server = read_server(client, client.metrics())
     told, given = scheduler_limits(server), scheduler_limits(server, max_num_seqs=7)
@@ -352,7 +358,7 @@ def test_a_server_with_no_room() -> None:
 )
 def test_why_figures_differ(queries: int, prompt_tokens: int, words: list[str]) -> None:
     """Catches excuses for figures that agree, and somebody else's tokens blamed on a release."""
-    with Recorded("chat in development mode").client() as client:
+    with Recorded("chat with room").client() as client:
         server = read_server(client, client.metrics())
     predicted: dict[str, float | None] = dict.fromkeys(REPLAY, 100)
     observed = predicted | {"prompt_tokens": prompt_tokens, "prefix_cache_queries": queries}
