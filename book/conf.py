@@ -142,8 +142,8 @@ def check_tables(path: Path) -> str:
         sent, limits = report["workload"], report["limits"]
         parts += [
             f"**{sent['name']}, {sent['num_requests']} requests, {sent['clients']} at once.** "
-            f"vLLM {report['version']}, blocks of {report['block_size']}, at most {report['max_model_len']:,} tokens a "
-            f"request, {limits['max_num_seqs']} requests at once and {limits['max_num_batched_tokens']:,} tokens a step; "
+            f"vLLM {report['version']}, blocks of {report['block_size']}, at most {report['max_model_len']:,} tokens "
+            f"a request, {limits['max_num_seqs']} requests and {limits['max_num_batched_tokens']:,} tokens in a step; "
             f"outputs of at most {sent['most_output']} tokens.",
             "",
             "| | predicted | observed | difference |\n|---|--:|--:|--:|",

@@ -1,8 +1,9 @@
 """Write what a vLLM server really answers to ``vllm-check``: python -m tests.record_vllm_check URL NAME OPTIONS...
 
-``tests/test_vllm_check.py`` answers with it again. OPTIONS are those of ``vllm-check``; NAME is that of the recording in
-``vllm_check.json``. The book's table is written too, from all recordings; without arguments only that. Of ``/metrics``, buckets and what is not vLLM's are left out, of ``/server_info`` what nobody reads,
-and of the completions all but the first. A path of the recording's machine is replaced by the model's name.
+``tests/test_vllm_check.py`` answers with it again. OPTIONS are those of ``vllm-check``; NAME is that of the recording
+in ``vllm_check.json``. The book's table is written too, from all recordings; without arguments only that. Of
+``/metrics``, buckets and what is not vLLM's are left out, of ``/server_info`` what nobody reads, and of the completions
+all but the first. A path of the recording's machine is replaced by the model's name.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from pagedattn_lab.vllm_check.workload import make_workload
 from tests.helpers.cli import assert_one_line, report_of
 from tests.helpers.server import engine, served, tiny
 from tests.helpers.vllm_check import RECORDINGS, URL, Answer, Recorded, in_place_of_the_network
+from tests.record_vllm_check import BOOK, reports
 
 
 @pytest.fixture
@@ -61,6 +62,11 @@ def test_the_recordings_say_something() -> None:
         before, after = (read_metrics(answer["text"], "here") for answer in answers)
         spent = after.since(before)
         assert spent["num_preemptions"] >= least and spent["prefix_cache_hits"] > 0.15 * spent["prompt_tokens"]
+
+
+def test_the_books_table_is_current() -> None:
+    """Catches a table in the book that shows other figures than the command does: python -m tests.record_vllm_check."""
+    assert json.loads(BOOK.read_text()) == reports()
 
 
 def test_what_is_sent(reach: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +113,7 @@ def test_what_people_read(reach: Callable[[Answer], None], capsys: pytest.Captur
 
 def test_limits_that_a_server_tells() -> None:
     """Catches an option that does not go before what the server says, and a default that does."""
-    recorded = Recorded("chat in development mode")
+    recorded = Recorded("chat with room")
     with recorded.client() as client:
         server = read_server(client, client.metrics())
     told, given = scheduler_limits(server), scheduler_limits(server, max_num_seqs=7)
@@ -120,15 +126,27 @@ def test_limits_that_a_server_tells() -> None:
 # --------------------------------------------------------------------------------------------------- this book's own
 
 
+def write_log(path: Path, rows: list[tuple[int, int, list[int]]]) -> str:
+    """Write prompts' and outputs' lengths and the ids of blocks in Mooncake's format."""
+    lines = [
+        {"timestamp": 0, "input_length": prompt_len, "output_length": output_len, "hash_ids": hash_ids}
+        for prompt_len, output_len, hash_ids in rows
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
 def test_our_own_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a server of ours that counts otherwise than its scheduler does alone, or lacks what vLLM's has."""
     tiny()[0].config.save_pretrained(tmp_path)
-    options = "--requests 16 --max-tokens 24 --vocab-size 12 --max-num-seqs 8 --max-num-batched-tokens 128 --clients 6"
+    options = "--vocab-size 12 --max-num-seqs 8 --max-num-batched-tokens 128 --clients 6"
+    log = write_log(tmp_path / "log", [(40 + 7 * number % 60, 60, [number % 3]) for number in range(20)])
     with served(engine(num_blocks=25, block_size=16, max_num_seqs=8, max_num_batched_tokens=128)) as server:
-        report, _ = report_of(capsys, "vllm-check", "--url", server.url, "--config", str(tmp_path), *options.split())
+        more = "--config", str(tmp_path), "--workload", log, *options.split()
+        report, _ = report_of(capsys, "vllm-check", "--url", server.url, *more)
     predicted, observed = report["predicted"], report["observed"]
     assert predicted.pop("num_blocks") is None and observed.pop("num_blocks") == 25
-    assert (observed["kv_tokens"], observed["max_concurrency"]) == (385, 1.0)  # 24 blocks for use, and the last token needs no slot
+    assert (observed["kv_tokens"], observed["max_concurrency"]) == (385, 1.0)  # 24 blocks, and the last needs no slot
     assert any("--available" in reason for reason in report["reasons"])
     exact = ("kv_tokens", "max_concurrency", "prompt_tokens", "generation_tokens", "prefix_cache_queries")
     assert {name: predicted[name] for name in exact} == {name: observed[name] for name in exact}
@@ -142,7 +160,7 @@ def test_our_own_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.fixture
 def slow_server() -> Iterator[tuple[str, list[int], list[int]]]:
-    """A server that takes its time: its address, prompts' first tokens as they came, and how many were there at once."""
+    """A server that takes its time: its address, prompts' first tokens as they came, how many were there at once."""
     came: list[int] = []
     at_once: list[int] = []
     lock, inside = threading.Lock(), 0
@@ -244,12 +262,12 @@ def too_slow(request: httpx.Request) -> httpx.Response | None:
         (status("/metrics", 404), f"{URL}/metrics answers 404 Not Found: --url must be a vLLM server's address"),
         (status("/metrics", 401, json={"error": "who are you"}), "wants another key (401 Unauthorized): give it with"),
         (status("/metrics", 200, text="<html>hello</html>"), "/metrics is not in Prometheus' format"),
-        (status("/metrics", 200, text=""), "/metrics has no vllm:prefix_cache_queries_total: this is no vLLM server"),
+        (status("/metrics", 200, text=""), "/metrics has no vllm:prefix_cache_queries_total: this is no current vLLM"),
         (without("num_preemptions"), "/metrics has no vllm:num_preemptions_total"),
         (without("cache_config_info"), "/metrics has no vllm:cache_config_info"),
         (changed(',num_gpu_blocks="129"', ""), "does not say num_gpu_blocks: update the server"),
-        (changed('num_gpu_blocks="129"', 'num_gpu_blocks="many"'), "num_gpu_blocks of vllm:cache_config_info is 'many'"),
-        (changed(r"^(vllm:cache_config_info.*)engine=.0.(.*)$", r'\1engine="0"\2\n\1engine="1"\2'), "tells of 2 engines"),
+        (changed('num_gpu_blocks="129"', 'num_gpu_blocks="many"'), "num_gpu_blocks of vllm:cache_config_info is"),
+        (changed(r"^(vllm:cache_config_info.*)engine=.0.(.*)$", r'\1engine="0"\2\n\1engine="1"\2'), "of 2 engines"),
         (changed(r"^(vllm:num_requests_running\{.*\}) 0.0$", r"\1 2.0"), "2 unfinished requests of somebody else"),
         (status("/v1/models", 404), f"{URL}/v1/models answers 404 Not Found"),
         (status("/v1/models", 200, text="hello"), "/v1/models answers no JSON object: is this an OpenAI server?"),
@@ -259,7 +277,7 @@ def too_slow(request: httpx.Request) -> httpx.Response | None:
         (refuses_the_third, "refused (400 Bad Request: Token id 29999 is out of vocabulary): the rest was not sent"),
         (too_slow, "/v1/completions did not answer in time: raise --timeout"),
         (status("/v1/completions", 200, json={"usage": None}), "came back as None + None tokens, not"),
-        (changed(r"^(vllm:prompt_tokens_total\{.*\}) .*$", r"\1 9e9"), "counters began anew during the replay, so it was"),
+        (changed(r"^(vllm:prompt_tokens_total\{.*\}) .*$", r"\1 9e9"), "during the replay, so it was restarted"),
         (changed(r"^(vllm:prompt_tokens_created\{.*\}) .*$", r"\1 5.0", after=True), "counters began anew during the"),
     ],
 )  # fmt: skip
@@ -309,19 +327,13 @@ def test_without_the_extra(name: str, capsys: pytest.CaptureFixture[str], monkey
 
 def test_a_log_in_mooncakes_format(tmp_path: Path) -> None:
     """Catches equal ids that become other tokens, a block that is not 512 of them, and a prompt that grows too long."""
-    path = tmp_path / "log"
-    rows = [(600, [1, 2]), (1100, [1, 2, 3]), (600, [4, 2]), (5000, list(range(10)))]
-    path.write_text(
-        "\n".join(
-            json.dumps({"timestamp": 0, "input_length": length, "output_length": 9, "hash_ids": ids})
-            for length, ids in rows
-        )
-    )
-    first, second, third, long = make_workload(str(path), 9, longest=1200, most_output=99).load.prompts
+    rows = [(600, 9, [1, 2]), (1100, 9, [1, 2, 3]), (600, 9, [4, 2]), (5000, 9, list(range(10)))]
+    path = write_log(tmp_path / "log", rows)
+    first, second, third, long = make_workload(path, 9, longest=1200, most_output=99).load.prompts
     assert (len(first), len(second), len(third), len(long)) == (600, 1100, 600, 1191)
     assert first == second[:600] and first[512:] == third[512:] and first[:512] != third[:512]
-    assert make_workload(str(path), 9, longest=1200, most_output=99).num_cut == 1
-    assert make_workload(str(path), 2, longest=1200, most_output=5).load.output_lens == (5, 5)
+    assert make_workload(path, 9, longest=1200, most_output=99).num_cut == 1
+    assert make_workload(path, 2, longest=1200, most_output=5).load.output_lens == (5, 5)
 
 
 def test_a_server_with_no_room() -> None:
@@ -346,7 +358,7 @@ def test_a_server_with_no_room() -> None:
 )
 def test_why_figures_differ(queries: int, prompt_tokens: int, words: list[str]) -> None:
     """Catches excuses for figures that agree, and somebody else's tokens blamed on a release."""
-    with Recorded("chat in development mode").client() as client:
+    with Recorded("chat with room").client() as client:
         server = read_server(client, client.metrics())
     predicted: dict[str, float | None] = dict.fromkeys(REPLAY, 100)
     observed = predicted | {"prompt_tokens": prompt_tokens, "prefix_cache_queries": queries}

@@ -28,8 +28,8 @@ COMMANDS = {
     "compile": compile_,
     "exercises": exercises,
     "serve": serve,
-    "vllm-check": vllm_check,
     "vllm-log": vllm_log,
+    "vllm-check": vllm_check,
 }
 """Each module adds its command to a parser with ``add``."""
 

@@ -39,7 +39,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--url", type=_url, required=True, help="where the server is, such as http://127.0.0.1:8000")
     parser.add_argument("--api-key", type=text, metavar="KEY", help="what the server wants to be told, if anything")
     parser.add_argument(
-        "--timeout", type=positive, default=600, metavar="S", help="seconds to wait for one answer (default: %(default)s)"
+        "--timeout",
+        type=positive,
+        default=600,
+        metavar="S",
+        help="seconds to wait for one answer (default: %(default)s)",
     )
     workload = parser.add_argument_group("what is sent")
     workload.add_argument(

@@ -21,7 +21,8 @@ class WorkloadOptions:
     """What to send.
 
     Attributes:
-        name: of :data:`~pagedattn_lab.workloads.conversations.SHARED_WORKLOADS`, or a file in Mooncake's format.
+        name: ``"chat"`` or ``"system-prompts"`` (:mod:`pagedattn_lab.workloads.conversations`), or a file in Mooncake's
+            format.
         num_requests: how many at most; 0 sends nothing.
         clients: how many are sent at once; ``None`` for all.
         most_output: most tokens of an output.

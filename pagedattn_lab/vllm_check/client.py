@@ -86,7 +86,7 @@ def read_metrics(text: str, where: str) -> Snapshot:
     missing = [name for name in needed if name not in found] + ["cache_config_info"] * (not infos)
     if missing:
         raise ServerError(
-            f"{where} has no vllm:{missing[0]}: this is no vLLM server of release 0.10 or newer, or it was started with "
+            f"{where} has no vllm:{missing[0]}: this is no current vLLM server, or it was started with "
             "--disable-log-stats"
         )
     if len(infos) > 1:
@@ -206,9 +206,7 @@ class Client:
                 return now
             time.sleep(0.1)
 
-    def _complete(
-        self, who: str, model: str, prompt: Sequence[int], output_len: int, salt: str, turn: _Turn
-    ) -> None:
+    def _complete(self, who: str, model: str, prompt: Sequence[int], output_len: int, salt: str, turn: _Turn) -> None:
         body = {
             "model": model, "prompt": list(prompt), "max_tokens": output_len, "temperature": 0.0, "ignore_eos": True,
             "cache_salt": salt,

@@ -66,7 +66,9 @@ class Check:
         if not self.workload:
             return
         predicted, observed, limits = self.predicted, self.observed, self.limits
-        assumed = [f"{name} {getattr(limits, name):,}" for name, source in limits.sources.items() if source == "default"]
+        assumed = [
+            f"{name} {getattr(limits, name):,}" for name, source in limits.sources.items() if source == "default"
+        ]
         if assumed:
             yield (
                 f"Nobody said what {' and '.join(assumed)} really {'is' if len(assumed) == 1 else 'are'}, so defaults "
@@ -91,9 +93,9 @@ class Check:
                 "ended, so blocks come back a step later than predicted."
             )
         yield (
-            "Requests come when they come: predicted is that the first step has the first request alone, that all others "
-            "of the first clients are in the second, and that one that follows an answer misses a step. One preempted "
-            "earlier or later moves what comes after it."
+            "Requests come when they come: predicted is that the first step has the first request alone, that all "
+            "others of the first clients are in the second, and that one that follows an answer misses a step. One "
+            "preempted earlier or later moves what comes after it."
         )
 
 

@@ -40,7 +40,8 @@ def make_workload(
     ``longest``. A prompt keeps at least one token.
 
     Args:
-        name: of :data:`~pagedattn_lab.workloads.conversations.SHARED_WORKLOADS`, or a file in Mooncake's format.
+        name: ``"chat"`` or ``"system-prompts"`` (:mod:`pagedattn_lab.workloads.conversations`), or a file in Mooncake's
+            format.
         num_requests: how many at most: a file may have fewer.
         longest: most tokens of a prompt and its output.
         most_output: most tokens of an output.
@@ -49,7 +50,7 @@ def make_workload(
 
     Raises:
         ValueError: ``longest`` leaves no room for a prompt.
-        MalformedTraceError, OSError: as for :func:`~pagedattn_lab.workloads.load_trace`.
+        MalformedTraceError, OSError: as for :func:`~pagedattn_lab.workloads.request_logs.load_trace`.
 
     Example:
         >>> workload = make_workload("system-prompts", 2, longest=1024, most_output=30)
@@ -58,10 +59,7 @@ def make_workload(
     """
     if longest < 2:
         raise ValueError(f"a request may have {longest} tokens: it needs 2, one to send and one to get")
-    if name in SHARED_WORKLOADS:
-        prompts = SHARED_WORKLOADS[name](seed)
-    else:
-        prompts = of_log(load_trace(name))
+    prompts = SHARED_WORKLOADS[name](seed) if name in SHARED_WORKLOADS else of_log(load_trace(name))
     token_lists, output_lens, num_cut = [], [], 0
     for prompt in islice(prompts, num_requests):
         output_len = min(prompt.output_len, most_output, longest - 1)

@@ -19,7 +19,7 @@ Answer = Callable[[httpx.Request], httpx.Response | None]
 
 
 class Recorded:
-    """Answers as vLLM did once, unless it is told to answer something else. Its counters move when it is sent prompts."""
+    """Answers as vLLM did once, unless told to answer something else. Its counters move when it is sent prompts."""
 
     def __init__(self, name: str = "chat", instead: Answer = lambda request: None) -> None:
         self.answers: dict[str, list[dict[str, Any]]] = RECORDINGS[name]["answers"]
