@@ -70,7 +70,7 @@ def show(watch: Watch, tmp_path: Path, serve: Callable[[Path], str]) -> Show:
     return show
 
 
-@pytest.mark.parametrize(("facts", "number"), [(made_up(), 1500), (gather(), 1500)], ids=["made up", "models"])
+@pytest.mark.parametrize(("facts", "number"), [(made_up(), 1000), (gather(), 400)], ids=["made up", "models"])
 def test_the_same_in_both_languages(watch: Watch, facts: dict[str, Any], number: int) -> None:
     """Catches a page without a kernel that computes, says or draws something else than Python, be it one letter."""
     wrong, shown, wanted = calculators.differences(watch.new_page(), facts, sample(facts, 4, number))
