@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pagedattn_lab.arithmetic import GIB
-from pagedattn_lab.budget import Budget, BudgetError, Estimate, plan
+from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, plan
+from pagedattn_lab.budget.compute import compute
 from pagedattn_lab.budget.memory import gpu_memory
 from pagedattn_lab.hardware import GPUS
 from pagedattn_lab.studies.paper import TABLE_1, Setting
@@ -141,6 +144,51 @@ def test_on_a_cpu() -> None:
     assert f"{budget.max_concurrency:.2f}x" == "113.75x" and budget.exact
 
 
+def comes_out(figure: dict[str, Any]) -> bool:
+    """Whether a figure says what one group of layers made of memory that was there."""
+    log, layout = figure["log"], figure["layout"]
+    says = log.get("available_gib", -1) > 0 and {"kv_tokens", "num_blocks"} & log.keys()
+    return bool(figure["comes_out"] and says and layout and not {"groups", "block_size"} & layout.keys())
+
+
+LOGGED = json.loads((Path(__file__).parent / "logged_figures.json").read_text(encoding="utf-8"))["figures"]
+FIGURES = [figure for figure in LOGGED if comes_out(figure)]
+"""Figures of other people's servers, with what a layer of theirs keeps; those with several groups are checked above."""
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure["id"])
+def test_logged_by_others(figure: dict[str, Any]) -> None:
+    """Catches a plan that is right for the table above only: blocks and tokens of servers that nobody here chose."""
+    layout, log = figure["layout"], figure["log"]
+    dtype = {1: "fp8", 2: "auto"}[layout["bytes_per_element"]]
+    config = {"num_hidden_layers": layout["layers"], "dtype": "bfloat16", "max_position_embeddings": 1 << 20}
+    if "latent" in layout:
+        config |= {"kv_lora_rank": layout["latent"] - 64, "qk_rope_head_dim": 64, "num_attention_heads": 16}
+    else:
+        heads = layout["kv_heads_per_rank"]
+        config |= {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": layout["head_size"]}
+    config |= {"hidden_size": 1024, "vocab_size": 1024}
+    length = figure["settings"].get("max_model_len", 2048)
+    version = re.match(r"0\.\d+(?:\.\d+)?", figure["vllm_version"] or "0.33")
+    options = Options(
+        config, max_model_len=length, kv_cache_dtype=dtype, available_bytes=f"{log['available_gib']:.2f}GiB",
+        vllm_version=version[0] if version else "0.33",
+    )  # fmt: skip
+    budget = compute(options)
+    if "kv_tokens" in log:
+        assert budget.kv_tokens_range[0] <= log["kv_tokens"] <= budget.kv_tokens_range[1]
+    if "num_blocks" in log:
+        assert budget.num_blocks_range[0] <= log["num_blocks"] <= budget.num_blocks_range[1]
+    if "max_concurrency" in log:
+        low, high = (round(each, 2) for each in budget.max_concurrency_range)
+        assert low <= log["max_concurrency"] <= high
+
+
+def test_enough_figures_of_others() -> None:
+    """Catches a list that the filter above has emptied."""
+    assert len(FIGURES) >= 10 and len({figure["source"] for figure in FIGURES}) >= 8
+
+
 @pytest.mark.parametrize("setting", TABLE_1, ids=lambda setting: setting.model)
 def test_table_1_of_the_paper(setting: Setting) -> None:
     """Catches other bytes per token for OPT than the paper's: slots to the hundred, for memory rounded to GiB."""
@@ -214,6 +262,24 @@ def test_estimate_of_the_whole_holds_what_was_logged() -> None:
         assert not budget.exact and budget.num_blocks_range[0] < budget.num_blocks < budget.num_blocks_range[1]
         total, share = budget.total, budget.gpu_memory_utilization
         assert budget.available_bytes == math.ceil(total.likely * share) - sum(part.likely for _, part in budget.parts)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "settings", "left"),
+    [
+        # a batch as long as the context, since prompts were not cut into chunks
+        (LLAMA, "23.58GiB", {"max_num_batched_tokens": 20_000, "vllm_version": "0.6.6"}, 3.81),
+        (LLAMA, "23.58GiB", {"max_num_batched_tokens": 29_000, "vllm_version": "0.6.6"}, 2.89),
+        ("Qwen/Qwen3-8B", "RTX 4090", {"gpu_memory_utilization": 0.9764, "vllm_version": "0.21"}, 6.37),
+        ("Qwen/Qwen3-4B", "47.37GiB", {"gpu_memory_utilization": 0.85, "quantization": "awq", "vllm_version": "0.24"},
+         36.88),
+        ("Qwen/Qwen3-0.6B", "H100", {"gpu_memory_utilization": 0.8, "vllm_version": "0.6.6"}, 61.84),
+    ],
+)  # fmt: skip
+def test_estimates_hold_what_others_logged(model: str, gpu: str, settings: dict[str, Any], left: float) -> None:
+    """Catches ranges that are fitted to one GPU only: figures of tests/logged_figures.json, whose batch is known."""
+    budget = compute(Options(model, gpu, max_model_len=8192, **{"gpu_memory_utilization": 0.9, **settings}))
+    assert budget.available.low <= left * GIB <= budget.available.high
 
 
 def test_given_parts_replace_estimates() -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "budget.errors", "budget.changes", "budget.versions",
+    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups",
     "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
     "assembly", "kernels", "compile_report", "baselines.accounting", "baselines.strip", "baselines.contiguous",
     "baselines.paged", "baselines.kv_manager",
@@ -71,10 +71,10 @@ SPINE = [
     "engine.output_processor", "engine.core", "engine.sampling", "engine.beam_search", "engine.metrics",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
-    "budget.errors", "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types",
-    "budget.attention_layers", "budget.models", "budget.layers", "budget.quantization", "budget.parameters",
-    "budget.weights", "budget.changes", "budget.versions", "budget.options", "budget.serve_command", "budget.result",
-    "budget.memory", "budget.compute", "budget.lengths", "budget.advice", "budget.plan", "budget",
+    "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers",
+    "budget.models", "budget.layers", "budget.quantization", "budget.parameters", "budget.weights", "budget.options",
+    "budget.serve_command", "budget.result", "budget.memory", "budget.compute", "budget.lengths", "budget.advice",
+    "budget.plan", "budget",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",

@@ -120,7 +120,14 @@ class StateFamily:
     recurrent_dtype: tuple[str, str | None] | None = None
     checkpoints: str = "never"
 
-    def state(self, fields: Mapping[str, Any], dtype: str, tp: int, num_speculative_tokens: int) -> State:
+    def state(
+        self,
+        fields: Mapping[str, Any],
+        dtype: str,
+        tp: int,
+        num_speculative_tokens: int = 0,
+        mamba_ssm_cache_dtype: str = "auto",
+    ) -> State:
         """Give the state of one layer on one GPU.
 
         Raises:
@@ -128,8 +135,8 @@ class StateFamily:
             ValueError: a figure that the configuration lacks.
         """
         shapes = self.shapes(fields, tp, num_speculative_tokens)
-        recurrent = None
-        if self.recurrent_dtype is not None:
+        recurrent = None if mamba_ssm_cache_dtype == "auto" else mamba_ssm_cache_dtype
+        if recurrent is None and self.recurrent_dtype is not None:
             setting, otherwise = self.recurrent_dtype
             recurrent = fields[setting] or otherwise
         dtypes = (dtype, str(recurrent or dtype).removeprefix("torch."))

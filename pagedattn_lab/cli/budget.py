@@ -28,7 +28,7 @@ from pagedattn_lab.budget.memory import gpu_memory
 from pagedattn_lab.budget.versions import vllm_version
 from pagedattn_lab.cli.arguments import add_json, finite, positive, text, text_of_file
 from pagedattn_lab.cli.output import count, did_you_mean, print_json
-from pagedattn_lab.cli.terminal import waiting, wrap
+from pagedattn_lab.cli.terminal import say, waiting, wrap
 from pagedattn_lab.hardware import GPUS
 
 if TYPE_CHECKING:
@@ -178,6 +178,8 @@ def _logged(log_text: str, model: str) -> dict[str, Any]:
     from pagedattn_lab.vllm_log.check import settings
 
     log = read_log(log_text)
+    if log.model and Path(log.model).name.lower() != Path(model).name.lower():
+        say(f"the log is of {log.model}, and its memory is taken for {model}", "budget")
     said = settings(log, model, log.version or Options.vllm_version)
     if log.available_bytes is None and log.num_gpu_blocks_override is None:
         raise ValueError("the log does not say how much memory is available for the cache: give its start, up to there")
@@ -224,13 +226,14 @@ def _print_memory(budget: Budget) -> None:
     for note in budget.notes:
         print(wrap(f"({note})", indent=" "))
     print(f"\n{'GiB on one GPU':<20}{'likely':>16}  range")
-    if budget.total is not None and len(budget.parts) > 1:
+    is_estimated = budget.total is not None and len(budget.parts) > 1
+    if is_estimated:
         _print_size("memory", budget.total)
         _print_size(f"{budget.gpu_memory_utilization:.0%} of it", _scaled(budget.total, budget.gpu_memory_utilization))
-        for name, part in budget.parts:
-            _print_size(f"- {name}", part)
+    for name, part in budget.parts:
+        _print_size(f"- {name}" if is_estimated else name, part)
     _print_size("for the cache", budget.available)
-    if budget.total is not None and len(budget.parts) > 1:
+    if is_estimated:
         print()
         for name, part in (("memory", budget.total), *budget.parts):
             print(wrap(f"{name}: {part.source}", indent="  "))

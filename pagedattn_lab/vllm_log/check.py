@@ -10,7 +10,6 @@ from typing import Any
 
 from pagedattn_lab.budget import Budget, Estimate, Options, known_models
 from pagedattn_lab.budget.compute import compute
-from pagedattn_lab.budget.versions import NEWEST
 from pagedattn_lab.vllm_log.memory import ROUNDING, gib
 from pagedattn_lab.vllm_log.start_up_log import StartUpLog
 
@@ -121,7 +120,8 @@ def check(log: StartUpLog, model: str | Path | Mapping[str, Any] | None = None) 
 def _versions(log: StartUpLog) -> tuple[str, ...]:
     """Versions to try for a log that names none: the words of V0 say that it is old."""
     is_old = any(line.what == "profile of V0" or line.text.startswith("# ") for line in log.lines)
-    return (*reversed(OLDER), NEWEST) if is_old else (NEWEST, *OLDER)
+    newest = Options.vllm_version
+    return (*reversed(OLDER), newest) if is_old else (newest, *OLDER)
 
 
 def _ends(log: StartUpLog, model: Any, version: str) -> list[Budget]:
@@ -129,7 +129,7 @@ def _ends(log: StartUpLog, model: Any, version: str) -> list[Budget]:
     ends = [compute(Options(**settings(log, model, version, end))) for end in (-ROUNDING, ROUNDING)]
     if any(line.what in ("available", "profile of V0") for line in log.lines) or not log.needed_bytes:
         return ends
-    if not ends[0].version.sets_null_block_aside:
+    if not ends[0].version.null_block:
         return ends
     block = ends[0].binding.bytes_per_block  # the error alone says what is left, less the block that is set aside
     return [compute(Options(**settings(log, model, version, end + block))) for end in (-ROUNDING, ROUNDING)]
@@ -218,6 +218,8 @@ def _assumed(log: StartUpLog, budget: Budget, version: str | None) -> list[str]:
     said = []
     if version:
         said.append(f"The log does not name its version: computed as {version} does.")
+    if budget.version.note:
+        said.append(f"{budget.version.note}.")
     if log.max_model_len is None:
         said.append(f"The log does not say max_model_len: taken as {budget.max_model_len:,}, the model's.")
     if len(budget.groups) > 1 and log.max_num_batched_tokens is None:
