@@ -19,8 +19,9 @@ from pagedattn_lab.bench.serving import Load
 from pagedattn_lab.cli import main
 from pagedattn_lab.cli import vllm_check as command
 from pagedattn_lab.vllm_check.client import Client, Snapshot, read_metrics
+from pagedattn_lab.vllm_check.predict import predict_replay
 from pagedattn_lab.vllm_check.report import REPLAY, Check
-from pagedattn_lab.vllm_check.server import read_server, scheduler_limits
+from pagedattn_lab.vllm_check.server import Server, read_server, scheduler_limits
 from pagedattn_lab.vllm_check.workload import make_workload
 from tests.helpers.cli import assert_one_line, report_of
 from tests.helpers.server import engine, served, tiny
@@ -67,6 +68,19 @@ def test_the_recordings_say_something() -> None:
 def test_the_books_table_is_current() -> None:
     """Catches a table in the book that shows other figures than the command does: python -m tests.record_vllm_check."""
     assert json.loads(BOOK.read_text()) == reports()
+
+
+@pytest.mark.parametrize(("clients", "hits", "preemptions"), [(1, 10_976, 0), (8, 10_944, 2), (32, 10_656, 4)])
+def test_how_requests_come_is_predicted_too(clients: int, hits: int, preemptions: int) -> None:
+    """Catches a prediction for clients that are back at once: these are figures of vLLM 0.32.0 with 97 blocks of 32,
+    which that prediction misses by a hundredth of the hits, or by a preemption.
+    """
+    server = Server(
+        URL, "0.32.0", "smollm2", None, 1024, 32, 97, True, None, None, None, None, "auto", None, None, None, {}
+    )
+    load = make_workload("chat", 32, longest=1024, most_output=48).load
+    figures = predict_replay(server, scheduler_limits(server, 32, 512), load, clients)
+    assert (figures["prefix_cache_hits"], figures["num_preemptions"]) == (hits, preemptions)
 
 
 def test_what_is_sent(reach: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,8 +308,8 @@ def test_the_rest_is_not_sent(reach: Callable[[Answer], None], capsys: pytest.Ca
     """Catches a hundred requests that follow one that was refused."""
     recorded = Recorded(instead=refuses_the_third)
     reach(recorded)
-    assert_one_line(capsys, ["vllm-check", "--url", URL, "--clients", "2", "--requests", "100"], 1, "request 3 of 100")
-    assert len(recorded.bodies) <= 4
+    assert_one_line(capsys, ["vllm-check", "--url", URL, "--clients", "20", "--requests", "100"], 1, "request 3 of 100")
+    assert len(recorded.bodies) <= 22
 
 
 @pytest.mark.parametrize(
@@ -331,7 +345,7 @@ def test_a_log_in_mooncakes_format(tmp_path: Path) -> None:
     path = write_log(tmp_path / "log", rows)
     first, second, third, long = make_workload(path, 9, longest=1200, most_output=99).load.prompts
     assert (len(first), len(second), len(third), len(long)) == (600, 1100, 600, 1191)
-    assert first == second[:600] and first[512:] == third[512:] and first[:512] != third[:512]
+    assert first == second[:600] and first[512:] == third[512:] and first[511] != third[511]
     assert make_workload(path, 9, longest=1200, most_output=99).num_cut == 1
     assert make_workload(path, 2, longest=1200, most_output=5).load.output_lens == (5, 5)
 
