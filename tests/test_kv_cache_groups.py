@@ -103,6 +103,18 @@ def test_two_windows_are_two_kinds() -> None:
     assert len(kv_cache_groups(layers(WINDOW, narrow))) == 2
 
 
+def test_a_window_that_is_kept_whole_is_full_attention() -> None:
+    """Catches full attention told apart by a window that only its computation has, or two such taken for one."""
+    wide, narrow = replace(FULL, sliding_window=4096), replace(FULL, sliding_window=512)
+    groups = kv_cache_groups(layers(FULL, wide, narrow, STATE))
+    assert [(group.layers, group.bucket) for group in groups] == [
+        (("layers.0",), 0),
+        (("layers.1",), 0),
+        (("layers.2",), 1),
+        (("layers.3",), 2),
+    ]
+
+
 def test_states_beside_attention() -> None:
     """Catches a state's page that is not padded to the attention's, or that sizes the block alone."""
     groups = kv_cache_groups(layers(*[STATE] * 3, FULL, *[STATE] * 3, FULL))
