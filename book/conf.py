@@ -74,7 +74,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(abc|annotated_types|anywidget|argparse|asyncio|collections|concurrent|contextlib|enum|fastapi|io|ipywidgets|matplotlib|np|numba|numpy|os|pathlib|pydantic|random|socket|starlette|subprocess|t|time|torch|traitlets|transformers|triton|types|uvicorn)\..*",
+        r"(abc|annotated_types|anywidget|argparse|asyncio|collections|concurrent|contextlib|enum|fastapi|httpx|io|ipywidgets|matplotlib|np|numba|numpy|os|pathlib|pydantic|random|socket|starlette|subprocess|t|time|torch|traitlets|transformers|triton|types|uvicorn)\..*",
     ),
     # Annotations that say how a value is read, or which words there are.
     (r"py:class", r"pagedattn_lab\.engine\.protocol\._(parts|prompts|texts)"),
@@ -133,7 +133,30 @@ def execution_table(path: Path) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-myst_substitutions = {"execution_times": execution_table(BOOK / "execution.json")}
+def check_tables(path: Path) -> str:
+    """Render what ``tests/record_vllm_check.py`` kept of real servers: a Markdown table for each workload."""
+    from pagedattn_lab.vllm_check.report import comparison
+
+    parts = []
+    for report in json.loads(path.read_text()).values():
+        sent, limits = report["workload"], report["limits"]
+        parts += [
+            f"**{sent['name']}, {sent['num_requests']} requests, {sent['clients']} at once.** "
+            f"vLLM {report['version']}, blocks of {report['block_size']}, at most {report['max_model_len']:,} tokens "
+            f"a request, {limits['max_num_seqs']} requests and {limits['max_num_batched_tokens']:,} tokens in a step; "
+            f"outputs of at most {sent['most_output']} tokens.",
+            "",
+            "| | predicted | observed | difference |\n|---|--:|--:|--:|",
+            *("| " + " | ".join(row) + " |" for row in comparison(report["predicted"], report["observed"])),
+            "",
+        ]
+    return "\n".join(parts)
+
+
+myst_substitutions = {
+    "execution_times": execution_table(BOOK / "execution.json"),
+    "vllm_checks": check_tables(BOOK / "vllm_check.json"),
+}
 
 
 SHEETS = ("player.css", "pictures.css")  # the package's own

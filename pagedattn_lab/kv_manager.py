@@ -348,9 +348,7 @@ class KVCacheManager:
         self._num_cached_blocks[request.request_id] = len(computed_blocks)
         self.tables[request.request_id] = table
         if self.prefix_cache is not None:
-            self.stats.requests += 1
-            self.stats.queries += request.num_tokens
-            self.stats.hits += table.num_tokens
+            self.stats.record(request.num_tokens, table.num_tokens, preempted=request.num_preemptions > 0)
         return table
 
     def _release(self, name: str) -> None:

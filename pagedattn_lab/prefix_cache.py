@@ -118,22 +118,49 @@ def _serialise(parent: bytes, tokens: bytes, extra_keys: Sequence[ExtraKey]) -> 
 class PrefixCacheStats:
     """What a prefix cache was good for.
 
+    A request that was preempted finds its own blocks again if they are still there, which says nothing of prompts that
+    begin alike: it is counted apart, as in vLLM, whose metrics leave it out.
+
     Attributes:
-        requests: requests admitted after a look-up.
+        requests: requests admitted after a look-up, for the first time.
         queries: their tokens.
         hits: how many of these were found in cached blocks.
+        preempted_requests: requests admitted again.
+        preempted_queries: their tokens, those of their outputs so far among them.
+        preempted_hits: how many of these were found.
         evictions: blocks that lost their contents to make room.
     """
 
     requests: int = 0
     queries: int = 0
     hits: int = 0
+    preempted_requests: int = 0
+    preempted_queries: int = 0
+    preempted_hits: int = 0
     evictions: int = 0
 
     @property
     def hit_rate(self) -> float:
         """Tokens found over tokens looked for; 0 if there were none."""
         return self.hits / self.queries if self.queries else 0.0
+
+    def record(self, num_tokens: int, num_hits: int, preempted: bool) -> None:
+        """Count a request that has been admitted.
+
+        Example:
+            >>> stats = PrefixCacheStats()
+            >>> stats.record(40, 32, preempted=False); stats.record(44, 44, preempted=True)
+            >>> stats.hit_rate, stats.preempted_hits
+            (0.8, 44)
+        """
+        if preempted:
+            self.preempted_requests += 1
+            self.preempted_queries += num_tokens
+            self.preempted_hits += num_hits
+        else:
+            self.requests += 1
+            self.queries += num_tokens
+            self.hits += num_hits
 
 
 class PrefixIndex(Protocol):

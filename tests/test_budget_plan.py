@@ -121,6 +121,11 @@ def test_hybrid_block_is_aligned_to_its_state() -> None:
     assert sizes == [784, 1568]
 
 
+def test_a_state_adds_nothing_per_token() -> None:
+    """Catches states counted as if each token left one: 16 of 64 layers keep keys and values, of 4 heads of 256."""
+    assert plan("Qwen3.5-27B", "H200", max_model_len=32_768).bytes_per_token == 16 * 2 * 4 * 256 * 2
+
+
 def test_drafter_is_a_layer_more() -> None:
     """Catches a draft model that takes no cache: with 33 layers, 51.63 GiB hold 410,128 tokens (pull request 19996)."""
     eagle = {

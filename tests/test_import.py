@@ -22,8 +22,9 @@ PURE = (
     "baselines.paged", "baselines.kv_manager",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
-    "studies.scheduling",
+    "studies.scheduling", "studies.block_size",
     "bench.allocator", "bench.slots", "bench.prefix", "bench.serving", "bench.vllm_worker", "bench.engine",
+    "vllm_check.workload", "vllm_check.check",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
     "vllm_log", "vllm_log.check",
@@ -81,9 +82,12 @@ APPARATUS = [
     "workloads.lengths", "workloads.arrivals", "workloads.request_logs", "workloads", "workloads.conversations",
     "studies.report", "studies.simulate", "studies.memory_shares",
     "studies.block_savings", "studies.hit_rates", "studies.reuse_distances", "studies.scheduling",
+    "studies.block_size",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "bench.attention", "bench.attention_gpu", "bench.step",
     "bench.serving", "bench.vllm_worker", "bench.peers", "bench.engine", "bench.forward",
+    "vllm_check", "vllm_check.client", "vllm_check.server", "vllm_check.workload", "vllm_check.predict",
+    "vllm_check.report", "vllm_check.check",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares",
     "viz.looks", "viz.tiles", "viz.tables", "viz.board", "viz.timeline", "viz.strips", "viz.memory", "viz.player",
@@ -96,7 +100,7 @@ APPARATUS = [
     "vllm_log.meanings", "vllm_log.parse", "vllm_log", "vllm_log.check",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
     "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget", "cli.bench", "cli.compile",
-    "cli.exercises", "cli.serve", "cli.vllm_log", "cli", "__main__",
+    "cli.exercises", "cli.serve", "cli.vllm_log", "cli.vllm_check", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""

@@ -117,7 +117,7 @@ def test_preemptions_and_hits() -> None:
     assert preempted == toy.finished["Bo"].num_preemptions >= 1 and toy.finished["Ada"].num_preemptions == 0
     stats = toy.scheduler.manager.stats
     before = stats.queries, stats.hits
-    assert sum(step.prefix_cache_queries for step in toy.steps) == stats.queries
+    assert sum(step.prefix_cache_queries for step in toy.steps) == stats.queries == 16  # of Bo the first time only
     toy.add("Cleo", 8, 1)
     toy.step()
     assert toy.steps[-1].prefix_cache_queries == 8 and toy.steps[-1].prefix_cache_hits == stats.hits - before[1] == 4
@@ -206,12 +206,11 @@ def test_prometheus_has_vllms_names_and_values() -> None:
     names = {name for name, _ in end} - {name for name, _ in end if name.endswith("_created")}
     parts = {f"{name}{part}" for name in HISTOGRAMS for part in ("_bucket", "_count", "_sum")}
     assert names == {f"vllm:{name}" for name in GAUGES | COUNTERS | parts}
-    assert (
-        end.pop(
-            ("vllm:cache_config_info", 'block_size="4",enable_prefix_caching="True",engine="0",num_gpu_blocks="11"')
-        )
-        == 1
+    facts = (
+        'block_size="4",enable_prefix_caching="True",engine="0",kv_cache_max_concurrency="0.44",'
+        'kv_cache_size_tokens="44",num_gpu_blocks="11"'
     )
+    assert end.pop(("vllm:cache_config_info", facts)) == 1
     assert all('model_name="toy"' in labels and 'engine="0"' in labels for _, labels in end)
     expected = {
         "num_requests_running": 0, "num_requests_waiting": 0, "kv_cache_usage_perc": 0, "prompt_tokens_total": 9,

@@ -44,6 +44,22 @@ def test_littles_law(clients: int | None, step_time: StepTime | None) -> None:
     assert max(step.num_in_house for step in served.steps) == (clients or 7)
 
 
+def test_requests_that_come_over_a_wire() -> None:
+    """Catches a server that waits for everybody before its first step, an answer whose client is back at once, and one
+    that idles while a client is on its way and nobody else is there.
+    """
+    lengths = {"Ada": 2, "Bo": 4, "Cy": 1, "Di": 1}
+
+    def steps(clients: int | None) -> list[str]:
+        requests = [Request(name, [0], max_tokens=answer) for name, answer in lengths.items()]
+        served = serve(scheduler(), requests, clients=clients, through_server=True)
+        return [" ".join(step.tokens) for step in served.steps]
+
+    assert steps(None) == ["Ada", "Ada Bo Cy Di", "Bo", "Bo", "Bo"]
+    assert steps(2) == ["Ada", "Ada Bo", "Bo", "Bo Cy", "Bo", "Di"]
+    assert steps(1) == ["Ada", "Ada", "Bo", "Bo", "Bo", "Bo", "Cy", "Di"]
+
+
 def test_a_step_takes_what_the_model_of_time_says() -> None:
     """Catches a step that forgets the tokens that it reads, or those that it computes."""
     served = serve(scheduler(), [Request("Ada", [0] * 6, max_tokens=2)], StepTime(weights=1.0, compute=0.5, read=0.25))

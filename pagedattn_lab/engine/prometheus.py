@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.engine.metrics import FinishedRequestStats, StepStats, kv_cache_usage, num_waiting_reqs
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class PrometheusStatLogger:
             self._gauge("kv_cache_usage_perc", "KV cache in use; 1 means 100 percent.").set_function(
                 lambda: kv_cache_usage(scheduler.manager)
             )
-            self._describe_cache(scheduler.manager, engine)
+            self._describe_cache(scheduler.manager, max_model_len, engine)
         self._of_steps = {
             "prefix_cache_queries": self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache."),
             "prefix_cache_hits": self._counter("prefix_cache_hits", "Tokens found in the prefix cache."),
@@ -113,11 +114,15 @@ class PrometheusStatLogger:
         """Give all metrics in Prometheus' text format."""
         return generate_latest(self.registry).decode()
 
-    def _describe_cache(self, manager: KVCacheManager, engine: int) -> None:
+    def _describe_cache(self, manager: KVCacheManager, max_model_len: int, engine: int) -> None:
         """Say what the cache is like: a gauge that is always 1, with the facts as its labels."""
+        num_blocks, block_size = len(manager.block_pool.blocks), manager.block_pool.block_size
+        concurrency = num_blocks / cdiv(max_model_len, block_size)
         facts = {
-            "block_size": manager.block_pool.block_size,
-            "num_gpu_blocks": len(manager.block_pool.blocks),
+            "block_size": block_size,
+            "num_gpu_blocks": num_blocks,
+            "kv_cache_size_tokens": int(concurrency * max_model_len),
+            "kv_cache_max_concurrency": concurrency,
             "enable_prefix_caching": manager.prefix_cache is not None,
             "engine": engine,
         }

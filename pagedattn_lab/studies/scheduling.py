@@ -79,6 +79,8 @@ def serve(
     requests: Iterable[Request],
     step_time: StepTime | None = None,
     clients: int | None = None,
+    *,
+    through_server: bool = False,
 ) -> SchedulingReport:
     """Take requests to their end; each gets as many tokens as it may have.
 
@@ -112,9 +114,10 @@ def serve(
             raise ValueError(
                 f"request {request.request_id!r} has no max_tokens, so it would never end: give it a number"
             )
-    served, clock, came, in_house = SchedulingReport(), 0.0, {}, 0
+    served, clock, came, in_house, on_the_way = SchedulingReport(), 0.0, {}, 0, 0
     while arriving or scheduler.has_unfinished:
-        while arriving and (clients is None or in_house < clients):
+        room = 1 if through_server and not served.steps else clients or len(arriving) + in_house
+        while arriving and in_house + on_the_way < room:
             came[arriving[0].request_id] = clock
             scheduler.add_request(arriving.popleft())
             in_house += 1
@@ -126,6 +129,7 @@ def serve(
         lost = tuple(request.request_id for request in output.preempted)
         served.steps.append(ServedStep(output.num_scheduled_tokens, lost, used, in_house, seconds))
         clock += seconds
+        before = in_house
         for request in output.requests:
             if request.num_computed_tokens == request.num_tokens:
                 request.append_token(0)
@@ -133,4 +137,5 @@ def serve(
                     scheduler.finish(request, RequestStatus.FINISHED_LENGTH_CAPPED)
                     served.stays[request.request_id] = clock - came[request.request_id]
                     in_house -= 1
+        on_the_way = before - in_house if through_server and in_house else 0  # who is idle waits
     return served
