@@ -112,6 +112,19 @@ def test_nothing_is_sent(reach: Callable[[Answer], None], capsys: pytest.Capture
     assert set(report["observed"]) == {"num_blocks", "kv_tokens", "max_concurrency"}
 
 
+def test_a_model_that_is_elsewhere(reach: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a check that fails since the model's configuration is not here, or that does not say how to give it."""
+    cards = {"data": [{"id": "smollm2", "root": "/models/elsewhere/smollm2", "max_model_len": 1024}]}
+    recorded = Recorded(instead=status("/v1/models", 200, json=cards))
+    reach(recorded)
+    report, _ = report_of(capsys, "vllm-check", "--url", URL, "--requests", "0")
+    assert report["predicted"] == {} and report["observed"]["num_blocks"] == 129
+    assert "/models/elsewhere/smollm2" in report["reasons"][0] and "--config names the model" in report["reasons"][0]
+    options = "--requests", "0", "--config", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    report, _ = report_of(capsys, "vllm-check", "--url", URL, *options)
+    assert report["predicted"]["kv_tokens"] == 4128 and report["reasons"] == []
+
+
 def test_what_people_read(reach: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a column that is not the one above it, and a limit that seems known and was assumed."""
     recorded = Recorded()

@@ -107,7 +107,8 @@ def _capacity(
             tensor_parallel_size=options.tensor_parallel_size,
         )
     except BudgetError as error:
-        return {}, 1, (f"Blocks, tokens and requests of full length are not predicted: {error}.",)
+        hint = "" if options.config else "; --config names the model or its folder"
+        return {}, 1, (f"Blocks, tokens and requests of full length are not predicted: {error}{hint}.",)
     unknown = () if is_known else (
         "Blocks follow from the memory that is left once the model is loaded: give it with --available, from the "
         "server's log, to have them predicted.",
