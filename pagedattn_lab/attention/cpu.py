@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pagedattn_lab.arithmetic import cdiv
-from pagedattn_lab.attention.cascade import MAX_QUERIES, Cascade, can_cascade, prefix_product
+from pagedattn_lab.attention.cascade import FLASH, MAX_QUERIES, Cascade, can_cascade, gather, prefix_product
 from pagedattn_lab.attention.cpu_kernel import LOG2_E, TILE, Cache, as_array, merge, merge_range, run_part
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
@@ -57,7 +57,7 @@ class _Prompt(NamedTuple):
     seq_len: int
     blocks: torch.Tensor  # those that its queries see
     seen: slice  # which of the tokens in these blocks
-    mask: torch.Tensor | None  # [num_queries, num_keys]; None is causal
+    mask: torch.Tensor | None  # [num_queries, num_keys] float32, added to scores; None is causal
 
 
 class Plan:
@@ -97,7 +97,7 @@ class Plan:
             by_kernel[:] = False  # the kernel reads a head's numbers as neighbours
         block_size, window = caches.key_cache.shape[1], variant.sliding_window
         self._prompts = [
-            _prompt(starts[sequence : sequence + 2], block_tables[sequence : sequence + 1], length, block_size, window)
+            _prompt(starts[sequence : sequence + 2], block_tables[sequence : sequence + 1], length, block_size, variant)
             for sequence, length in zip(np.flatnonzero(~by_kernel), lens[~by_kernel].tolist(), strict=True)
         ]
 
@@ -135,23 +135,24 @@ class Plan:
             caches: the layer's.
             scale: of scores.
             output: ``[num_tokens, num_heads, value_dim]``; it is written.
-            wants_lse: whether every log-sum-exp is needed that a cascade may ask for.
+            wants_lse: whether log-sum-exps are needed.
 
         Returns:
             The log-sum-exp of each query's scores outside of shared prefixes, ``[num_tokens, num_heads]`` float32, to
-            be used before the next call. It may be NaN where a sequence has more than ``MAX_QUERIES`` queries: SDPA
-            keeps it to itself, and no cascade asks for it.
+            be used before the next call. It may be NaN where it is not wanted and a sequence has more than
+            ``MAX_QUERIES`` queries.
         """
         variant, lse = self.variant, self._lse
         wants_lse = wants_lse or bool(self._prefixes)
         for prompt in self._prompts:
             queries, tokens = query[prompt.tokens], prompt.tokens
-            if (wants_lse and len(queries) <= MAX_QUERIES) or variant.softcap is not None or variant.sinks is not None:
+            gives_lse = FLASH is not None and query.shape[2] == output.shape[2]
+            if variant.softcap is not None or variant.sinks is not None or (wants_lse and not gives_lse):
                 one = (queries, caches.key_cache, caches.value_cache, prompt.block_table)  # SDPA has none of these
                 length, start = torch.tensor([prompt.seq_len]), torch.tensor([0, len(queries)])
                 output[tokens], lse[tokens] = reference_attention(*one, length, start, scale, variant, return_lse=True)
             else:
-                output[tokens] = _attend_gathered(queries, caches, prompt, scale, variant)
+                output[tokens], lse[tokens] = _attend_gathered(queries, caches, prompt, scale, variant)
         if len(self._rows):
             softcap, slopes, sinks = self._options
             group, queries = query.shape[1] // caches.key_cache.shape[2], as_array(query.contiguous())
@@ -166,6 +167,7 @@ class Plan:
         for tokens, blocks in self._prefixes:
             tensors = query[tokens], caches.key_cache, caches.value_cache, blocks
             ahead, ahead_lse = prefix_product(*tensors, scale, variant)
+            ahead, ahead_lse = ahead.contiguous(), ahead_lse.contiguous()  # as fast as the merge can read
             merge_range(tokens.numpy(), ahead.numpy(), ahead_lse.numpy(), as_array(output), lse.numpy())
         return lse
 
@@ -178,54 +180,58 @@ def _per_head(option: torch.Tensor | None) -> np.ndarray:
 
 
 def _prompt(
-    starts: np.ndarray, block_table: torch.Tensor, seq_len: int, block_size: int, window: int | None
+    starts: np.ndarray, block_table: torch.Tensor, seq_len: int, block_size: int, variant: Variant
 ) -> _Prompt:
     """Say what one sequence's queries, from the first to before the last of ``starts``, see."""
-    tokens = slice(*starts.tolist())
+    tokens, window = slice(*starts.tolist()), variant.sliding_window
     num_queries = tokens.stop - tokens.start
     begin = 0 if window is None else max(0, seq_len - num_queries + 1 - window)  # what no query sees is not read
     skipped = begin // block_size
     blocks = block_table[0, skipped : cdiv(seq_len, block_size)].long()
     seen = slice(begin - skipped * block_size, seq_len - skipped * block_size)
     mask = None
-    if num_queries < seq_len or window is not None:
+    if num_queries < seq_len or window is not None or variant.alibi_slopes is not None:
         position, others = torch.arange(seq_len - num_queries, seq_len)[:, None], torch.arange(begin, seq_len)
-        mask = others <= position
+        unseen = others > position
         if window is not None:
-            mask &= others > position - window
+            unseen |= others <= position - window
+        mask = torch.zeros(unseen.shape).masked_fill_(unseen, -math.inf)
     return _Prompt(tokens, block_table, seq_len, blocks, seen, mask)
 
 
 def _attend_gathered(
     query: torch.Tensor, caches: Caches, prompt: _Prompt, scale: float, variant: Variant
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor | float]:
     """Attend for the last tokens of one sequence with torch's SDPA, over keys and values in one place, in float32.
 
     Args:
         query: ``[num_queries, num_heads, head_dim]``.
         caches, scale: as in :meth:`Plan.attend`.
         variant: without softcap and sinks, which SDPA does not have.
+
+    Returns:
+        ``[num_queries, num_heads, value_dim]``, and log-sum-exps ``[num_queries, num_heads]`` or, where torch keeps
+        them to itself, NaN.
     """
     key, value = (
-        cache[prompt.blocks].flatten(0, 1)[prompt.seen].float().transpose(0, 1)
+        gather(cache, prompt.blocks)[prompt.seen].float().transpose(0, 1)[None]
         for cache in (caches.key_cache, caches.value_cache)
-    )
-    mask, seq_len = prompt.mask, prompt.seq_len
+    )  # with three dimensions SDPA would be several times slower
+    wide, mask, seq_len = query.float().transpose(0, 1)[None], prompt.mask, prompt.seq_len
     if variant.alibi_slopes is not None:
         position = torch.arange(seq_len - len(query), seq_len)[:, None]
-        others = torch.arange(seq_len - key.shape[1], seq_len)
-        bias = variant.alibi_slopes.float()[:, None, None] * (others - position)
-        mask = bias.masked_fill(~(others <= position if mask is None else mask), -math.inf)
-    output = torch.nn.functional.scaled_dot_product_attention(  # with three dimensions it would be several times slower
-        query.float().transpose(0, 1)[None],
-        key[None],
-        value[None],
-        mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=True,
-    )
-    return output[0].transpose(0, 1)
+        others = torch.arange(seq_len - key.shape[2], seq_len)
+        mask = mask + (variant.alibi_slopes.float()[:, None, None] * (others - position))[None]
+    causal = mask is None
+    if FLASH is None or key.shape[3] != value.shape[3]:
+        output = torch.nn.functional.scaled_dot_product_attention(
+            wide, key, value, mask, is_causal=causal, scale=scale, enable_gqa=True
+        )
+        return output[0].transpose(0, 1), math.nan
+    group = wide.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    output, lse = FLASH(wide, key, value, is_causal=causal, attn_mask=mask, scale=scale)
+    return output[0].transpose(0, 1), lse[0].transpose(0, 1)
 
 
 @torch.no_grad()
