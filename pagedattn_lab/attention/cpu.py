@@ -24,6 +24,9 @@ from pagedattn_lab.attention.variant import PLAIN, Variant
 BYTES_PER_PART = 2**19
 """Bytes of keys that are worth one more thread: to wake it takes some 100 microseconds."""
 
+QUERIES_AT_A_TIME = 64
+"""Queries of a prompt that meet the keys up to the last of them: torch computes scores that a mask then takes away."""
+
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
@@ -57,7 +60,6 @@ class _Prompt(NamedTuple):
     seq_len: int
     blocks: torch.Tensor  # those that its queries see
     seen: slice  # which of the tokens in these blocks
-    mask: torch.Tensor | None  # [num_queries, num_keys] float32, added to scores; None is causal
 
 
 class Plan:
@@ -97,9 +99,12 @@ class Plan:
             by_kernel[:] = False  # the kernel reads a head's numbers as neighbours
         block_size, window = caches.key_cache.shape[1], variant.sliding_window
         self._prompts = [
-            _prompt(starts[sequence : sequence + 2], block_tables[sequence : sequence + 1], length, block_size, variant)
+            _prompt(starts[sequence : sequence + 2], block_tables[sequence : sequence + 1], length, block_size, window)
             for sequence, length in zip(np.flatnonzero(~by_kernel), lens[~by_kernel].tolist(), strict=True)
         ]
+        if self._prompts:
+            longest = max(prompt.seen.stop - prompt.seen.start for prompt in self._prompts)
+            self._mask = _mask(longest, num_heads, caches.key_cache.shape[2], variant)
 
         token = np.flatnonzero(np.repeat(by_kernel, query_lens))
         sequence = np.repeat(np.arange(len(lens)), query_lens)[token]
@@ -152,7 +157,7 @@ class Plan:
                 length, start = torch.tensor([prompt.seq_len]), torch.tensor([0, len(queries)])
                 output[tokens], lse[tokens] = reference_attention(*one, length, start, scale, variant, return_lse=True)
             else:
-                output[tokens], lse[tokens] = _attend_gathered(queries, caches, prompt, scale, variant)
+                _attend_gathered(queries, caches, prompt, scale, self._mask, output[tokens], lse[tokens])
         if len(self._rows):
             softcap, slopes, sinks = self._options
             group, queries = query.shape[1] // caches.key_cache.shape[2], as_array(query.contiguous())
@@ -180,58 +185,77 @@ def _per_head(option: torch.Tensor | None) -> np.ndarray:
 
 
 def _prompt(
-    starts: np.ndarray, block_table: torch.Tensor, seq_len: int, block_size: int, variant: Variant
+    starts: np.ndarray, block_table: torch.Tensor, seq_len: int, block_size: int, window: int | None
 ) -> _Prompt:
     """Say what one sequence's queries, from the first to before the last of ``starts``, see."""
-    tokens, window = slice(*starts.tolist()), variant.sliding_window
+    tokens = slice(*starts.tolist())
     num_queries = tokens.stop - tokens.start
     begin = 0 if window is None else max(0, seq_len - num_queries + 1 - window)  # what no query sees is not read
     skipped = begin // block_size
     blocks = block_table[0, skipped : cdiv(seq_len, block_size)].long()
     seen = slice(begin - skipped * block_size, seq_len - skipped * block_size)
-    mask = None
-    if num_queries < seq_len or window is not None or variant.alibi_slopes is not None:
-        position, others = torch.arange(seq_len - num_queries, seq_len)[:, None], torch.arange(begin, seq_len)
-        unseen = others > position
-        if window is not None:
-            unseen |= others <= position - window
-        mask = torch.zeros(unseen.shape).masked_fill_(unseen, -math.inf)
-    return _Prompt(tokens, block_table, seq_len, blocks, seen, mask)
+    return _Prompt(tokens, block_table, seq_len, blocks, seen)
+
+
+def _mask(longest: int, num_heads: int, num_kv_heads: int, variant: Variant) -> torch.Tensor:
+    """Say what is added to the scores of queries that follow each other, so that it serves all prompts of a step.
+
+    Returns:
+        ``[1, 1 or num_kv_heads, QUERIES_AT_A_TIME * group, longest + QUERIES_AT_A_TIME]`` float32. Query ``i`` of
+        ``QUERIES_AT_A_TIME`` is rows ``i * group`` and on. Column ``longest`` is the first query's own key.
+    """
+    group = num_heads // num_kv_heads
+    distance = torch.arange(-longest, QUERIES_AT_A_TIME) - torch.arange(QUERIES_AT_A_TIME)[:, None]
+    unseen = distance > 0
+    if variant.sliding_window is not None:
+        unseen |= distance <= -variant.sliding_window
+    bias = torch.zeros(1, 1, 1, 1)
+    if variant.alibi_slopes is not None:
+        bias = variant.alibi_slopes.float().view(num_kv_heads, 1, group, 1) * distance[:, None]
+    mask = bias.masked_fill(unseen[:, None], -math.inf)  # [1 or num_kv_heads, QUERIES_AT_A_TIME, 1 or group, columns]
+    return mask.expand(-1, -1, group, -1).flatten(1, 2)[None]
 
 
 def _attend_gathered(
-    query: torch.Tensor, caches: Caches, prompt: _Prompt, scale: float, variant: Variant
-) -> tuple[torch.Tensor, torch.Tensor | float]:
+    query: torch.Tensor,
+    caches: Caches,
+    prompt: _Prompt,
+    scale: float,
+    mask: torch.Tensor,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
     """Attend for the last tokens of one sequence with torch's SDPA, over keys and values in one place, in float32.
 
     Args:
         query: ``[num_queries, num_heads, head_dim]``.
         caches, scale: as in :meth:`Plan.attend`.
-        variant: without softcap and sinks, which SDPA does not have.
-
-    Returns:
-        ``[num_queries, num_heads, value_dim]``, and log-sum-exps ``[num_queries, num_heads]`` or, where torch keeps
-        them to itself, NaN.
+        mask: see :func:`_mask`.
+        output, lse: ``[num_queries, num_heads, value_dim]`` and ``[num_queries, num_heads]``; they are written. A
+            log-sum-exp is NaN where torch keeps it to itself.
     """
+    num_queries, num_heads, head_dim = query.shape
     key, value = (
         gather(cache, prompt.blocks)[prompt.seen].float().transpose(0, 1)[None]
         for cache in (caches.key_cache, caches.value_cache)
     )  # with three dimensions SDPA would be several times slower
-    wide, mask, seq_len = query.float().transpose(0, 1)[None], prompt.mask, prompt.seq_len
-    if variant.alibi_slopes is not None:
-        position = torch.arange(seq_len - len(query), seq_len)[:, None]
-        others = torch.arange(seq_len - key.shape[2], seq_len)
-        mask = mask + (variant.alibi_slopes.float()[:, None, None] * (others - position))[None]
-    causal = mask is None
-    if FLASH is None or key.shape[3] != value.shape[3]:
-        output = torch.nn.functional.scaled_dot_product_attention(
-            wide, key, value, mask, is_causal=causal, scale=scale, enable_gqa=True
-        )
-        return output[0].transpose(0, 1), math.nan
-    group = wide.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    output, lse = FLASH(wide, key, value, is_causal=causal, attn_mask=mask, scale=scale)
-    return output[0].transpose(0, 1), lse[0].transpose(0, 1)
+    group = num_heads // key.shape[1]
+    heads = key.shape[1], group
+    # All queries that meet one KV head are the rows of one matrix: [1, num_kv_heads, num_queries * group, head_dim].
+    rows = query.float().view(num_queries, *heads, head_dim).transpose(0, 1).flatten(1, 2)[None]
+    output, lse = output.unflatten(1, heads), lse.unflatten(1, heads)
+    before, longest = key.shape[2] - num_queries, mask.shape[3] - QUERIES_AT_A_TIME
+    for first in range(0, num_queries, QUERIES_AT_A_TIME):
+        last = min(first + QUERIES_AT_A_TIME, num_queries)
+        some, end = rows[:, :, first * group : last * group], before + last
+        added = mask[:, :, : some.shape[2], longest - before - first : longest + last - first]
+        tensors = some, key[:, :, :end], value[:, :, :end]
+        if FLASH is None or head_dim != value.shape[3]:
+            part, part_lse = torch.nn.functional.scaled_dot_product_attention(*tensors, added, scale=scale), None
+        else:
+            part, part_lse = FLASH(*tensors, attn_mask=added, scale=scale)
+        output[first:last] = part[0].unflatten(1, (-1, group)).transpose(0, 1)
+        lse[first:last] = math.nan if part_lse is None else part_lse[0].unflatten(1, (-1, group)).transpose(0, 1)
 
 
 @torch.no_grad()
