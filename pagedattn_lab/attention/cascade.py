@@ -29,9 +29,9 @@ MIN_SEQUENCES = 16
 passes, on a CPU whose arithmetic reading has not left idle for long."""
 
 MAX_QUERIES = 4
-"""A sequence with more query tokens reads its prefix once for all of them anyway. On a GPU it takes no part. On a CPU it
-does: only with the step's own tokens does a mask cost anything. Up to so many queries, the CPU kernel reads keys faster,
-once for each query, than it could gather them."""
+"""A sequence with more query tokens reads its prefix once for all of them anyway, and on a GPU it takes no part. On a
+CPU it does: keys are gathered first, so those of a prefix once for all, and no mask is needed there. Up to so many
+queries, the CPU kernel reads keys faster, once for each query, than it could gather them."""
 
 MIN_TOKENS_SAVED = 4096
 """A prefix that saves fewer tokens from being read costs as much as it saves: a pass of its own, and a merge."""
