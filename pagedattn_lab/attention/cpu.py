@@ -66,7 +66,7 @@ class Plan:
     """What of a step is the same in all layers that attend in one way: made once, and used by each.
 
     Sequences of few query tokens go to the kernel, others by gather and SDPA. All is computed in float32 and rounded
-    once, at the end. At most ``torch.get_num_threads()`` threads take part.
+    at the end; what is merged with a shared prefix, once before. At most ``torch.get_num_threads()`` threads take part.
 
     Args:
         num_heads: query heads.
@@ -144,15 +144,13 @@ class Plan:
 
         Returns:
             The log-sum-exp of each query's scores outside of shared prefixes, ``[num_tokens, num_heads]`` float32, to
-            be used before the next call. It may be NaN where it is not wanted and a sequence has more than
-            ``MAX_QUERIES`` queries.
+            be used before the next call. Where it is not wanted, it may be NaN for a prompt.
         """
         variant, lse = self.variant, self._lse
         wants_lse = wants_lse or bool(self._prefixes)
         for prompt in self._prompts:
             queries, tokens = query[prompt.tokens], prompt.tokens
-            gives_lse = FLASH is not None and query.shape[2] == output.shape[2]
-            if variant.softcap is not None or variant.sinks is not None or (wants_lse and not gives_lse):
+            if variant.softcap is not None or variant.sinks is not None or (wants_lse and FLASH is None):
                 one = (queries, caches.key_cache, caches.value_cache, prompt.block_table)  # SDPA has none of these
                 length, start = torch.tensor([prompt.seq_len]), torch.tensor([0, len(queries)])
                 output[tokens], lse[tokens] = reference_attention(*one, length, start, scale, variant, return_lse=True)
@@ -243,6 +241,10 @@ def _attend_gathered(
     heads = key.shape[1], group
     # All queries that meet one KV head are the rows of one matrix: [1, num_kv_heads, num_queries * group, head_dim].
     rows = query.float().view(num_queries, *heads, head_dim).transpose(0, 1).flatten(1, 2)[None]
+    value_dim, dim = value.shape[3], max(head_dim, value.shape[3])
+    rows, key, value = (  # FLASH wants one width; zeros add nothing to a score
+        x if x.shape[3] == dim else torch.nn.functional.pad(x, (0, dim - x.shape[3])) for x in (rows, key, value)
+    )
     output, lse = output.unflatten(1, heads), lse.unflatten(1, heads)
     before, longest = key.shape[2] - num_queries, mask.shape[3] - QUERIES_AT_A_TIME
     for first in range(0, num_queries, QUERIES_AT_A_TIME):
@@ -250,11 +252,11 @@ def _attend_gathered(
         some, end = rows[:, :, first * group : last * group], before + last
         added = mask[:, :, : some.shape[2], longest - before - first : longest + last - first]
         tensors = some, key[:, :, :end], value[:, :, :end]
-        if FLASH is None or head_dim != value.shape[3]:
+        if FLASH is None:
             part, part_lse = torch.nn.functional.scaled_dot_product_attention(*tensors, added, scale=scale), None
         else:
             part, part_lse = FLASH(*tensors, attn_mask=added, scale=scale)
-        output[first:last] = part[0].unflatten(1, (-1, group)).transpose(0, 1)
+        output[first:last] = part[0, :, :, :value_dim].unflatten(1, (-1, group)).transpose(0, 1)
         lse[first:last] = math.nan if part_lse is None else part_lse[0].unflatten(1, (-1, group)).transpose(0, 1)
 
 
