@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagedattn_lab.attention import cascade
+from pagedattn_lab.attention import cascade, cpu
 from pagedattn_lab.attention.backends import BACKENDS
 from pagedattn_lab.attention.cascade import (
     MAX_QUERIES,
@@ -20,7 +20,7 @@ from pagedattn_lab.attention.cascade import (
     plan_cascade,
     prefix_product,
 )
-from pagedattn_lab.attention.cpu import Caches, Plan
+from pagedattn_lab.attention.cpu import QUERIES_AT_A_TIME, Caches, Plan
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.shared_prefix import SharedPrefix, shared_prefixes
 from pagedattn_lab.attention.variant import Variant
@@ -171,12 +171,42 @@ def test_a_block_with_queries_is_not_shared() -> None:
     assert plan_cascade(tables, [4, 12], [4, 1], 4, min_sequences=2, min_tokens=1) is None
 
 
-def test_a_prompt_takes_no_part() -> None:
-    """Catches a prompt in a group: it reads the prefix once for all its queries as it is."""
+@pytest.mark.parametrize(("device", "num_tokens"), [("cpu", 11), ("meta", 6)])
+def test_on_a_gpu_a_prompt_takes_no_part(device: str, num_tokens: int) -> None:
+    """Catches a prompt in a group on a GPU, where it reads the prefix once for all its queries as it is, or none in a
+    group on a CPU. The device "meta" stands for a GPU: it needs none.
+    """
     tables, lens = [[*range(1, 11)]] * 4, [40] * 4
-    plan = plan_cascade(tables, lens, [1, MAX_QUERIES, MAX_QUERIES + 1, 1], 4, min_sequences=2, min_tokens=1)
+    query_lens = [1, MAX_QUERIES, MAX_QUERIES + 1, 1]
+    plan = plan_cascade(tables, lens, query_lens, 4, device, min_sequences=2, min_tokens=1)
     [(tokens, _)] = plan.prefixes
-    assert tokens.tolist() == [0, 1, 2, 3, 4, 10]
+    assert len(tokens) == num_tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("flash", [cascade.FLASH, None], ids=["flash", "sdpa"])
+@pytest.mark.parametrize("backend", ["cpu", "cpu, planned"])
+@pytest.mark.parametrize("block_size", [4, 16])
+def test_prompts_behind_a_prefix(
+    block_size: int, backend: str, flash: object, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a prompt whose tail begins elsewhere than after the prefix, sees what comes after it, or is merged by
+    another token's log-sum-exp. Row 3 has cached tokens in the last, part-filled block before its queries, row 4 behind
+    the prefix; row 5 is the prompt that writes the prefix, and shares nothing.
+    """
+    for module in (cascade, cpu):
+        monkeypatch.setattr(module, "FLASH", flash)
+    prefix = 32
+    query_lens = [QUERIES_AT_A_TIME + 7, 9, 1, QUERIES_AT_A_TIME, 2 * QUERIES_AT_A_TIME + 1, prefix + 9]
+    lens = [prefix + extra + count for extra, count in zip([0, 0, 20, 3, 21, -prefix], query_lens, strict=True)]
+    batch = ragged_batch(lens, query_lens, block_size=block_size, head_dim=24, dtype=dtype, seed=9)
+    share(batch, [[5, 0, 1, 2, 3, 4]], num_blocks=prefix // block_size)
+    output = run(batch, Variant(), backend)
+    assert output is not None
+    answer, bound = dense_attention(batch)
+    if dtype == torch.bfloat16:  # the tail's result was rounded before it was merged
+        bound += torch.finfo(dtype).eps / 2 * max(float(value.double().abs().max()) for _, value in batch.dense)
+    assert_matches(output, (answer, bound))
 
 
 def test_what_stands_behind_a_sequence_does_not_matter() -> None:

@@ -134,6 +134,23 @@ def test_what_lies_behind_the_window_is_not_read(window: int) -> None:
     assert_matches(attend(batch, sliding_window=window), expected)
 
 
+@pytest.mark.parametrize("flash", [cpu.FLASH, None], ids=["flash", "sdpa"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"sliding_window": 70}, {"alibi_slopes": torch.linspace(0.02, 0.4, 6)}], ids=str
+)
+def test_long_prompts(
+    options: dict[str, object], dtype: torch.dtype, flash: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a mask that stands one token or one head off, and a piece of a prompt that misses keys before it."""
+    monkeypatch.setattr(cpu, "FLASH", flash)
+    piece = cpu.QUERIES_AT_A_TIME
+    batch = ragged_batch(
+        [2 * piece + 5, piece, 150, 30], [2 * piece + 5, piece, piece + 1, 5], block_size=16, head_dim=32, dtype=dtype
+    )
+    assert_matches(attend(batch, **options), dense_attention(batch, **options))
+
+
 @pytest.mark.parametrize("name", ["key_cache", "value_cache"])
 def test_strided_caches(name: str, tmp_path: Path) -> None:
     """Catches a stride taken for another, an offset of 32 bits, and a cache whose numbers lie apart read as if not."""
@@ -183,10 +200,12 @@ def test_a_sequence_of_no_tokens_is_refused() -> None:
         attend(batch)
 
 
-def test_log_sum_exps(three_threads: None) -> None:
+@pytest.mark.parametrize("variant", [Variant(), Variant(sinks=torch.linspace(-2, 2, 6))], ids=["plain", "sinks"])
+@pytest.mark.parametrize("value_dim", [32, 24])
+def test_log_sum_exps(value_dim: int, variant: Variant, three_threads: None) -> None:
     """Catches a logarithm in base 2, a scale forgotten or a sink left out: shared prefixes are merged with it."""
-    batch = ragged_batch([70, 5, 40], [1, 1, 8], block_size=8, head_dim=32, seed=7)
-    arguments = (*batch.arguments()[0], batch.query_start_loc, 0.2, Variant(sinks=torch.linspace(-2, 2, 6)))
+    batch = ragged_batch([70, 5, 40, 90], [1, 1, 8, 66], block_size=8, head_dim=32, value_dim=value_dim, seed=7)
+    arguments = (*batch.arguments()[0], batch.query_start_loc, 0.2, variant)
     (_, ours), (_, expected) = (
         backends.BACKENDS[name].run(*arguments, return_lse=True) for name in ("cpu", "reference")
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
+
 import pytest
 import torch
 
-from pagedattn_lab.kv_cache import PagedKVCache
+from pagedattn_lab.kv_cache import HUGE_PAGE, PagedKVCache
 from pagedattn_lab.kv_shape import KVShape
 
 
@@ -26,6 +29,26 @@ def test_write_then_gather(dtype: str) -> None:
     for layer, expected in ((0, 0), (1, 3)):
         for caches in (cache.key_caches, cache.value_caches):
             assert caches[layer].flatten(0, 1).flatten(1).any(dim=1).sum() == expected
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages to ask for")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_large_caches_ask_for_huge_pages(dtype: str) -> None:
+    """Catches memory that is not zero, is shared with a child, or comes in small pages where large ones are to be had:
+    the kernel's account of it says ``hg`` where a process asked for them, and ``sh`` where memory is shared.
+    """
+    cache = PagedKVCache(KVShape(1, 4, 64, dtype), num_blocks=2 * HUGE_PAGE // (4 * 64 * 16) + 1, block_size=16)
+    tensor = cache.key_caches[0]
+    assert tensor.shape == (cache.num_blocks, 16, 4, 64) and not tensor.view(torch.uint8).any()
+    flags: list[str] = []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            low, _, high = name.partition("-")
+            inside = int(low, 16) <= tensor.data_ptr() < int(high, 16)
+        elif name == "VmFlags:" and inside:
+            flags = rest.split()
+    assert "hg" in flags and "sh" not in flags
 
 
 def test_copy_blocks_reads_before_it_writes() -> None:

@@ -10,6 +10,7 @@ Source: Ye et al. 2024, "Cascade Inference", flashinfer.ai; Juravsky et al. 2024
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,9 @@ MIN_SEQUENCES = 16
 passes, on a CPU whose arithmetic reading has not left idle for long."""
 
 MAX_QUERIES = 4
-"""A sequence with more query tokens reads its prefix once for all of them anyway, and takes no part. Up to so many, the
-CPU kernel reads keys faster, once for each query, than it could gather them."""
+"""A sequence with more query tokens reads its prefix once for all of them anyway, and on a GPU it takes no part. On a
+CPU it does: keys are gathered first, so those of a prefix once for all, and no mask is needed there. Up to so many
+queries, the CPU kernel reads keys faster, once for each query, than it could gather them."""
 
 MIN_TOKENS_SAVED = 4096
 """A prefix that saves fewer tokens from being read costs as much as it saves: a pass of its own, and a merge."""
@@ -69,7 +71,7 @@ def plan_cascade(
         tables: each sequence's row of the page table, all of one width.
         seq_lens: tokens in the cache.
         query_lens: how many of each sequence's last tokens are queries. All blocks that end before the first of them
-            can be shared, so a tail always holds a token; nothing is where there are more than :data:`MAX_QUERIES`.
+            can be shared, so a tail always holds a token; not on a GPU where there are more than :data:`MAX_QUERIES`.
         block_size: tokens per block.
         device: where the tensors go.
         min_sequences, min_tokens: how many sequences must share a prefix, and how many tokens it must save from being
@@ -85,8 +87,9 @@ def plan_cascade(
     """
     if len(tables) < min_sequences:
         return None
+    max_queries = math.inf if torch.device(device).type == "cpu" else MAX_QUERIES
     shareable = [
-        list(row[: (seq_len - query_len) // block_size]) if query_len <= MAX_QUERIES else []
+        list(row[: (seq_len - query_len) // block_size]) if query_len <= max_queries else []
         for row, seq_len, query_len in zip(tables, seq_lens, query_lens, strict=True)
     ]
     prefixes = shared_prefixes(shareable, min_sequences, cdiv(min_tokens, block_size))
@@ -185,6 +188,14 @@ def merge_attention(
     return output, top + torch.log(total)
 
 
+def gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """Copy blocks of a cache to one place, ``[num_blocks * block_size, num_kv_heads, head_dim]``.
+
+    Several times faster than ``cache[blocks]``: it copies a block at once, where that takes numbers one by one.
+    """
+    return cache.index_select(0, blocks).flatten(0, 1)
+
+
 def prefix_product(
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -210,7 +221,7 @@ def prefix_product(
     rows = (query.to(compute) * scale).reshape(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
     result = None
     for some in blocks.split(max(1, TOKENS_AT_A_TIME // block_size)):
-        key, value = key_cache[some].flatten(0, 1), value_cache[some].flatten(0, 1)  # [tokens, num_kv_heads, ...]
+        key, value = gather(key_cache, some), gather(value_cache, some)
         if variant.k_scale is None and variant.v_scale is None:
             key, value = key.to(compute), value.to(compute)
         else:

@@ -16,13 +16,16 @@ import numpy as np
 import torch
 
 from pagedattn_lab.arithmetic import cdiv
-from pagedattn_lab.attention.cascade import MAX_QUERIES, Cascade, can_cascade, prefix_product
+from pagedattn_lab.attention.cascade import FLASH, MAX_QUERIES, Cascade, can_cascade, gather, prefix_product
 from pagedattn_lab.attention.cpu_kernel import LOG2_E, TILE, Cache, as_array, merge, merge_range, run_part
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
 
 BYTES_PER_PART = 2**19
 """Bytes of keys that are worth one more thread: to wake it takes some 100 microseconds."""
+
+QUERIES_AT_A_TIME = 64
+"""Queries of a prompt that meet the keys up to the last of them: torch computes scores that a mask then takes away."""
 
 
 @functools.cache
@@ -57,14 +60,13 @@ class _Prompt(NamedTuple):
     seq_len: int
     blocks: torch.Tensor  # those that its queries see
     seen: slice  # which of the tokens in these blocks
-    mask: torch.Tensor | None  # [num_queries, num_keys]; None is causal
 
 
 class Plan:
     """What of a step is the same in all layers that attend in one way: made once, and used by each.
 
     Sequences of few query tokens go to the kernel, others by gather and SDPA. All is computed in float32 and rounded
-    once, at the end. At most ``torch.get_num_threads()`` threads take part.
+    at the end; what is merged with a shared prefix, once before. At most ``torch.get_num_threads()`` threads take part.
 
     Args:
         num_heads: query heads.
@@ -100,6 +102,9 @@ class Plan:
             _prompt(starts[sequence : sequence + 2], block_tables[sequence : sequence + 1], length, block_size, window)
             for sequence, length in zip(np.flatnonzero(~by_kernel), lens[~by_kernel].tolist(), strict=True)
         ]
+        if self._prompts:
+            longest = max(prompt.seen.stop - prompt.seen.start for prompt in self._prompts)
+            self._mask = _mask(longest, num_heads, caches.key_cache.shape[2], variant)
 
         token = np.flatnonzero(np.repeat(by_kernel, query_lens))
         sequence = np.repeat(np.arange(len(lens)), query_lens)[token]
@@ -135,23 +140,22 @@ class Plan:
             caches: the layer's.
             scale: of scores.
             output: ``[num_tokens, num_heads, value_dim]``; it is written.
-            wants_lse: whether every log-sum-exp is needed that a cascade may ask for.
+            wants_lse: whether log-sum-exps are needed.
 
         Returns:
             The log-sum-exp of each query's scores outside of shared prefixes, ``[num_tokens, num_heads]`` float32, to
-            be used before the next call. It may be NaN where a sequence has more than ``MAX_QUERIES`` queries: SDPA
-            keeps it to itself, and no cascade asks for it.
+            be used before the next call. Where it is not wanted, it may be NaN for a prompt.
         """
         variant, lse = self.variant, self._lse
         wants_lse = wants_lse or bool(self._prefixes)
         for prompt in self._prompts:
             queries, tokens = query[prompt.tokens], prompt.tokens
-            if (wants_lse and len(queries) <= MAX_QUERIES) or variant.softcap is not None or variant.sinks is not None:
+            if variant.softcap is not None or variant.sinks is not None or (wants_lse and FLASH is None):
                 one = (queries, caches.key_cache, caches.value_cache, prompt.block_table)  # SDPA has none of these
                 length, start = torch.tensor([prompt.seq_len]), torch.tensor([0, len(queries)])
                 output[tokens], lse[tokens] = reference_attention(*one, length, start, scale, variant, return_lse=True)
             else:
-                output[tokens] = _attend_gathered(queries, caches, prompt, scale, variant)
+                _attend_gathered(queries, caches, prompt, scale, self._mask, output[tokens], lse[tokens])
         if len(self._rows):
             softcap, slopes, sinks = self._options
             group, queries = query.shape[1] // caches.key_cache.shape[2], as_array(query.contiguous())
@@ -166,6 +170,7 @@ class Plan:
         for tokens, blocks in self._prefixes:
             tensors = query[tokens], caches.key_cache, caches.value_cache, blocks
             ahead, ahead_lse = prefix_product(*tensors, scale, variant)
+            ahead, ahead_lse = ahead.contiguous(), ahead_lse.contiguous()  # as fast as the merge can read
             merge_range(tokens.numpy(), ahead.numpy(), ahead_lse.numpy(), as_array(output), lse.numpy())
         return lse
 
@@ -187,45 +192,72 @@ def _prompt(
     skipped = begin // block_size
     blocks = block_table[0, skipped : cdiv(seq_len, block_size)].long()
     seen = slice(begin - skipped * block_size, seq_len - skipped * block_size)
-    mask = None
-    if num_queries < seq_len or window is not None:
-        position, others = torch.arange(seq_len - num_queries, seq_len)[:, None], torch.arange(begin, seq_len)
-        mask = others <= position
-        if window is not None:
-            mask &= others > position - window
-    return _Prompt(tokens, block_table, seq_len, blocks, seen, mask)
+    return _Prompt(tokens, block_table, seq_len, blocks, seen)
+
+
+def _mask(longest: int, num_heads: int, num_kv_heads: int, variant: Variant) -> torch.Tensor:
+    """Say what is added to the scores of queries that follow each other, so that it serves all prompts of a step.
+
+    Returns:
+        ``[1, 1 or num_kv_heads, QUERIES_AT_A_TIME * group, longest + QUERIES_AT_A_TIME]`` float32. Query ``i`` of
+        ``QUERIES_AT_A_TIME`` is rows ``i * group`` and on. Column ``longest`` is the first query's own key.
+    """
+    group = num_heads // num_kv_heads
+    distance = torch.arange(-longest, QUERIES_AT_A_TIME) - torch.arange(QUERIES_AT_A_TIME)[:, None]
+    unseen = distance > 0
+    if variant.sliding_window is not None:
+        unseen |= distance <= -variant.sliding_window
+    bias = torch.zeros(1, 1, 1, 1)
+    if variant.alibi_slopes is not None:
+        bias = variant.alibi_slopes.float().view(num_kv_heads, 1, group, 1) * distance[:, None]
+    mask = bias.masked_fill(unseen[:, None], -math.inf)  # [1 or num_kv_heads, QUERIES_AT_A_TIME, 1 or group, columns]
+    return mask.expand(-1, -1, group, -1).flatten(1, 2)[None]
 
 
 def _attend_gathered(
-    query: torch.Tensor, caches: Caches, prompt: _Prompt, scale: float, variant: Variant
-) -> torch.Tensor:
+    query: torch.Tensor,
+    caches: Caches,
+    prompt: _Prompt,
+    scale: float,
+    mask: torch.Tensor,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
     """Attend for the last tokens of one sequence with torch's SDPA, over keys and values in one place, in float32.
 
     Args:
         query: ``[num_queries, num_heads, head_dim]``.
         caches, scale: as in :meth:`Plan.attend`.
-        variant: without softcap and sinks, which SDPA does not have.
+        mask: see :func:`_mask`.
+        output, lse: ``[num_queries, num_heads, value_dim]`` and ``[num_queries, num_heads]``; they are written. A
+            log-sum-exp is NaN where torch keeps it to itself.
     """
+    num_queries, num_heads, head_dim = query.shape
     key, value = (
-        cache[prompt.blocks].flatten(0, 1)[prompt.seen].float().transpose(0, 1)
+        gather(cache, prompt.blocks)[prompt.seen].float().transpose(0, 1)[None]
         for cache in (caches.key_cache, caches.value_cache)
+    )  # with three dimensions SDPA would be several times slower
+    group = num_heads // key.shape[1]
+    heads = key.shape[1], group
+    # All queries that meet one KV head are the rows of one matrix: [1, num_kv_heads, num_queries * group, head_dim].
+    rows = query.float().view(num_queries, *heads, head_dim).transpose(0, 1).flatten(1, 2)[None]
+    value_dim, dim = value.shape[3], max(head_dim, value.shape[3])
+    rows, key, value = (  # FLASH wants one width; zeros add nothing to a score
+        x if x.shape[3] == dim else torch.nn.functional.pad(x, (0, dim - x.shape[3])) for x in (rows, key, value)
     )
-    mask, seq_len = prompt.mask, prompt.seq_len
-    if variant.alibi_slopes is not None:
-        position = torch.arange(seq_len - len(query), seq_len)[:, None]
-        others = torch.arange(seq_len - key.shape[1], seq_len)
-        bias = variant.alibi_slopes.float()[:, None, None] * (others - position)
-        mask = bias.masked_fill(~(others <= position if mask is None else mask), -math.inf)
-    output = torch.nn.functional.scaled_dot_product_attention(  # with three dimensions it would be several times slower
-        query.float().transpose(0, 1)[None],
-        key[None],
-        value[None],
-        mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=True,
-    )
-    return output[0].transpose(0, 1)
+    output, lse = output.unflatten(1, heads), lse.unflatten(1, heads)
+    before, longest = key.shape[2] - num_queries, mask.shape[3] - QUERIES_AT_A_TIME
+    for first in range(0, num_queries, QUERIES_AT_A_TIME):
+        last = min(first + QUERIES_AT_A_TIME, num_queries)
+        some, end = rows[:, :, first * group : last * group], before + last
+        added = mask[:, :, : some.shape[2], longest - before - first : longest + last - first]
+        tensors = some, key[:, :, :end], value[:, :, :end]
+        if FLASH is None:
+            part, part_lse = torch.nn.functional.scaled_dot_product_attention(*tensors, added, scale=scale), None
+        else:
+            part, part_lse = FLASH(*tensors, attn_mask=added, scale=scale)
+        output[first:last] = part[0, :, :, :value_dim].unflatten(1, (-1, group)).transpose(0, 1)
+        lse[first:last] = math.nan if part_lse is None else part_lse[0].unflatten(1, (-1, group)).transpose(0, 1)
 
 
 @torch.no_grad()
