@@ -9,6 +9,7 @@ import math
 import mmap
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -325,9 +326,13 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> to
     at hand: the CPU kernel is some 15 % faster with pages of 2 MiB than with those of 4 KiB.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
+    usual = partial(torch.zeros, *shape, dtype=dtype, device=device)
     if device.type != "cpu" or num_bytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(*shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return usual()
+    try:
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):  # torch can say how much was asked for
+        return usual()
     with suppress(OSError):  # a kernel built without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(*shape)  # it keeps the memory

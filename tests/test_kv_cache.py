@@ -51,6 +51,13 @@ def test_large_caches_ask_for_huge_pages(dtype: str) -> None:
     assert "hg" in flags and "sh" not in flags
 
 
+def test_more_than_there_is_is_refused_in_torchs_words() -> None:
+    """Catches an error of the system, which does not say how much was asked for."""
+    for num_blocks in (10**12, 10**15):
+        with pytest.raises(RuntimeError, match="allocate"):
+            PagedKVCache(KVShape(30, 3, 64, "float32"), num_blocks, block_size=16)
+
+
 def test_copy_blocks_reads_before_it_writes() -> None:
     """Catches a chain of copies that passes on what an earlier copy wrote, and a layer left out."""
     cache = cache_of()
