@@ -50,8 +50,14 @@ CHANGES = (
         {"chunk": 2048},
     ),
     Change(
+        (0, 7, 0),
+        "the log counts CUDA blocks, where it counted GPU blocks before",
+        "vllm/executor/executor_base.py",
+        {"lines": "# CUDA"},
+    ),
+    Change(
         (0, 7, 3),
-        "the log counts cuda blocks, where it counted GPU blocks before",
+        "the log counts cuda blocks, in small letters",
         "vllm/executor/executor_base.py",
         {"lines": "# cuda"},
     ),

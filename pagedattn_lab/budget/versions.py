@@ -61,7 +61,7 @@ class VLLMVersion:
         tiers: from how much memory on which batch defaults hold: ``"v0"``, ``"by name"``, ``"70 GiB"``, ``"160 GiB"``.
         spares_a100: whether an A100 keeps the small defaults.
         spares_gb10: whether a GB10 (DGX Spark) keeps the small defaults.
-        lines: the wording: ``"# GPU"``, ``"# cuda"``, ``"two lines"``, ``"one line"``, ``"device"``.
+        lines: the wording: ``"# GPU"``, ``"# CUDA"``, ``"# cuda"``, ``"two lines"``, ``"one line"``, ``"device"``.
         available_line: how "Available KV cache memory" is printed: ``None``, ``"two places"`` or ``"rounded"``.
     """
 
@@ -80,7 +80,7 @@ class VLLMVersion:
     tiers: Literal["v0", "by name", "70 GiB", "160 GiB"] = "v0"
     spares_a100: bool = False
     spares_gb10: bool = False
-    lines: Literal["# GPU", "# cuda", "two lines", "one line", "device"] = "# GPU"
+    lines: Literal["# GPU", "# CUDA", "# cuda", "two lines", "one line", "device"] = "# GPU"
     available_line: Literal["two places", "rounded"] | None = None
 
     def __str__(self) -> str:
