@@ -160,7 +160,7 @@ def _build_on_meta(published: Mapping[str, Any]) -> Any:
             "prints it"
         ) from error
     plain = {key: value for key, value in published.items() if key != "quantization_config"}
-    model_type = plain.get("model_type")
+    model_type = str(plain.get("model_type"))
     if model_type not in transformers.CONFIG_MAPPING:
         raise BudgetError(
             f"transformers {transformers.__version__} does not know model type {model_type!r}, so its parameters "
@@ -171,7 +171,7 @@ def _build_on_meta(published: Mapping[str, Any]) -> Any:
     auto = transformers.AutoModelForImageTextToText if seeing else transformers.AutoModelForCausalLM
     try:
         with quiet_transformers(), torch.device("meta"):
-            return auto.from_config(config)
+            return auto.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise BudgetError(
             f"transformers cannot build a model of type {model_type!r} from this configuration ({error}): give "
