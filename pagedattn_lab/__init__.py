@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pagedattn_lab.attention.tolerance import tolerance
     from pagedattn_lab.block_pool import BlockPool, FreeBlockQueue, KVCacheBlock, NoFreeBlocksError
     from pagedattn_lab.block_table import BlockTable, take_copies
+    from pagedattn_lab.budget.plan import plan
+    from pagedattn_lab.budget.result import Budget
     from pagedattn_lab.engine.beam_search import beam_search
     from pagedattn_lab.engine.core import EngineCore
     from pagedattn_lab.engine.llm_engine import LLMEngine
@@ -46,6 +48,8 @@ _HOMES = {
     "attention.tolerance": ("tolerance",),
     "block_pool": ("BlockPool", "FreeBlockQueue", "KVCacheBlock", "NoFreeBlocksError"),
     "block_table": ("BlockTable", "take_copies"),
+    "budget.plan": ("plan",),
+    "budget.result": ("Budget",),
     "engine.beam_search": ("beam_search",),
     "engine.core": ("EngineCore",),
     "engine.llm_engine": ("LLMEngine",),

@@ -64,6 +64,7 @@ _BUDGET_SETTINGS = (
     "num_nextn_predict_layers", "mtp_num_hidden_layers", "partial_rotary_factor", "rope_parameters", "rope_scaling",
     "qk_nope_head_dim", "attn_layer_offset",
     "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
+    "intermediate_size", "moe_intermediate_size", "num_experts_per_tok",
     "linear_conv_kernel_dim", "mamba_ssm_dtype", "mamba_ssm_cache_dtype", "mamba_expand", "mamba_n_groups",
     "mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_d_conv", "mamba_d_ssm", "mamba_num_heads",
     "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "conv_dim", "conv_L_cache",

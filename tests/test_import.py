@@ -16,7 +16,7 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "budget.errors", "budget.changes", "budget.versions",
+    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups",
     "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
     "assembly", "kernels", "compile_report", "baselines.accounting", "baselines.strip", "baselines.contiguous",
     "baselines.paged", "baselines.kv_manager",
@@ -26,8 +26,8 @@ PURE = (
     "bench.allocator", "bench.slots", "bench.prefix", "bench.serving", "bench.vllm_worker", "bench.engine",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "engine.sampling_params", "engine.outputs", "engine.metrics", "engine.protocol", "engine.answers",
-    "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
-    "budget.layers", "budget.quantization", "budget.parameters", "budget.weights",
+    "vllm_log", "vllm_log.check",
+    "budget",  # which imports all its modules
 )  # fmt: skip
 
 
@@ -70,8 +70,10 @@ SPINE = [
     "engine.output_processor", "engine.core", "engine.sampling", "engine.beam_search", "engine.metrics",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
-    "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers", "budget.models",
-    "budget.layers", "budget.quantization", "budget.parameters", "budget.weights",
+    "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers",
+    "budget.models", "budget.layers", "budget.quantization", "budget.parameters", "budget.weights", "budget.options",
+    "budget.serve_command", "budget.result", "budget.memory", "budget.compute", "budget.lengths", "budget.advice",
+    "budget.plan", "budget",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
@@ -90,9 +92,11 @@ APPARATUS = [
     "exercises.verdict", "exercises.marks",
     "exercises.boards", "exercises.cases", "exercises.printed", "exercises.record", "exercises.grading",
     "exercises.touched", "exercises.problems", "exercises.kernels", "exercises.catalogue", "exercises",
+    "vllm_log.words", "vllm_log.start_up_log", "vllm_log.settings", "vllm_log.memory", "vllm_log.trouble",
+    "vllm_log.meanings", "vllm_log.parse", "vllm_log", "vllm_log.check",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
-    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.bench", "cli.compile",
-    "cli.exercises", "cli.serve", "cli", "__main__",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget", "cli.bench", "cli.compile",
+    "cli.exercises", "cli.serve", "cli.vllm_log", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""

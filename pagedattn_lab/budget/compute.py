@@ -3,30 +3,165 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pagedattn_lab.arithmetic import GIB
-from pagedattn_lab.budget import memory, versions
+from pagedattn_lab.budget import memory
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.estimate import Estimate
-from pagedattn_lab.budget.layers import layer_specs, pipeline_ranks
+from pagedattn_lab.budget.layers import LayerSpecs, layer_specs, layers_of_ranks, pipeline_ranks
 from pagedattn_lab.budget.models import load_config
 from pagedattn_lab.budget.options import Options
 from pagedattn_lab.budget.result import Budget, Rank
+from pagedattn_lab.budget.versions import VLLMVersion, vllm_version
 from pagedattn_lab.budget.weights import weight_bytes
-from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, capacity, kv_cache_groups, rank_groups
+from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, project_groups
 from pagedattn_lab.kv_cache_specs import RequestLimits
+
+GIVEN = ("available_bytes", "kv_cache_memory_bytes", "num_gpu_blocks_override")
+"""What makes a GPU unnecessary: any of these says how large the cache is."""
+
+Parts = tuple[tuple[str, Estimate], ...]
 
 
 def compute(options: Options) -> Budget:
-    """Compute a budget, whether or not a request fits: :attr:`Budget.shortage` says.
+    """Compute a budget, whether or not a request of full length fits.
+
+    :attr:`~pagedattn_lab.budget.result.Budget.fit` says whether one does.
 
     Raises:
-        BudgetError: the model, the GPU or the version is unknown, or there is no layout for these settings.
+        BudgetError: model, GPU or version are unknown, or nothing says how much memory there is.
+        UnknownLayoutError: vLLM lays the model's layers out in a way that is not known here.
     """
-    version = versions.version(options.vllm_version)
+    version = vllm_version(options.vllm_version)
     config = load_config(options.model)
-    name, total = (None, None) if options.gpu is None else memory.gpu_memory(options.gpu)
-    batch = versions.batch_defaults(version, None if total is None else total.likely, name, options.usage)
-    ...
+    gpu, total = (None, None) if options.gpu is None else memory.gpu_memory(options.gpu)
+    if total is None and all(getattr(options, name) is None for name in GIVEN):
+        raise BudgetError("nothing says how much memory there is: give gpu, or what vLLM says is available_bytes")
+    max_model_len = options.max_model_len or model_max_len(config)
+    layers = layer_specs(
+        config,
+        block_size=options.block_size,
+        dtype=options.dtype,
+        kv_cache_dtype=options.kv_cache_dtype,
+        tensor_parallel_size=options.tensor_parallel_size,
+        enable_prefix_caching=options.enable_prefix_caching,
+        num_speculative_tokens=options.num_speculative_tokens,
+        drafter=options.drafter,
+        block_size_multiple=128 if options.device == "cpu" and options.block_size is None else 16,
+        max_model_len=max_model_len,
+    )
+    groups = version.kv_cache_groups(layers.specs)
+    if not groups:
+        raise BudgetError(f"{config['name']} has no layer that keeps a cache: there are no blocks to count")
+    num_tokens, num_seqs = version.batch_defaults(
+        options.usage,
+        total_bytes=0 if total is None else total.likely,
+        gpu_name=gpu or "",
+        max_model_len=max_model_len,
+        device=options.device,
+        world_size=options.tensor_parallel_size * options.pipeline_parallel_size,
+    )
+    num_tokens, num_seqs = options.max_num_batched_tokens or num_tokens, options.max_num_seqs or num_seqs
+    in_flight = num_tokens * version.concurrent_batches(
+        options.pipeline_parallel_size, async_scheduling=options.async_scheduling, device=options.device
+    )
+    limits = RequestLimits(max_model_len, in_flight, layers.mamba_cache_mode)
+    share = options.gpu_memory_utilization or version.gpu_memory_utilization
+    on_ranks = pipeline_ranks(layers.specs, options.pipeline_parallel_size, num_layers=layers.num_layers)
+    groups_of_ranks = [tuple(project_groups(groups, rank)) for rank in on_ranks]
+    parts = _parts(options, version, config, layers, num_tokens, num_seqs)
+    available = _available(options, groups_of_ranks, parts, total, share)
+    ranks = tuple(map(Rank, groups_of_ranks, parts, available))
+    low, likely, high = (
+        version.capacity(groups_of_ranks, [getattr(rank.available, which) for rank in ranks], limits)
+        for which in ("low", "likely", "high")
+    )
+    notes = layers.notes if version.note is None else (version.note, *layers.notes)
+    return Budget(
+        options, config["name"], gpu, version, config, layers.dtype, layers.kv_cache_dtype, layers.block_size,
+        num_tokens, num_seqs, share, total, tuple(groups), ranks, limits, likely, low, high, notes,
+    )  # fmt: skip
+
+
+def model_max_len(config: Mapping[str, Any]) -> int:
+    """Read how long the model's own contexts may be: vLLM's ``max_model_len`` unless another is given.
+
+    Raises:
+        BudgetError: the configuration does not say.
+    """
+    longest = config.get("max_position_embeddings")
+    if not isinstance(longest, int):
+        raise BudgetError(f"{config['name']} does not say how long a context may be: give max_model_len")
+    scaling = config.get("rope_scaling") or {}
+    factor = scaling.get("factor", 1) if scaling.get("rope_type", scaling.get("type")) == "yarn" else 1
+    return int(scaling.get("original_max_position_embeddings", longest) * factor) if factor != 1 else longest
+
+
+def _parts(
+    options: Options,
+    version: VLLMVersion,
+    config: Mapping[str, Any],
+    layers: LayerSpecs,
+    num_tokens: int,
+    num_seqs: int,
+) -> list[Parts]:
+    """What takes memory beside the cache on each rank; nothing where the memory for the cache is given."""
+    ranks = options.pipeline_parallel_size
+    is_given = options.device == "cpu" or any(getattr(options, name) is not None for name in GIVEN)
+    weights = options.per_rank("weights_bytes")
+    if weights is None and is_given and "parameters" not in config:
+        return [()] * ranks  # to count the weights would load transformers, and nothing here depends on them
+    weights = weights or weight_bytes(
+        config,
+        dtype=layers.dtype,
+        quantization=options.quantization,
+        tensor_parallel_size=options.tensor_parallel_size,
+        pipeline_parallel_size=ranks,
+        drafter=options.drafter,
+    )
+    if is_given:
+        return [(("weights", of_rank),) for of_rank in weights]
+    columns: dict[str, Sequence[Estimate]] = {
+        "weights": weights,
+        "peak activation": options.per_rank("peak_activation_bytes")
+        or [
+            memory.peak_activation(
+                config,
+                num_tokens,
+                num_seqs,
+                tensor_parallel_size=options.tensor_parallel_size,
+                has_sampler=rank == ranks - 1,
+                before_0_17=version.release < (0, 17, 0),
+            )
+            for rank in range(ranks)
+        ],
+        "non-torch": options.per_rank("non_torch_bytes") or [memory.non_torch(options.tensor_parallel_size)] * ranks,
+    }
+    if version.cuda_graphs_subtracted:
+        columns["CUDA graphs"] = options.per_rank("cuda_graph_bytes") or [
+            memory.cuda_graphs(number) for number in layers_of_ranks(layers.num_layers, ranks)
+        ]
+    return [tuple((name, of_ranks[rank]) for name, of_ranks in columns.items()) for rank in range(ranks)]
+
+
+def _available(
+    options: Options,
+    groups_of_ranks: Sequence[Sequence[KVCacheGroup]],
+    parts: Sequence[Parts],
+    total: Estimate | None,
+    share: float,
+) -> list[Estimate]:
+    """Memory for the cache on each rank: as given, or what all else leaves."""
+    if options.num_gpu_blocks_override is not None:
+        blocks = options.num_gpu_blocks_override
+        return [
+            Estimate.known(blocks * bytes_per_block(groups), "num_gpu_blocks_override") for groups in groups_of_ranks
+        ]
+    given = options.per_rank("available_bytes") or options.per_rank("kv_cache_memory_bytes")
+    if given is not None:
+        return given
+    if total is None:
+        raise BudgetError("nothing says how much memory there is: give gpu, or what vLLM says is available_bytes")
+    if options.device == "cpu":
+        return [Estimate.known(total.likely, "given for the cache")] * len(parts)
+    return [memory.available(total, share, tuple(part for _, part in of_rank)) for of_rank in parts]

@@ -49,9 +49,10 @@ class Estimate:
 
     @classmethod
     def printed(cls, text: str, source: str = "as printed") -> Estimate:
-        """Read a size as a program prints it: half a unit of the last decimal stands open on either side.
+        """Read a size as vLLM prints it: rounded to two decimals, so that half a unit of the second stands open.
 
-        A size without decimals is taken as it stands.
+        Newer versions leave out a zero at the end, so one decimal means two. A size without decimals is taken as it
+        stands, and one with more is as sure as its last.
 
         Raises:
             ValueError: no size.
@@ -62,15 +63,18 @@ class Estimate:
             >>> logged = Estimate.printed("58.11GiB")
             >>> (logged.high - logged.low) // 2**20, logged.exact, Estimate.printed("8GiB").exact
             (10, False, True)
+            >>> Estimate.printed("58.1GiB") == Estimate.printed("58.10GiB")
+            True
         """
         middle = num_bytes(text)
         decimals, unit = re.fullmatch(r"\s*[0-9]*\.?([0-9]*) ?([A-Za-z]*)\s*", text).groups()  # type: ignore[union-attr]
         if not decimals:
             return cls.known(middle, source)
-        half = Fraction(UNITS[unit.lower()], 2 * 10 ** len(decimals))
+        places = max(2, len(decimals))
+        half = Fraction(UNITS[unit.lower()], 2 * 10**places)
         exactly = Fraction(re.search(r"[0-9.]+", text)[0]) * UNITS[unit.lower()]  # type: ignore[index]
         low, high = math.ceil(exactly - half), math.floor(exactly + half)
-        return cls(low, high, middle, low == high, f"{source}, to {len(decimals)} decimals")
+        return cls(low, high, middle, low == high, f"{source}, to {places} decimals")
 
     def __add__(self, other: Estimate) -> Estimate:
         """Add two that do not depend on one another."""

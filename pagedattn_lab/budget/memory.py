@@ -2,8 +2,9 @@
 
 vLLM measures it. At start-up a worker loads the weights, runs one step with as many tokens as a step may have, and
 looks how much memory that took at its peak. What is left of its share becomes the KV cache (``gpu_worker.py``,
-``determine_available_memory``). Nobody else can know these figures, so each is an :class:`Estimate` here: a range that
-scales with what it depends on, and is fitted to figures that vLLM has logged. A figure of one's own log replaces it.
+``determine_available_memory``). Nobody else can know these figures, so each is an
+:class:`~pagedattn_lab.budget.estimate.Estimate` here: a range that scales with what it depends on, and is fitted to
+figures that vLLM has logged. A figure of one's own log replaces it.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ SAMPLER_BYTES = 14
 
 Fitted to what vLLM 0.19 logged on an H100 with 1,024 rows of logits: Llama-3.1-8B 1.89 GiB, gemma-2-9b 3.65,
 gemma-3-27b 3.99, DeepSeek-V2-Lite 1.93 (llm-d-planner, accuracy/results). The formula below misses these by at most
-8 %.
+7 %.
 """
 
-PEAK_RANGE = {"now": (0.75, 1.0, 1.5), "before 0.17": (0.75, 1.7, 2.7)}
-"""By what to multiply the peak: least, likely, most. Qwen3-14B took 5.64 GiB in vLLM 0.16, and 2.23 from 0.17 on."""
+PEAK_RANGE = {"now": (0.75, 1.0, 1.5), "before 0.17": (0.4, 1.2, 2.7)}
+"""By what to multiply the peak: least, likely, most.
+
+Qwen3-14B took 5.64 GiB in vLLM 0.16, and 2.23 from 0.17 on. The oldest versions took less than the formula says for
+small models (Qwen3-0.6B: 0.23 GiB), and more for others (Qwen2.5-7B on an RTX 4060: 1.42).
+"""
 
 
 def gpu_memory(gpu: str | int) -> tuple[str, Estimate]:
@@ -128,7 +133,7 @@ def peak_activation(
 def non_torch(tensor_parallel_size: int = 1) -> Estimate:
     """Memory that PyTorch does not see: the driver's context, kernels, and buffers that GPUs talk through."""
     if tensor_parallel_size == 1:
-        return Estimate(50 * MIB, 700 * MIB, 256 * MIB, False, "0.07 to 0.39 GiB in logs of single GPUs")
+        return Estimate(30 * MIB, 700 * MIB, 256 * MIB, False, "0.03 to 0.39 GiB in logs of single GPUs")
     return Estimate(200 * MIB, 2600 * MIB, 1024 * MIB, False, "0.20 GiB (RTX 3090) to 2.07 (H100) in logs of several")
 
 
@@ -139,7 +144,7 @@ def cuda_graphs(num_layers: int) -> Estimate:
         num_layers: of one rank.
     """
     likely = 12 * MIB * num_layers
-    return Estimate(likely // 4, 4 * likely, likely, False, "0.26 to 1.4 GiB in logs; grows with layers and sizes")
+    return Estimate(likely // 4, 4 * likely, likely, False, "0.26 to 1.4 GiB in logs, more with more layers")
 
 
 def available(total: Estimate, utilization: float, parts: tuple[Estimate, ...]) -> Estimate:

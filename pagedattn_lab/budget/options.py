@@ -104,7 +104,9 @@ class Options:
         ranks = self.pipeline_parallel_size
         sizes = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * ranks
         if len(sizes) != ranks:
-            raise BudgetError(f"{name} has {len(sizes)} sizes for {ranks} ranks of the pipeline: give one for each, or one")
+            raise BudgetError(
+                f"{name} has {len(sizes)} sizes for {ranks} ranks of the pipeline: give one for each, or one"
+            )
         return [_read(name, size) for size in sizes]
 
 

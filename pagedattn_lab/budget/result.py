@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagedattn_lab.budget.estimate import Estimate
-from pagedattn_lab.budget.versions import Version
-from pagedattn_lab.kv_cache_groups import KVCacheCapacity, KVCacheGroup, bytes_per_block
+from pagedattn_lab.budget.options import Options
+from pagedattn_lab.budget.serve_command import serve_command
+from pagedattn_lab.budget.versions import VLLMVersion, padding_lines
+from pagedattn_lab.kv_cache_groups import FitCheck, KVCacheCapacity, KVCacheGroup, bytes_per_block
 from pagedattn_lab.kv_cache_specs import MambaSpec, RequestLimits
 
 
@@ -34,23 +36,26 @@ class Rank:
 
 @dataclass(frozen=True)
 class Budget:
-    """What :func:`~pagedattn_lab.budget.plan` computes.
+    """What :func:`~pagedattn_lab.budget.plan.plan` computes.
 
     Figures are those of the *binding* rank, the one with memory for the fewest blocks: every rank gets as many.
     A figure without ``_range`` belongs to ``likely`` of the memory that is available. If that is an estimate, the
     range says what the figure becomes with the least and the most of it.
 
     Attributes:
-        asked: the arguments of ``plan``, so that it can be asked again with another value.
+        asked: what was asked for, so that it can be asked again with another value.
         model: its name.
         gpu: its name or size, or ``None``.
         version: of vLLM.
         config: the model's configuration.
+        dtype: of the model.
+        kv_cache_dtype: of keys and values.
         block_size: tokens per block, as resolved; of a hybrid model it is aligned to the states.
         max_num_batched_tokens: most tokens in a step.
         max_num_seqs: most sequences in a step.
         gpu_memory_utilization: the share of the GPU that the server may use.
         total: memory of the GPU, or ``None``.
+        groups: layers of the whole model that share a block table.
         ranks: the GPUs of one pipeline, first to last; those that share layers are alike.
         limits: of one request.
         capacity: with what is likely to be available.
@@ -59,17 +64,19 @@ class Budget:
         notes: what was derived, a sentence each.
     """
 
-    asked: Mapping[str, Any]
+    asked: Options
     model: str
     gpu: str | None
-    version: Version
+    version: VLLMVersion
     config: Mapping[str, Any]
     dtype: str
+    kv_cache_dtype: str
     block_size: int
     max_num_batched_tokens: int
     max_num_seqs: int
     gpu_memory_utilization: float
     total: Estimate | None
+    groups: tuple[KVCacheGroup, ...]
     ranks: tuple[Rank, ...]
     limits: RequestLimits
     capacity: KVCacheCapacity
@@ -81,11 +88,6 @@ class Budget:
     def binding(self) -> Rank:
         """The rank with memory for the fewest blocks."""
         return min(self.ranks, key=lambda rank: rank.available.likely // rank.bytes_per_block)
-
-    @property
-    def groups(self) -> tuple[KVCacheGroup, ...]:
-        """Groups of layers of the binding rank."""
-        return self.binding.groups
 
     @property
     def parts(self) -> tuple[tuple[str, Estimate], ...]:
@@ -118,7 +120,7 @@ class Budget:
 
         A window drops them again later. A state takes the same however many tokens there are, and adds nothing here.
         """
-        specs = [spec for group in self.groups for spec in group.specs if not isinstance(spec, MambaSpec)]
+        specs = [spec for group in self.binding.groups for spec in group.specs if not isinstance(spec, MambaSpec)]
         return round(sum(spec.page_size_bytes / spec.block_size for spec in specs))
 
     @property
@@ -166,17 +168,24 @@ class Budget:
         """Whether the number of blocks follows from what was given, with nothing left open."""
         return self.capacity_low.num_blocks == self.capacity_high.num_blocks
 
-    def log_lines(self) -> list[str]:
-        """What vLLM prints of this at start-up, in its version's words."""
-        from pagedattn_lab.budget.versions import log_lines
+    @property
+    def fit(self) -> FitCheck:
+        """Whether a request of full length fits, on the rank where it is tightest."""
+        checks = [self.version.fit_check(rank.groups, rank.available.likely, self.limits) for rank in self.ranks]
+        return min(checks, key=lambda check: check.available_bytes - check.needed_bytes)
 
-        return log_lines(self)
+    def log_lines(self) -> list[str]:
+        """What vLLM prints of this at start-up, in its version's words; of a pipeline the first rank's memory."""
+        first = self.ranks[0]
+        return [
+            *self.version.available_lines(first.available.likely),
+            *padding_lines(self.groups),
+            *self.version.capacity_lines(self.capacity, self.limits, device=self.asked.device),
+        ]
 
     def serve_command(self) -> str:
         """The line that starts such a server."""
-        from pagedattn_lab.budget.serve_command import serve_command
-
-        return serve_command(self.asked)
+        return serve_command(self.asked, self.model)
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, in types that JSON has."""
@@ -196,12 +205,15 @@ class Budget:
             "num_blocks_range": list(self.num_blocks_range),
             "kv_tokens_range": list(self.kv_tokens_range),
             "max_concurrency_range": list(self.max_concurrency_range),
+            "dtype": self.dtype,
+            "kv_cache_dtype": self.kv_cache_dtype,
             "block_size": self.block_size,
             "max_model_len": self.max_model_len,
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "max_num_seqs": self.max_num_seqs,
             "max_in_flight_tokens": self.limits.max_in_flight_tokens,
             "gpu_memory_utilization": self.gpu_memory_utilization,
+            "fits": self.fit.fits,
             "groups": [
                 {
                     "kind": group.spec.kind,

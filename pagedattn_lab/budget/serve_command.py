@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,14 +27,25 @@ FLAGS = {
 """vLLM's flag for each option that has one."""
 
 
-def serve_command(options: Options) -> str:
+def serve_command(options: Options, known_as: str = "") -> str:
     """Write the line, with a flag for everything that is not vLLM's default.
+
+    Args:
+        options: the server's.
+        known_as: the model's full id, whose owner is added where a short name was given.
 
     Example:
         >>> serve_command(Options("meta-llama/Llama-3.1-8B", max_model_len=8192, enable_prefix_caching=False))
         'vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --no-enable-prefix-caching'
     """
     words = ["vllm", "serve", _name(options.model)]
+    if (
+        "/" in known_as
+        and isinstance(options.model, str)
+        and "/" not in options.model
+        and not Path(options.model).exists()
+    ):
+        words[-1] = f"{known_as.split('/')[0]}/{options.model}"
     for name, flag in FLAGS.items():
         value = getattr(options, name)
         if value != getattr(Options, name):
@@ -44,7 +56,8 @@ def serve_command(options: Options) -> str:
         words.append("--async-scheduling" if options.async_scheduling else "--no-async-scheduling")
     if options.drafter is not None:
         tokens = options.num_speculative_tokens
-        words += ["--speculative-config", f'{{"model": "{_name(options.drafter)}", "num_speculative_tokens": {tokens}}}']
+        words.append("--speculative-config")
+        words.append(json.dumps({"model": _name(options.drafter), "num_speculative_tokens": tokens}))
     return shlex.join(words)
 
 

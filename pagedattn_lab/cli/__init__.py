@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pagedattn_lab import __version__
-from pagedattn_lab.cli import bench, doctor, exercises, generate, hits, serve, waste
+from pagedattn_lab.cli import bench, budget, doctor, exercises, generate, hits, serve, vllm_log, waste
 from pagedattn_lab.cli import compile as compile_
 from pagedattn_lab.cli.parser import Parser
 from pagedattn_lab.cli.terminal import NAME, program, say
@@ -23,10 +23,12 @@ COMMANDS = {
     "generate": generate,
     "waste": waste,
     "hits": hits,
+    "budget": budget,
     "bench": bench,
     "compile": compile_,
     "exercises": exercises,
     "serve": serve,
+    "vllm-log": vllm_log,
 }
 """Each module adds its command to a parser with ``add``."""
 

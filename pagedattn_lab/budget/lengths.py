@@ -1,0 +1,185 @@
+"""What requests of real lengths take, rather than the longest that may come: users at once, and the size of a block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from pagedattn_lab.arithmetic import at_least_one, cdiv
+from pagedattn_lab.budget.errors import BudgetError
+from pagedattn_lab.budget.result import Budget
+from pagedattn_lab.kv_cache_groups import blocks_per_request
+
+POINTS = 8
+"""At how many moments of its life a request is looked at."""
+
+RISK = {0.5: 0.0, 0.1: 1.2816, 0.01: 2.3263, 0.001: 3.0902}
+"""Standard deviations that a normal quantity exceeds so rarely."""
+
+TABLE_ENTRY_BYTES = 4
+"""Bytes of an entry of a block table: an int32."""
+
+BLOCK_SIZES: dict[str, tuple[int, ...]] = {
+    "flash_attn": (16, 32, 64, 128, 256),
+    "triton": (16, 32, 64, 128, 256),
+    "flashinfer": (16, 32, 64),
+    "flashmla": (64,),
+    "cutlass_mla": (128,),
+    "cpu": (32, 64, 96, 128, 160, 192, 224, 256),
+}
+"""Tokens per block that vLLM 0.33's attention backends take. The first two take all multiples of 16."""
+
+
+@dataclass(frozen=True)
+class Users:
+    """How many requests of given lengths a cache holds at once.
+
+    A request grows while it decodes, so at a random moment some are young and some old. Long outputs stay longer and
+    are met more often: moments are weighted by the length of the output.
+
+    Attributes:
+        num_requests: requests whose lengths were looked at.
+        refused: of these, prompts that leave no room for an output within ``max_model_len``.
+        mean_blocks: blocks that a request holds at a random moment.
+        deviation: the standard deviation of that.
+        mean_blocks_at_end: blocks that it holds when it is done.
+        usable_blocks: blocks that there are, without the null block.
+    """
+
+    num_requests: int
+    refused: int
+    mean_blocks: float
+    deviation: float
+    mean_blocks_at_end: float
+    usable_blocks: int
+
+    @property
+    def mean(self) -> int:
+        """As many as fit on average: half of the time they need more, and someone is preempted."""
+        return int(self.usable_blocks / self.mean_blocks)
+
+    @property
+    def at_end(self) -> int:
+        """As many as fit if all happen to be as long as they will get."""
+        return int(self.usable_blocks / self.mean_blocks_at_end)
+
+    def with_risk(self, risk: float = 0.01) -> int:
+        """As many as need more than there is only so rarely, if they come and go independently of each other.
+
+        Args:
+            risk: one of :data:`RISK`.
+
+        Example:
+            >>> load = Users(1000, 0, mean_blocks=20.0, deviation=10.0, mean_blocks_at_end=30.0, usable_blocks=2000)
+            >>> load.mean, load.with_risk(0.01), load.at_end
+            (100, 89, 66)
+        """
+        if risk not in RISK:
+            raise ValueError(f"risk is {risk}: use one of {', '.join(map(str, RISK))}")
+        # n * mean + z * deviation * sqrt(n) = usable, solved for sqrt(n)
+        spread = RISK[risk] * self.deviation
+        root = (math.sqrt(spread**2 + 4 * self.mean_blocks * self.usable_blocks) - spread) / (2 * self.mean_blocks)
+        return int(root**2)
+
+
+def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
+    """Count the requests of given lengths that the cache of a budget holds at once.
+
+    Args:
+        budget: the server.
+        lengths: tokens of prompts and of outputs. Outputs are cut at ``max_model_len``, as a server does.
+
+    Raises:
+        BudgetError: no request can be served.
+    """
+    longest = budget.max_model_len
+    blocks = _blocks(budget)
+    moments: list[tuple[int, int]] = []  # weight, blocks
+    at_end: list[int] = []
+    num_requests = 0
+    for prompt, output in lengths:
+        num_requests += 1
+        output = min(output, longest - prompt)
+        if output < 1:
+            continue
+        at_end.append(blocks(prompt + output))
+        # The moments stand for equal parts of its decoding, each in the middle of its part.
+        moments += [(output, blocks(prompt + cdiv(output * (2 * i + 1), 2 * POINTS))) for i in range(POINTS)]
+    if not at_end:
+        raise BudgetError(
+            f"none of {num_requests:,} requests has a prompt that leaves room for an output within {longest:,} tokens: "
+            "raise max_model_len"
+        )
+    weight = sum(each for each, _ in moments)
+    mean = sum(each * held for each, held in moments) / weight
+    variance = sum(each * (held - mean) ** 2 for each, held in moments) / weight
+    return Users(
+        num_requests, num_requests - len(at_end), mean, math.sqrt(variance), sum(at_end) / len(at_end),
+        max(0, budget.num_blocks - 1),
+    )  # fmt: skip
+
+
+def _blocks(budget: Budget) -> Callable[[int], int]:
+    """Give what computes the blocks of a request by its tokens, and remembers them."""
+    known: dict[int, int] = {}
+
+    def blocks(num_tokens: int) -> int:
+        if num_tokens not in known:
+            known[num_tokens] = blocks_per_request(budget.groups, replace(budget.limits, max_model_len=num_tokens))
+        return known[num_tokens]
+
+    return blocks
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """What a size of blocks means for requests of given lengths.
+
+    Attributes:
+        block_size: tokens per block.
+        waste: the part of the slots that a finished request holds and does not use: the tail of its last block.
+        lost_hits: the part of a prompt's tokens that are computed though they are cached, on average: those behind the
+            last full block, if the whole prompt was seen before.
+        table_bytes: bytes of the block tables of all sequences.
+    """
+
+    block_size: int
+    waste: float
+    lost_hits: float
+    table_bytes: int
+
+
+def block_size_advice(
+    lengths: Sequence[tuple[int, int]], backend: str = "flash_attn", *, max_model_len: int, max_num_seqs: int = 256
+) -> list[BlockSize]:
+    """Say what each size of blocks that a backend takes means for requests of given lengths.
+
+    Args:
+        lengths: tokens of prompts and of outputs.
+        backend: one of :data:`BLOCK_SIZES`.
+        max_model_len: most tokens of a request; tables have room for as many.
+        max_num_seqs: tables that there are.
+
+    Raises:
+        BudgetError: an unknown backend, or no lengths.
+
+    Example:
+        >>> rows = block_size_advice([(100, 60), (40, 10)], "flashinfer", max_model_len=2048)
+        >>> [(row.block_size, round(row.waste, 3)) for row in rows]
+        [(16, 0.062), (32, 0.062), (64, 0.18)]
+    """
+    if backend not in BLOCK_SIZES:
+        raise BudgetError(f"there is no backend {backend!r}: use one of {', '.join(BLOCK_SIZES)}")
+    if not lengths:
+        raise BudgetError("there are no lengths: give at least one request")
+    at_least_one("max_model_len", max_model_len)
+    tokens = sum(prompt + output for prompt, output in lengths)
+    prompts = sum(prompt for prompt, _ in lengths)
+    rows = []
+    for size in BLOCK_SIZES[backend]:
+        slots = sum(cdiv(prompt + output, size) * size for prompt, output in lengths)
+        computed = sum(prompt - (prompt - 1) // size * size for prompt, _ in lengths)
+        table = max_num_seqs * cdiv(max_model_len, size) * TABLE_ENTRY_BYTES
+        rows.append(BlockSize(size, 1 - tokens / slots, computed / prompts, table))
+    return rows

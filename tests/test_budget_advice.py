@@ -1,0 +1,250 @@
+"""The budget the other way round: what fits, what to change, and what real lengths take."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+from pagedattn_lab.arithmetic import GIB
+from pagedattn_lab.budget import (
+    Budget,
+    BudgetError,
+    Options,
+    Users,
+    block_size_advice,
+    first_change,
+    largest_context,
+    plan,
+    smallest_gpu,
+    users,
+)  # fmt: skip
+from pagedattn_lab.budget.compute import compute
+from pagedattn_lab.budget.lengths import BLOCK_SIZES
+from pagedattn_lab.hardware import GPUS
+from pagedattn_lab.workloads import sharegpt
+
+LLAMA = "meta-llama/Llama-3.1-8B"
+
+
+# --- inverse questions ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (LLAMA, {"available_bytes": 3 * GIB}),
+        ("google/gemma-2-9b", {"available_bytes": 2 * GIB, "max_num_batched_tokens": 512}),
+        ("Qwen3.5-27B", {"available_bytes": 4 * GIB}),
+        ("deepseek-ai/DeepSeek-V2-Lite", {"available_bytes": GIB}),
+        (LLAMA, {"gpu": "RTX 4090"}),
+        (LLAMA, {"available_bytes": [3 * GIB, 2 * GIB], "pipeline_parallel_size": 2}),
+    ],
+)
+def test_largest_context_is_the_largest(model: str, settings: dict) -> None:
+    """Catches a context that does not start, and one that leaves room."""
+    longest = largest_context(compute(Options(model, **settings)))
+    budget = plan(model, max_model_len=longest, **settings)
+    assert budget.fit.fits and longest > 1000
+    with pytest.raises(BudgetError, match=f"the longest that fits has {longest:,} tokens"):
+        plan(model, max_model_len=longest + 1, **settings)
+
+
+def test_largest_context_is_not_larger_than_the_model() -> None:
+    """Catches a context that the model was never made for."""
+    assert largest_context(plan(LLAMA, "H100")) == 131_072
+    assert largest_context(compute(Options(LLAMA, available_bytes=2**20))) == 0
+
+
+def test_smallest_gpu() -> None:
+    """Catches a GPU that is not enough, and one that is larger than needed."""
+    options = Options(LLAMA, max_model_len=8192)
+    found = smallest_gpu(options, num_requests=2)
+    assert found.max_concurrency >= 2 and found.fit.fits
+    memory = found.asked.tensor_parallel_size * GPUS[found.gpu].gib
+    for name, sheet in GPUS.items():
+        for count in (1, 2, 4, 8):
+            if count * sheet.gib < memory:
+                other = compute(replace(options, gpu=name, tensor_parallel_size=count))
+                assert not other.fit.fits or other.max_concurrency < 2, f"{count} of {name} would do"
+    more = smallest_gpu(options, num_requests=40)
+    assert more.max_concurrency >= 40 and more.asked.tensor_parallel_size * GPUS[more.gpu].gib > memory
+    short = smallest_gpu(options, num_requests=40, lengths=[(100, 100)])
+    assert short.max_concurrency < 40, "short requests do with less than the worst case"
+    assert users(short, [(100, 100)]).with_risk() >= 40
+    with pytest.raises(
+        BudgetError, match="no GPU of the table, nor up to 1 of one kind, serves 1,000 requests at once"
+    ):
+        smallest_gpu(options, num_requests=1_000, most_gpus=1)
+    with pytest.raises(BudgetError, match=r"quantisation|quantization"):
+        smallest_gpu(replace(options, quantization="nonsense"))
+
+
+# --- what to change first -------------------------------------------------------------------------------------------
+
+
+def flags(budget: Budget) -> list[str]:
+    return [change.flag for change in first_change(budget)]
+
+
+def test_changes_are_computed_and_in_order() -> None:
+    """Catches a figure that is guessed, another order than that of the effect, and GPUs to buy before a flag to set."""
+    budget = plan(LLAMA, "RTX 4090", max_model_len=16_384)
+    changes = first_change(budget)
+    assert {"--kv-cache-dtype fp8", "--quantization fp8", "--max-model-len 8192", "--gpu-memory-utilization 0.95"} <= {
+        change.flag for change in changes
+    }
+    assert [change.needs_more_gpus for change in changes] == [False] * (len(changes) - 1) + [True]
+    alone = [change.effect for change in changes[:-1]]
+    assert alone == sorted(alone, reverse=True) and min(alone) >= 1.02
+    for change in changes:
+        again = compute(replace(budget.asked, **change.settings))
+        assert again.capacity == change.budget.capacity and again.max_concurrency > budget.max_concurrency
+        assert change.effect == again.max_concurrency / budget.max_concurrency
+        assert f"{again.kv_tokens:,} tokens, {again.max_concurrency:.2f}x" in change.sentence
+
+
+def test_changes_that_are_not_for_this_server() -> None:
+    """Catches advice that is taken already, or that this memory does not depend on."""
+    budget = plan(LLAMA, "H100", max_model_len=2048, kv_cache_dtype="fp8", quantization="fp8",
+                  gpu_memory_utilization=0.97, max_num_seqs=64, max_num_batched_tokens=2048)  # fmt: skip
+    assert flags(budget) == ["--tensor-parallel-size 2"]
+    assert flags(plan(LLAMA, kv_cache_memory_bytes=GIB, max_model_len=2048)) == ["--kv-cache-dtype fp8"]
+    assert flags(plan(LLAMA, device="cpu", available_bytes="8GiB", max_model_len=2048)) == ["--kv-cache-dtype fp8"]
+    assert "--quantization fp8" not in flags(plan("openai/gpt-oss-20b", "H100", max_model_len=8192)), "it has its own"
+
+
+def test_changes_of_a_hybrid() -> None:
+    """Catches a state kept for others that nobody is told of."""
+    changes = {change.flag: change for change in first_change(plan("Qwen3.5-27B", "H100", max_model_len=4096))}
+    change = changes["--no-enable-prefix-caching"]
+    assert change.budget.blocks_per_request < plan("Qwen3.5-27B", "H100", max_model_len=4096).blocks_per_request
+
+
+def test_changes_where_the_memory_was_given() -> None:
+    """Catches a change of weights that leaves what is available as it was, and one that forgets what was given."""
+    settings = {"available_bytes": "5.00GiB", "max_model_len": 8192}
+    assert {*flags(plan(LLAMA, **settings))} == {"--kv-cache-dtype fp8", "--max-model-len 4096"}
+    budget = plan(LLAMA, "RTX 4090", **settings)
+    change = next(change for change in first_change(budget) if change.flag == "--quantization fp8")
+    whole = plan(LLAMA, "RTX 4090", max_model_len=8192)
+    saved = plan(LLAMA, "RTX 4090", max_model_len=8192, quantization="fp8").available_bytes - whole.available_bytes
+    assert change.budget.available_bytes == budget.available_bytes + saved and saved > 6 * GIB
+
+
+def test_changes_that_only_help_together() -> None:
+    """Catches advice of one setting that is not enough: on 12 GB neither smaller weights nor a shorter context is."""
+    budget = compute(Options(LLAMA, "RTX 3060", max_model_len=131_072))
+    assert not budget.fit.fits and budget.available_bytes < 0
+    changes = first_change(budget)
+    assert changes and all(change.budget.fit.fits and math.isinf(change.effect) for change in changes)
+    assert changes[0].settings.keys() == {"quantization", "max_model_len"}
+    for change in changes:
+        longer = compute(replace(budget.asked, **{**change.settings, "max_model_len": change.budget.max_model_len + 1}))
+        assert not longer.fit.fits or change.budget.max_model_len == 131_072
+
+
+# --- the line that starts a server ----------------------------------------------------------------------------------
+
+
+def test_serve_command() -> None:
+    """Catches a flag that is lost, one that only repeats a default, and a short name that the Hub does not know."""
+    budget = plan(
+        "Llama-3.1-8B-Instruct", "24GiB", max_model_len=8192, kv_cache_dtype="fp8", block_size=32, max_num_seqs=16,
+        gpu_memory_utilization=0.95, enable_prefix_caching=False, async_scheduling=False,
+    )  # fmt: skip
+    assert budget.serve_command() == (
+        "vllm serve meta-llama/Llama-3.1-8B-Instruct --max-model-len 8192 --kv-cache-dtype fp8 --block-size 32 "
+        "--max-num-seqs 16 --gpu-memory-utilization 0.95 --no-enable-prefix-caching --no-async-scheduling"
+    )
+    assert plan(LLAMA, "H100").serve_command() == f"vllm serve {LLAMA}"
+    drafted = plan(LLAMA, "H100", drafter="meta-llama/Llama-3.2-1B", num_speculative_tokens=3).serve_command()
+    words = shlex.split(drafted)
+    assert json.loads(words[words.index("--speculative-config") + 1]) == {
+        "model": "meta-llama/Llama-3.2-1B", "num_speculative_tokens": 3,
+    }  # fmt: skip
+
+
+# --- lengths --------------------------------------------------------------------------------------------------------
+
+
+def test_users_by_hand() -> None:
+    """Catches requests counted at their full length or by the longest allowed, and the null block counted as usable.
+
+    A prompt of 16 tokens and an output of 160: at the middle of each eighth of its decoding it has 26, 46, ... 166
+    tokens, which are 2, 3, 5, 6, 7, 8, 10, 11 blocks.
+    """
+    budget = plan(LLAMA, num_gpu_blocks_override=1301, max_model_len=8192)
+    load = users(budget, [(16, 160)])
+    held = [2, 3, 5, 6, 7, 8, 10, 11]
+    assert load.mean_blocks == sum(held) / 8 == 6.5 and load.mean_blocks_at_end == 11
+    assert load.deviation == pytest.approx(math.sqrt(sum((each - 6.5) ** 2 for each in held) / 8))
+    assert (load.usable_blocks, load.mean, load.at_end) == (1300, 200, 118)
+    assert load.with_risk(0.5) == 200 and load.at_end < load.with_risk(0.01) < 200
+
+
+def test_long_outputs_are_met_more_often() -> None:
+    """Catches an average over requests instead of over moments: a request that decodes ten times as long is there ten
+    times as long."""
+    budget = plan(LLAMA, num_gpu_blocks_override=1001, max_model_len=8192)
+    short, long = (users(budget, [(1000, output)]).mean_blocks for output in (10, 100))
+    assert users(budget, [(1000, 10), (1000, 100)]).mean_blocks == pytest.approx((10 * short + 100 * long) / 110)
+
+
+def test_lengths_beyond_the_context() -> None:
+    """Catches prompts that no server takes, and outputs that it would cut."""
+    budget = plan(LLAMA, num_gpu_blocks_override=1001, max_model_len=2048)
+    load = users(budget, [(2048, 1), (3000, 5), (2000, 5000), (100, 100)])
+    assert (load.num_requests, load.refused) == (4, 2)
+    assert load.mean_blocks_at_end == (128 + 13) / 2
+    with pytest.raises(BudgetError, match=r"none of 1 requests .* within 2,048 tokens: raise max_model_len"):
+        users(budget, [(4000, 1)])
+
+
+def test_risk_is_kept() -> None:
+    """Catches a wrong quantile: draw the sum of many requests' blocks, and count how often it is too much."""
+    import random
+
+    load = Users(1, 0, mean_blocks=20.0, deviation=12.0, mean_blocks_at_end=30.0, usable_blocks=3000)
+    rng = random.Random(7)
+    for risk in (0.1, 0.01):
+        number = load.with_risk(risk)
+        too_many = sum(sum(rng.choice((8.0, 32.0)) for _ in range(number)) > 3000 for _ in range(4000))
+        assert too_many / 4000 == pytest.approx(risk, abs=4 * math.sqrt(risk / 4000) + 0.2 * risk)
+    with pytest.raises(ValueError, match=r"risk is 0\.2: use one of 0\.5, 0\.1, 0\.01, 0\.001"):
+        load.with_risk(0.2)
+
+
+def test_windows_hold_less_of_a_long_request() -> None:
+    """Catches lengths charged in full behind a window."""
+    budget = plan("google/gemma-2-9b", num_gpu_blocks_override=10_001, max_model_len=8192, max_num_batched_tokens=512)
+    window, full = 4096 - 1 + 2 * 512, 8000
+    assert users(budget, [(7999, 1)]).mean_blocks_at_end == math.ceil(window / 16) + 1 + full / 16
+
+
+@pytest.mark.parametrize("backend", BLOCK_SIZES)
+def test_block_sizes(backend: str) -> None:
+    """Catches waste of another length than the tail, hits that count a partial block, and tables of another size."""
+    lengths = list(islice(sharegpt(0), 500))
+    rows = block_size_advice(lengths, backend, max_model_len=2048, max_num_seqs=64)
+    assert [row.block_size for row in rows] == list(BLOCK_SIZES[backend])
+    for row in rows:
+        size = row.block_size
+        tails = sum(-(prompt + output) % size for prompt, output in lengths)
+        tokens = sum(map(sum, lengths))
+        assert row.waste == pytest.approx(tails / (tokens + tails))
+        hits = sum((prompt - 1) // size * size for prompt, _ in lengths)
+        assert row.lost_hits == pytest.approx(1 - hits / sum(prompt for prompt, _ in lengths))
+        assert row.table_bytes == 64 * math.ceil(2048 / size) * 4
+
+
+def test_block_sizes_that_cannot_be() -> None:
+    """Catches a backend that nobody has, and a division by no requests."""
+    with pytest.raises(BudgetError, match="there is no backend 'flash': use one of flash_attn"):
+        block_size_advice([(1, 1)], "flash", max_model_len=10)
+    with pytest.raises(BudgetError, match="there are no lengths"):
+        block_size_advice([], max_model_len=10)
