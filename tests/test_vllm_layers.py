@@ -57,7 +57,8 @@ def test_weights_are_vllms(name: str, settings: dict[str, Any], outcome: dict[st
     (found,) = weight_bytes(config_of(name), **settings)
     assert found.low <= outcome["bytes"] <= found.high
     if "kv_lora_rank" not in RECORDED[name]["config"]:  # copies of projections are made after loading
-        close = 0.001 if name in known_models() else 0.025  # biases, which may be split, matter in small models only
+        # biases, which may be split, matter in small models only
+        close = 0.025 if settings and name not in known_models() else 0.002
         assert found.likely == pytest.approx(outcome["bytes"], rel=close)
 
 
