@@ -1,4 +1,4 @@
-"""Write down which layers vLLM makes of a configuration, and how many bytes its weights take, for ``test_vllm_layers.py``.
+"""Write down which layers vLLM makes of a configuration and the bytes of its weights, for ``test_vllm_layers.py``.
 
 Not part of the tests, which need no vLLM. To record anew, in an environment that has vLLM (a CPU build will do):
 
@@ -51,7 +51,9 @@ CASES: dict[str, dict[str, Any]] = {
     "mixtral": case("MixtralForCausalLM", "mixtral", num_local_experts=4, sliding_window=None),
     "mixtral, window": case("MixtralForCausalLM", "mixtral", num_local_experts=4, sliding_window=64),
     "qwen2": case("Qwen2ForCausalLM", "qwen2", sliding_window=128, use_sliding_window=False),
-    "qwen2, window": case("Qwen2ForCausalLM", "qwen2", sliding_window=128, use_sliding_window=True, max_window_layers=0),
+    "qwen2, window": case(
+        "Qwen2ForCausalLM", "qwen2", sliding_window=128, use_sliding_window=True, max_window_layers=0
+    ),
     "qwen2, window from 4": case(
         "Qwen2ForCausalLM", "qwen2", sliding_window=128, use_sliding_window=True, max_window_layers=4
     ),
@@ -71,7 +73,9 @@ CASES: dict[str, dict[str, Any]] = {
     "phimoe": case("PhiMoEForCausalLM", "phimoe", sliding_window=100, num_local_experts=4),
     "cohere": case("CohereForCausalLM", "cohere"),
     "cohere2": case("Cohere2ForCausalLM", "cohere2", sliding_window=100),
-    "exaone4": case("Exaone4ForCausalLM", "exaone4", sliding_window=100, layer_types=MIXED, sliding_window_pattern=None),
+    "exaone4": case(
+        "Exaone4ForCausalLM", "exaone4", sliding_window=100, layer_types=MIXED, sliding_window_pattern=None
+    ),
     "granite": case("GraniteForCausalLM", "granite"),
     "granitemoe": case("GraniteMoeForCausalLM", "granitemoe", num_local_experts=4),
     "nemotron": case("NemotronForCausalLM", "nemotron"),
@@ -93,14 +97,6 @@ CASES: dict[str, dict[str, Any]] = {
     "smollm3": case("SmolLM3ForCausalLM", "smollm3"),
     "olmo2": case("Olmo2ForCausalLM", "olmo2"),
     "olmo3": case("Olmo3ForCausalLM", "olmo3", sliding_window=128),
-    "llama4": {
-        "architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4", "dtype": "bfloat16",
-        "text_config": case(
-            "Llama4ForCausalLM", "llama4_text", head_dim=64, attention_chunk_size=256, num_local_experts=4,
-            intermediate_size_mlp=512,
-        ),
-        "vision_config": {"model_type": "llama4_vision_model", "hidden_size": 64, "num_hidden_layers": 1},
-    },
     "deepseek_v2": case(
         "DeepseekV2ForCausalLM", "deepseek_v2", kv_lora_rank=64, q_lora_rank=None, qk_nope_head_dim=32,
         qk_rope_head_dim=16, v_head_dim=32, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, n_group=1,
@@ -159,8 +155,9 @@ def large() -> dict[str, dict[str, Any]]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     classes = {
-        "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "phi3": "Phi3ForCausalLM",
-        "qwen3_moe": "Qwen3MoeForCausalLM", "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM",
+        "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+        "phi3": "Phi3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM", "mistral": "MistralForCausalLM",
+        "mixtral": "MixtralForCausalLM",
         "gemma2": "Gemma2ForCausalLM", "opt": "OPTForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM",
         "qwen3_next": "Qwen3NextForCausalLM",
     }  # fmt: skip

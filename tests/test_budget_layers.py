@@ -9,7 +9,11 @@ import pytest
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.layers import layer_specs, layers_of_ranks, pipeline_ranks
 from pagedattn_lab.kv_cache_groups import (
-    UnknownLayoutError, blocks_per_request, bytes_per_block, capacity, kv_cache_groups,
+    UnknownLayoutError,
+    blocks_per_request,
+    bytes_per_block,
+    capacity,
+    kv_cache_groups,
 )  # fmt: skip
 from pagedattn_lab.kv_cache_specs import MambaSpec, RequestLimits
 
@@ -115,7 +119,7 @@ def test_kv_heads_are_kept_twice() -> None:
     ],
 )  # fmt: skip
 def test_a_checkpoint_may_ask_for_a_dtype(quantization: dict[str, Any], dtype: str) -> None:
-    """Catches kv_cache_dtype auto that does not follow a quantised checkpoint, or follows one that asks for nothing."""
+    """Catches kv_cache_dtype auto that does not follow a quantised checkpoint, or one that asks for nothing."""
     config = {**LLAMA, "head_dim": 64, "quantization_config": quantization}
     assert layer_specs(config).kv_cache_dtype == dtype
     assert layer_specs(config, kv_cache_dtype="bfloat16").kv_cache_dtype == "bfloat16"

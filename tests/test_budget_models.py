@@ -61,7 +61,8 @@ def test_well_known_models_need_nothing_else() -> None:
     """Catches transformers or torch behind a well-known model: a browser's Python has neither."""
     code = (
         "import sys; from pagedattn_lab.budget.layers import layer_specs; from pagedattn_lab.budget.models import *;"
-        "from pagedattn_lab.budget.weights import weight_bytes; [(layer_specs(m), weight_bytes(m)) for m in known_models()];"
+        "from pagedattn_lab.budget.weights import weight_bytes;"
+        "[(layer_specs(model), weight_bytes(model)) for model in known_models()];"
         "print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.layers import layer_specs
 from pagedattn_lab.budget.models import known_models, load_config
 from pagedattn_lab.budget.weights import weight_bytes
@@ -15,7 +16,7 @@ from pagedattn_lab.kv_cache_specs import KVCacheSpec
 
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "vllm_layers.json").read_text())
 BLOCK_SIZES = {False: (128, 32), True: (16, 16)}
-"""Of vLLM's CPU backends, which keep recurrent states in float32, without and with latents: the size, and what it is a multiple of."""
+"""Of vLLM's CPU backends, without and with latents: the size, and what it is a multiple of. States are in float32."""
 RUNS = [
     pytest.param(name, settings, outcome, id=f"{name} {settings}")
     for name, model in RECORDED.items()
@@ -56,14 +57,30 @@ def test_weights_are_vllms(name: str, settings: dict[str, Any], outcome: dict[st
     (found,) = weight_bytes(config_of(name), **settings)
     assert found.low <= outcome["bytes"] <= found.high
     if "kv_lora_rank" not in RECORDED[name]["config"]:  # copies of projections are made after loading
-        assert found.likely == pytest.approx(outcome["bytes"], rel=0.02)
+        close = 0.001 if name in known_models() else 0.025  # biases, which may be split, matter in small models only
+        assert found.likely == pytest.approx(outcome["bytes"], rel=close)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        (name, settings)
+        for name, model in RECORDED.items()
+        for settings, outcome in model["runs"]
+        if "divi" in outcome.get("error", "") or outcome.get("error") == ""  # some assertions have no words
+    ],
+)
+def test_what_vllm_does_not_divide(name: str, settings: dict[str, Any]) -> None:
+    """Catches heads or groups that vLLM refuses to share out, shared out all the same."""
+    with pytest.raises(BudgetError, match="divide among"):
+        layer_specs(config_of(name), **settings)
 
 
 def test_enough_was_recorded() -> None:
     """Catches a recording in which vLLM refused so much that the tests above compare little."""
     assert len(RUNS) > 200
     assert {RECORDED[run.values[0]]["config"]["model_type"] for run in RUNS} >= {
-        "llama", "mistral", "qwen2", "gemma2", "gemma3_text", "gpt_oss", "llama4_text", "deepseek_v2", "qwen3_next",
-        "qwen3_5_text", "granitemoehybrid", "nemotron_h", "falcon_h1", "jamba", "lfm2",
+        "llama", "mistral", "qwen2", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v2", "qwen3_next",
+        "granitemoehybrid", "nemotron_h", "falcon_h1", "jamba", "lfm2",
     }  # fmt: skip
     assert load_config("facebook/opt-13b")["name"] in RECORDED

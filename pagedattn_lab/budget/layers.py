@@ -208,9 +208,7 @@ def _drafter_specs(
     if drafter is None:
         return {}
     if not num_speculative_tokens:
-        raise BudgetError(
-            "a drafter, and num_speculative_tokens is 0: say how many tokens it guesses"
-        )
+        raise BudgetError("a drafter, and num_speculative_tokens is 0: say how many tokens it guesses")
     if isinstance(drafter, str) and drafter == "mtp":
         number = fields["num_nextn_predict_layers"] or fields["mtp_num_hidden_layers"]
         if not number:

@@ -140,7 +140,7 @@ def _kv_share(published: Mapping[str, Any]) -> float:
 
 
 def _one_group(published: Mapping[str, Any]) -> int:
-    """Count what of a Mamba layer's input projection every GPU keeps: heads of one group share its inputs and outputs."""
+    """Count what of a Mamba layer's input projection every GPU keeps: one group serves all heads."""
     fields = text_fields(published)
     if fields["mamba_n_groups"] != 1:
         return 0

@@ -62,8 +62,9 @@ def _gated_delta_net(fields: Mapping[str, Any], tp: int, num_speculative_tokens:
 def _mamba2(
     inner: int, groups: int, heads: int, head_dim: int, state: int, kernel: int, tp: int, speculative: int
 ) -> tuple[Shape, ...]:
-    if groups % tp:  # each GPU needs the groups of its heads, so some are kept twice
+    if groups == 1:  # every GPU needs it for its heads
         groups = tp
+    _split("Mamba groups", groups, tp)
     width = _split("channels of the convolution", inner + 2 * groups * state, tp)
     return (kernel - 1 + speculative, width), (_split("Mamba heads", heads, tp), head_dim, state)
 

@@ -23,7 +23,7 @@ from pagedattn_lab.kv_config import read_head_dim, read_num_kv_heads, required, 
 from pagedattn_lab.kv_shape import DTYPE_BYTES
 
 VOCABULARY_PADDING = 64
-"""vLLM pads embeddings to a multiple of so many rows: ``DEFAULT_VOCAB_PADDING_SIZE``."""
+"""vLLM pads embeddings to a multiple of so many rows: ``vocab_parallel_embedding.py``."""
 
 _TABLES_IN_FLOAT32 = {"gpt_oss"}
 
@@ -119,9 +119,22 @@ def _layer_bytes(
     low, likely, high = small // tp, small, small  # biases are split with their matrices, norms are not
     for part, number in numbers.items():
         least, most = method.bytes_per_parameter(part, DTYPE_BYTES[dtype])
-        low, high = low + int(number * least), high + int(number * most)
-        likely += int(number * (least + most) / 2)
+        padded, padded_most = _padding(fields, tp) if method.name == "mxfp4" and part == "experts" else (1.0, 1.0)
+        low, high = low + int(number * least), high + int(number * most * padded_most)
+        likely += int(number * least * padded)
     return low, likely, high
+
+
+def _padding(fields: Mapping[str, Any], tp: int) -> tuple[float, float]:
+    """By how much kernels for mxfp4 enlarge experts, as a factor: on most GPUs, and at most.
+
+    Source: ``mxfp4_round_up_hidden_size_and_intermediate_size`` in ``vllm/model_executor/layers/fused_moe/oracle``.
+    Marlin makes the inner width a multiple of 128 and the outer one of 256; others differ.
+    """
+    outer = required(fields, "hidden_size")
+    inner = cdiv(fields["moe_intermediate_size"] or required(fields, "intermediate_size"), tp)
+    outer_padded = cdiv(outer, 256) * 256 / outer
+    return outer_padded * cdiv(inner, 128) * 128 / inner, outer_padded * cdiv(inner, 256) * 256 / inner
 
 
 def _outside_bytes(
