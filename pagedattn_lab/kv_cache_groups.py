@@ -345,8 +345,5 @@ def fit_check(
 
 
 def largest_model_len(groups: Sequence[KVCacheGroup], available_bytes: int, limits: RequestLimits) -> int:
-    """Find the longest request that fits, up to ``limits.max_model_len``: what ``--max-model-len auto`` takes.
-
-    With several ranks it is the smallest of theirs.
-    """
+    """Find the longest request that fits, up to ``limits.max_model_len``, as ``--max-model-len auto`` does."""
     return fit_check(groups, available_bytes, limits).largest_model_len

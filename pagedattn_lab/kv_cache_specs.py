@@ -1,15 +1,14 @@
 """How one layer keeps its cache: bytes of a block, and blocks that one request can come to hold (chapters 10 and 11).
 
-A model with one kind of attention has one answer for all layers, and :class:`~pagedattn_lab.kv_shape.KVShape` is
-enough. Newer models mix kinds. A sliding window drops what has left the window, a state-space layer keeps one state
-however long the text, and a drafter brings layers of its own size. So each layer gets a *spec*, which answers two
-questions:
+A model with one kind of attention has one answer for all layers, a :class:`~pagedattn_lab.kv_shape.KVShape`. Newer
+models mix kinds. A sliding window drops what has left the window, a state-space layer keeps one state however long the
+text, and a drafter brings layers of its own size. So each layer gets a *spec*, which answers two questions:
 
 * ``page_size_bytes``: how many bytes is one block of this layer? vLLM calls one layer's part of a block a *page*.
 * ``max_blocks_per_request(limits)``: how many blocks does a request hold at most, under a server's limits?
 
-From these alone follow the groups, the number of blocks and the concurrency of a whole model
-(:mod:`~pagedattn_lab.kv_cache_groups`). Names and figures are those of vLLM 0.33.0, ``vllm/v1/kv_cache_interface.py``.
+From these follow groups, blocks and concurrency of a whole model (:mod:`~pagedattn_lab.kv_cache_groups`). Names and
+figures are those of vLLM 0.33.0, ``vllm/v1/kv_cache_interface.py``.
 
 Example:
     A layer of Llama-3.1-8B, and what a context of 8,192 tokens takes of it; then the same with a window, as in Mistral:
@@ -91,8 +90,21 @@ class KVCacheSpec(ABC):
 
     @property
     @abstractmethod
+    def unpadded_page_size_bytes(self) -> int:
+        """Bytes of one block of this layer that hold something."""
+
+    @property
     def page_size_bytes(self) -> int:
-        """Bytes of one block of this layer, padding included."""
+        """Bytes of one block of this layer, padded if it must be as large as another layer's."""
+        padded: int | None = self.page_size_padded  # type: ignore[attr-defined]  # each kind has it
+        return self.unpadded_page_size_bytes if padded is None else padded
+
+    def _check_padding(self) -> None:
+        if self.page_size_bytes < self.unpadded_page_size_bytes:
+            raise ValueError(
+                f"a page padded to {self.page_size_bytes:,} bytes does not hold the "
+                f"{self.unpadded_page_size_bytes:,} bytes of a block"
+            )
 
     @abstractmethod
     def max_blocks_per_request(self, limits: RequestLimits) -> int:
@@ -108,29 +120,6 @@ class KVCacheSpec(ABC):
         return (self.table, *(getattr(self, name) for name in self.table_fields))
 
 
-@dataclass(frozen=True)
-class _PaddedSpec(KVCacheSpec):
-    """A spec whose page may be made larger than what it holds, to be as large as another's."""
-
-    @property
-    @abstractmethod
-    def unpadded_page_size_bytes(self) -> int:
-        """Bytes of one block of this layer that hold something."""
-
-    @property
-    def page_size_bytes(self) -> int:
-        """Bytes of one block of this layer, padding included."""
-        padded: int | None = self.page_size_padded  # type: ignore[attr-defined]
-        return self.unpadded_page_size_bytes if padded is None else padded
-
-    def _check_padding(self) -> None:
-        if self.page_size_bytes < self.unpadded_page_size_bytes:
-            raise ValueError(
-                f"a page padded to {self.page_size_bytes:,} bytes does not hold the "
-                f"{self.unpadded_page_size_bytes:,} bytes of a block"
-            )
-
-
 def _row_bytes(head_size: int, dtype: str) -> int:
     """Bytes of one head's key or value of one token, its scale included."""
     if dtype == "nvfp4":  # two numbers a byte, and one byte of scale for 16 of them: 0.5625 bytes a number
@@ -140,15 +129,14 @@ def _row_bytes(head_size: int, dtype: str) -> int:
 
 def _checked_dtype(dtype: object, *more: str) -> str:
     name = str(dtype).removeprefix("torch.")
-    if name not in (*DTYPE_BYTES, *more):
-        raise ValueError(
-            f"dtype {name!r} is not one this kind of cache is stored in: use one of {', '.join((*DTYPE_BYTES, *more))}"
-        )
+    known = (*DTYPE_BYTES, *more)
+    if name not in known:
+        raise ValueError(f"dtype {name!r} is not one this kind of cache is stored in: use one of {', '.join(known)}")
     return name
 
 
 @dataclass(frozen=True)
-class AttentionSpec(_PaddedSpec):
+class AttentionSpec(KVCacheSpec):
     """A layer that keeps a key and a value for each KV head and token.
 
     Args:
@@ -220,9 +208,9 @@ class FullAttentionSpec(AttentionSpec):
 class SlidingWindowSpec(AttentionSpec):
     """A layer that reads the last ``sliding_window`` tokens and drops blocks that hold only older ones.
 
-    A request holds the window except the newest token's own place, and every token that is in flight:
-    ``ceil(min(sliding_window - 1 + in_flight, L) / block_size) + 1`` blocks. The last 1 is there because a window can
-    begin in the middle of a block.
+    A request holds the window up to its newest token, and every token that is in flight:
+    ``ceil(min(sliding_window - 1 + in_flight, L) / block_size) + 1`` blocks. The 1 is there because a window can begin
+    in the middle of a block.
 
     Args:
         sliding_window: tokens that a token reads, itself included.
@@ -275,7 +263,7 @@ class ChunkedLocalAttentionSpec(AttentionSpec):
 
 
 @dataclass(frozen=True)
-class MLAAttentionSpec(_PaddedSpec):
+class MLAAttentionSpec(KVCacheSpec):
     """A layer that keeps one latent a token, from which all heads make their keys and values (DeepSeek).
 
     Every head needs the whole latent, so tensor parallelism does not split it: each GPU keeps all of it.
@@ -317,12 +305,12 @@ class MLAAttentionSpec(_PaddedSpec):
 
 
 @dataclass(frozen=True)
-class MambaSpec(_PaddedSpec):
+class MambaSpec(KVCacheSpec):
     """A layer that keeps one state, of one size, however many tokens it has read (Mamba, linear attention).
 
-    A request holds 1 state. With prefix caching (``"align"``) it holds 2: the state at the last block boundary, which
-    others may start from, and the running one. Older versions could keep the state at every block (``"all"``). A
-    drafter needs a state for each token that may be taken back.
+    A request holds 1 state, and 2 with prefix caching (``"align"``): the running one, and the one at the last boundary
+    of a block, from which others may start. Older versions could keep one for every block (``"all"``). A drafter needs
+    a state for each token that may be taken back.
 
     Args:
         state_bytes: bytes of a state on one GPU.

@@ -68,6 +68,7 @@ _BUDGET_SETTINGS = (
     "linear_conv_kernel_dim", "mamba_ssm_dtype", "mamba_ssm_cache_dtype", "mamba_expand", "mamba_n_groups",
     "mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_d_conv", "mamba_d_ssm", "mamba_num_heads",
     "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "conv_dim", "conv_L_cache",
+    "position_embedding_type", "intermediate_size", "moe_intermediate_size",
 )  # fmt: skip
 
 
@@ -144,7 +145,8 @@ def _with_class_defaults(mapping: Mapping[str, Any]) -> Any:
     try:
         return CONFIG_MAPPING[model_type].from_dict(_as_in_json(mapping))
     except Exception as error:  # each class checks its own figures, and raises what it likes
-        raise ValueError(f"transformers cannot read this configuration of type {model_type!r} ({error})") from error
+        cause = " ".join(str(error).split())
+        raise ValueError(f"transformers cannot read this configuration of type {model_type!r} ({cause})") from error
 
 
 def _as_in_json(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Model:
     def windows(self) -> None:
         kinds = [
             self.attention(),
-            self.attention("SlidingWindowSpec", sliding_window=self.rng.choice([128, 1000, 4096])),
+            self.attention("SlidingWindowSpec", sliding_window=self.rng.choice([128, 129, 1000, 4097])),
         ]
         if self.rng.random() < 0.3:
             kinds.append(self.attention("SlidingWindowSpec", sliding_window=512))
@@ -113,7 +113,7 @@ class Model:
         self.pattern(kinds, self.rng.choice([1, 1, 3, 5]))
 
     def only_windows(self) -> None:
-        widths = self.rng.choice([[4096], [4096, 1024], [100, 200, 300]])
+        widths = self.rng.choice([[4097], [4096, 1025], [100, 200, 300]])
         self.pattern([self.attention("SlidingWindowSpec", sliding_window=width) for width in widths], 1)
 
     def chunks(self) -> None:

@@ -121,6 +121,11 @@ def test_hybrid_block_is_aligned_to_its_state() -> None:
     assert sizes == [784, 1568]
 
 
+def test_a_state_adds_nothing_per_token() -> None:
+    """Catches states counted as if each token left one: 16 of 64 layers keep keys and values, of 4 heads of 256."""
+    assert plan("Qwen3.5-27B", "H200", max_model_len=32_768).bytes_per_token == 16 * 2 * 4 * 256 * 2
+
+
 def test_drafter_is_a_layer_more() -> None:
     """Catches a draft model that takes no cache: with 33 layers, 51.63 GiB hold 410,128 tokens (pull request 19996)."""
     eagle = {
@@ -144,12 +149,15 @@ def test_on_a_cpu() -> None:
     assert f"{budget.max_concurrency:.2f}x" == "113.75x" and budget.exact
 
 
-FIGURES = [
-    figure
-    for figure in json.loads((Path(__file__).parent / "logged_figures.json").read_text(encoding="utf-8"))["figures"]
-    if figure["comes_out"] and figure["log"].get("available_gib", -1) > 0 and {"kv_tokens", "num_blocks"} & figure["log"].keys()
-    and figure["layout"] and not {"groups", "block_size"} & figure["layout"].keys()
-]  # fmt: skip
+def comes_out(figure: dict[str, Any]) -> bool:
+    """Whether a figure says what one group of layers made of memory that was there."""
+    log, layout = figure["log"], figure["layout"]
+    says = log.get("available_gib", -1) > 0 and {"kv_tokens", "num_blocks"} & log.keys()
+    return bool(figure["comes_out"] and says and layout and not {"groups", "block_size"} & layout.keys())
+
+
+LOGGED = json.loads((Path(__file__).parent / "logged_figures.json").read_text(encoding="utf-8"))["figures"]
+FIGURES = [figure for figure in LOGGED if comes_out(figure)]
 """Figures of other people's servers, with what a layer of theirs keeps; those with several groups are checked above."""
 
 

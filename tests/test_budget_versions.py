@@ -172,6 +172,23 @@ def test_a_patch_release_has_only_what_came_before_it() -> None:
     """Catches a change that a release has one too early or too late."""
     assert [change.since for change in changes_between((0, 7, 2), (0, 8, 0))] == [(0, 7, 3), (0, 8, 0)]
     assert not vllm_version("0.19.9").cuda_graphs_subtracted and vllm_version("0.20").cuda_graphs_subtracted
+    formulas = [vllm_version(release).formula for release in ("0.9.0", "0.9.1", "0.20.2", "0.21")]
+    assert formulas == ["block size", "groups", "groups", "request"]
+
+
+@pytest.mark.parametrize(
+    ("release", "drafted", "sizes"),
+    [
+        ("0.11.2", 13, [7, 6, 12]),
+        ("0.12", 13, [13, 12]),
+        ("0.17", 17, [9, 8, 12]),
+        ("0.18", 17, [17, 12]),
+    ],
+)
+def test_how_a_release_cuts_gpt_oss_with_a_drafter(release: str, drafted: int, sizes: list[int]) -> None:
+    """Catches a rule of groups that came earlier or later: 12 layers with windows, 12 without, and a drafter's."""
+    specs = layers(*[attention(8, 64)] * drafted, *[attention(8, 64, 128)] * 12)
+    assert [len(group.layers) for group in vllm_version(release).kv_cache_groups(specs)] == sizes
 
 
 # --- defaults -------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def printed_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_json_is_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches an option that is lost on the way, a field renamed or dropped, and JSON mixed with other output."""
     options = {
-        "--max-model-len": "4096", "--kv-dtype": "fp8", "--tp": "2", "--pp": "2", "--block-size": "32",
+        "--max-model-len": "4096", "--kv-dtype": "fp8", "--tp": "2", "--pp": "4", "--block-size": "32",
         "--max-num-batched-tokens": "1024", "--max-num-seqs": "64", "--gpu-memory-utilization": "0.8",
         "--quantization": "fp8", "--vllm-version": "0.30", "--dtype": "float16", "--weights": "1.25GiB",
     }  # fmt: skip
@@ -50,7 +50,7 @@ def test_json_is_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
         capsys, "budget", LLAMA, "--gpu", "24GiB", *(word for pair in options.items() for word in pair)
     )
     budget = plan(
-        LLAMA, "24GiB", max_model_len=4096, kv_cache_dtype="fp8", tensor_parallel_size=2, pipeline_parallel_size=2,
+        LLAMA, "24GiB", max_model_len=4096, kv_cache_dtype="fp8", tensor_parallel_size=2, pipeline_parallel_size=4,
         block_size=32, max_num_batched_tokens=1024, max_num_seqs=64, gpu_memory_utilization=0.8, quantization="fp8",
         vllm_version="0.30", dtype="float16", weights_bytes="1.25GiB",
     )  # fmt: skip

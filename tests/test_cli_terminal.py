@@ -73,6 +73,8 @@ def test_help_fits(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch
         ("waste", "--requests", "3", "--model-len", "300"),
         ("hits", "chat", "--blocks", "4000", "--policy", "fifo", "--requests", "200"),
         ("generate", "Hello!", "--max-tokens", "4", "--n", "2", "--shared-prefix", "prefix.txt"),
+        ("budget", "gemma-3-27b-it", "--gpu", "A100-80GB", "--max-model-len", "131072", "--workload", "500/200"),
+        ("budget", "Llama-3.1-70B", "--gpu", "8GiB"),
         ("waste", "--budget", "12G"),
         ("generate", "x", "--model", "one/two/three"),
         ("hits", "missing"),

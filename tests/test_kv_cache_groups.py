@@ -103,6 +103,18 @@ def test_two_windows_are_two_kinds() -> None:
     assert len(kv_cache_groups(layers(WINDOW, narrow))) == 2
 
 
+def test_a_window_that_is_kept_whole_is_full_attention() -> None:
+    """Catches full attention told apart by a window that only its computation has, or two such taken for one."""
+    wide, narrow = replace(FULL, sliding_window=4096), replace(FULL, sliding_window=512)
+    groups = kv_cache_groups(layers(FULL, wide, narrow, STATE))
+    assert [(group.layers, group.bucket) for group in groups] == [
+        (("layers.0",), 0),
+        (("layers.1",), 0),
+        (("layers.2",), 1),
+        (("layers.3",), 2),
+    ]
+
+
 def test_states_beside_attention() -> None:
     """Catches a state's page that is not padded to the attention's, or that sizes the block alone."""
     groups = kv_cache_groups(layers(*[STATE] * 3, FULL, *[STATE] * 3, FULL))
@@ -163,11 +175,13 @@ def test_without_several_groups_all_tokens_are_kept(local: KVCacheSpec) -> None:
     assert blocks_per_request(kv_cache_groups(model), limits) != 8192
 
 
-@pytest.mark.parametrize("others", [[STATE], [WINDOW, replace(WINDOW, sliding_window=512)]])
-def test_what_cannot_be_kept_in_one_group_is_refused(others: list) -> None:
-    """Catches a model that vLLM refuses, counted all the same."""
+@pytest.mark.parametrize(
+    "model", [[FULL, STATE], [FULL, WINDOW, replace(WINDOW, sliding_window=512)], [WINDOW, CHUNK], [LATENT, STATE]]
+)
+def test_what_cannot_be_kept_in_one_group_is_refused(model: list) -> None:
+    """Catches a model that vLLM refuses, counted all the same; windows are kept whole only beside full attention."""
     with pytest.raises(UnknownLayoutError, match="--disable-hybrid-kv-cache-manager"):
-        kv_cache_groups(layers(FULL, *others), hybrid_kv_cache_manager=False)
+        kv_cache_groups(layers(*model), hybrid_kv_cache_manager=False)
 
 
 def test_a_window_alone_stays_a_window() -> None:
@@ -180,6 +194,9 @@ def test_a_promoted_window_takes_the_full_layers_block() -> None:
     longer = replace(WINDOW, block_size=32, page_size_padded=2 * FULL.page_size_bytes)
     promoted = kept_as_full_attention(layers(FULL, longer))["layers.1"]
     assert promoted.block_size == 16 and promoted.page_size_bytes == 2 * FULL.page_size_bytes
+    padded = replace(WINDOW, page_size_padded=FULL.page_size_bytes + 8)
+    promoted = kept_as_full_attention(layers(replace(FULL, block_size=32), padded))["layers.1"]
+    assert promoted.block_size == 32 and promoted.page_size_bytes == 2 * FULL.page_size_bytes
 
 
 # --- capacity -------------------------------------------------------------------------------------------------------

@@ -63,6 +63,12 @@ def test_blocks_of_a_request(spec: KVCacheSpec, blocks: int) -> None:
     assert spec.max_blocks_per_request(LIMITS) == blocks
 
 
+def test_a_chunk_and_what_is_in_flight() -> None:
+    """Catches a long context charged a chunk alone, or all of its tokens."""
+    chunk = ChunkedLocalAttentionSpec(16, 8, 128, "bfloat16", attention_chunk_size=8192)
+    assert chunk.max_blocks_per_request(RequestLimits(131072, 2048)) == 512 + 128
+
+
 def test_a_window_of_gpt_oss_with_two_steps_in_flight() -> None:
     """Catches an in-flight term that is left out: 265 blocks with 2 x 2,048 tokens, as a log of 0.30 has it."""
     window = SlidingWindowSpec(16, 8, 64, "bfloat16", sliding_window=128)

@@ -171,7 +171,7 @@ def test_set_up_needs_what_it_says() -> None:
 
 def test_samples_are_those_of_every_kind() -> None:
     """Catches samples that the pattern below no longer finds."""
-    assert sorted(command.split()[0] for command, _ in SAMPLES) == ["generate", "generate", "hits", "waste"]
+    assert sorted(command.split()[0] for command, _ in SAMPLES) == ["budget", "generate", "generate", "hits", "waste"]
 
 
 @pytest.mark.parametrize(("command", "expected"), SAMPLES, ids=[command for command, _ in SAMPLES])

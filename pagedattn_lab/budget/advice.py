@@ -126,7 +126,9 @@ def first_change(budget: Budget) -> tuple[Change, ...]:
 
     Example:
         >>> budget = compute(Options("meta-llama/Llama-3.1-8B", available_bytes="20GiB"))
-        >>> print(first_change(budget)[0].sentence)
+        >>> for change in first_change(budget):
+        ...     print(change.sentence)
+        --max-model-len 65536: if no request needs more; 163,840 tokens, 2.50x
         --kv-cache-dtype fp8: keys and values take one byte a number; 327,680 tokens, 2.50x
     """
     before = budget.max_concurrency if budget.fit.fits else 0.0
@@ -169,7 +171,7 @@ def _candidates(budget: Budget) -> Iterator[tuple[str, dict[str, Any]]]:
     if not budget.fit.fits and (longest := largest_context(budget)):
         yield "the longest request that fits", {"max_model_len": longest}
     elif budget.fit.fits and budget.max_model_len > 2048:
-        yield "if no request is longer", {"max_model_len": budget.max_model_len // 2}
+        yield "if no request needs more", {"max_model_len": budget.max_model_len // 2}
     if options.kv_cache_dtype == "auto":
         yield "keys and values take one byte a number", {"kv_cache_dtype": "fp8"}
     has_states = any(isinstance(spec, MambaSpec) for group in budget.groups for spec in group.specs)

@@ -24,7 +24,9 @@ Parts = tuple[tuple[str, Estimate], ...]
 
 
 def compute(options: Options) -> Budget:
-    """Compute a budget, whether or not a request of full length fits: :attr:`Budget.fit` says.
+    """Compute a budget, whether or not a request of full length fits.
+
+    :attr:`~pagedattn_lab.budget.result.Budget.fit` says whether one does.
 
     Raises:
         BudgetError: model, GPU or version are unknown, or nothing says how much memory there is.

@@ -13,9 +13,9 @@ from typing import Any
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.budget.attention_layers import Heads, chunks, windows
-from pagedattn_lab.budget.dtypes import cache_dtype, model_dtype
+from pagedattn_lab.budget.dtypes import CACHE_DTYPES, cache_dtype, model_dtype
 from pagedattn_lab.budget.errors import BudgetError
-from pagedattn_lab.budget.model_types import attention_kinds, refuse_unknown_layout
+from pagedattn_lab.budget.model_types import MODEL_DTYPE_ONLY, attention_kinds, refuse_unknown_layout
 from pagedattn_lab.budget.models import load_config
 from pagedattn_lab.budget.state_layers import STATE_FAMILIES
 from pagedattn_lab.kv_cache_groups import UnknownLayoutError
@@ -75,6 +75,7 @@ def layer_specs(
     drafter: Any = None,
     block_size_multiple: int = 16,
     max_model_len: int | None = None,
+    mamba_ssm_cache_dtype: str = "auto",
     gdn_prefill_backend: str = "triton",
     prefill_checkpoints: bool = True,
 ) -> LayerSpecs:
@@ -94,6 +95,8 @@ def layer_specs(
             model, or ``None`` for n-grams, which need no layer.
         block_size_multiple: what the attention kernels ask of a block size: 16 for FlashAttention and Triton.
         max_model_len: for state-space layers without prefix caching; by default what the model can do.
+        mamba_ssm_cache_dtype: of recurrent states; ``"auto"`` is what the model asks for, else its dtype. On a CPU vLLM
+            keeps them in float32.
         gdn_prefill_backend: the kernel of gated delta nets. vLLM takes ``"flashinfer"`` on Hopper and, with CUDA 13, on
             Blackwell; then blocks are multiples of 64 and a request may hold one more state.
         prefill_checkpoints: whether kernels hand out states in the middle of a prompt, as in 0.33.
@@ -119,6 +122,9 @@ def layer_specs(
     notes: list[str] = []
     name = model_dtype(fields, dtype)
     kept_in = cache_dtype(fields, kv_cache_dtype, name, notes)
+    if fields["model_type"] in MODEL_DTYPE_ONLY and kept_in != name:
+        notes.append(f"vLLM keeps the cache of model type {fields['model_type']!r} in {name} all the same")
+        kept_in = name
     heads = Heads.of(fields, tp)
     if heads.latent and kept_in == "nvfp4":
         raise BudgetError("vLLM keeps no latents in nvfp4: use kv_cache_dtype fp8")
@@ -139,7 +145,8 @@ def layer_specs(
         checkpoints = prefill_checkpoints and (
             family.checkpoints == "always" or family.checkpoints == gdn_prefill_backend == "flashinfer"
         )
-        state_bytes = family.state(fields, name, tp, speculative).num_bytes
+        state_dtype = mamba_ssm_cache_dtype if mamba_ssm_cache_dtype == "auto" else CACHE_DTYPES[mamba_ssm_cache_dtype]
+        state_bytes = family.state(fields, name, tp, speculative, state_dtype).num_bytes
         align = max(block, block_size_multiple)
         if checkpoints and family.checkpoints == "flashinfer" and enable_prefix_caching:
             align = math.lcm(align, _FLASHINFER_CHECKPOINT)
@@ -201,9 +208,7 @@ def _drafter_specs(
     if drafter is None:
         return {}
     if not num_speculative_tokens:
-        raise BudgetError(
-            "a drafter is given, and num_speculative_tokens is 0: say how many tokens it guesses at a time"
-        )
+        raise BudgetError("a drafter, and num_speculative_tokens is 0: say how many tokens it guesses")
     if isinstance(drafter, str) and drafter == "mtp":
         number = fields["num_nextn_predict_layers"] or fields["mtp_num_hidden_layers"]
         if not number:

@@ -73,7 +73,7 @@ class Users:
         Example:
             >>> load = Users(1000, 0, mean_blocks=20.0, deviation=10.0, mean_blocks_at_end=30.0, usable_blocks=2000)
             >>> load.mean, load.with_risk(0.01), load.at_end
-            (100, 88, 66)
+            (100, 89, 66)
         """
         if risk not in RISK:
             raise ValueError(f"risk is {risk}: use one of {', '.join(map(str, RISK))}")

@@ -2,8 +2,9 @@
 
 vLLM measures it. At start-up a worker loads the weights, runs one step with as many tokens as a step may have, and
 looks how much memory that took at its peak. What is left of its share becomes the KV cache (``gpu_worker.py``,
-``determine_available_memory``). Nobody else can know these figures, so each is an :class:`Estimate` here: a range that
-scales with what it depends on, and is fitted to figures that vLLM has logged. A figure of one's own log replaces it.
+``determine_available_memory``). Nobody else can know these figures, so each is an
+:class:`~pagedattn_lab.budget.estimate.Estimate` here: a range that scales with what it depends on, and is fitted to
+figures that vLLM has logged. A figure of one's own log replaces it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SAMPLER_BYTES = 14
 
 Fitted to what vLLM 0.19 logged on an H100 with 1,024 rows of logits: Llama-3.1-8B 1.89 GiB, gemma-2-9b 3.65,
 gemma-3-27b 3.99, DeepSeek-V2-Lite 1.93 (llm-d-planner, accuracy/results). The formula below misses these by at most
-8 %.
+7 %.
 """
 
 PEAK_RANGE = {"now": (0.75, 1.0, 1.5), "before 0.17": (0.4, 1.2, 2.7)}

@@ -13,9 +13,14 @@ from pagedattn_lab.budget.state_layers import STATE_FAMILIES
 from pagedattn_lab.kv_cache_groups import UnknownLayoutError
 from pagedattn_lab.kv_config import OTHER_CACHES, VARIANTS, required
 
-BY_LAYER = {
+TRANSFORMERS_BACKEND = {
+    "glm", "gpt_bigcode", "gpt_neox", "olmo", "olmo2", "olmo3", "phi", "smollm3", "starcoder2",
+}  # fmt: skip
+"""Types that vLLM runs through transformers' own code."""
+
+BY_LAYER = TRANSFORMERS_BACKEND | {
     "llama", "mistral", "ministral", "ministral3", "phi3", "gemma2", "gemma3", "gemma3_text", "gpt_oss", "cohere2",
-    "exaone4", "apertus", "granite", "granitemoe", "olmo2", "olmo3", "smollm3", "starcoder2", "llama4", "llama4_text",
+    "exaone4", "apertus", "granite", "granitemoe", "llama4", "llama4_text",
 }  # fmt: skip
 """Types whose windows are those that ``layer_types`` gives; without such a list, one window holds for all layers."""
 
@@ -23,9 +28,12 @@ ONE_FOR_ALL = {
     "mixtral", "qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3", "qwen3_moe",
     "qwen3_vl_text", "qwen3_vl_moe_text", "phimoe", "opt", "gpt2", "gptj", "bloom", "falcon", "gemma", "stablelm",
     "cohere", "olmoe", "nemotron", "internlm2", "glm4", "glm4_moe", "chatglm", "ernie4_5", "ernie4_5_moe", "exaone",
-    "granitemoeshared", "solar", "orion", "mpt", "gpt_neox", "gpt_bigcode", "phi", "olmo", "glm", "minicpm", "dbrx",
+    "granitemoeshared", "solar", "orion", "minicpm",
 }  # fmt: skip
 """Types whose window, if any, holds for all layers or for none: a window that only some layers have is not used."""
+
+MODEL_DTYPE_ONLY = {"falcon"}
+"""Types whose class does not hand ``kv_cache_dtype`` on, so that their cache stays in the model's dtype."""
 
 NO_MIXED_WINDOWS = {"qwen2", "qwen3", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl_text"}
 """Types that vLLM refuses to load with a window in some layers only (``max_window_layers``)."""

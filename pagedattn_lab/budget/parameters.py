@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pagedattn_lab.budget.errors import BudgetError
+from pagedattn_lab.kv_config import read_num_kv_heads, required, text_fields
 
 PARTS = ("linear", "kv", "experts", "replicated", "small")
 """Parts of a layer.
@@ -72,6 +73,7 @@ class Parameters:
 
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
+_FUSED = re.compile(r"\.(qkv_proj|query_key_value)\.weight$")
 _VISION = re.compile(r"(?:^|\.)(?:vision\w*|visual|audio\w*|multi_modal_projector|mm_projector|embed_vision)\.")
 
 
@@ -104,6 +106,7 @@ def count_parameters(published: Mapping[str, Any]) -> Parameters:
         (256, {'linear': 512, 'kv': 64, 'small': 16})
     """
     model = _build_on_meta(published)
+    kv_share, one_group = _kv_share(published), _one_group(published)
     outside = {"embedding": 0, "lm_head": 0, "other": 0, "vision": 0}
     layers: dict[int, Layer] = {}
     for name, parameter in model.named_parameters():  # a tied output embedding comes once
@@ -112,15 +115,36 @@ def count_parameters(published: Mapping[str, Any]) -> Parameters:
             outside["vision"] += parameter.numel()
         elif found:
             layer, part = layers.setdefault(int(found[1]), {}), _part("." + found[2], parameter.dim())
-            layer[part] = layer.get(part, 0) + parameter.numel()
+            in_kv = int(parameter.numel() * kv_share) if part == "linear" and _FUSED.search(name) else 0
+            layer["kv"] = layer.get("kv", 0) + in_kv
+            kept = one_group if part == "linear" and found[2].endswith(".in_proj.weight") else 0
+            layer["replicated"] = layer.get("replicated", 0) + kept
+            layer[part] = layer.get(part, 0) + parameter.numel() - in_kv - kept
         elif "lm_head" in name or "embed_out" in name:
             outside["lm_head"] += parameter.numel()
-        elif re.search(r"(embed_tokens|wte|word_embeddings|embed_in)\.weight$", name):
+        elif re.search(r"(embed_tokens|embeddings|wte|word_embeddings|embed_in)\.weight$", name):
             outside["embedding"] += parameter.numel()
         else:
             outside["other"] += parameter.numel()
-    ordered = [{part: layer[part] for part in PARTS if part in layer} for _, layer in sorted(layers.items())]
+    ordered = [{part: layer[part] for part in PARTS if layer.get(part)} for _, layer in sorted(layers.items())]
     return Parameters(**outside, layers=ordered)
+
+
+def _kv_share(published: Mapping[str, Any]) -> float:
+    """Say which share of a matrix that makes queries, keys and values at once makes the latter two."""
+    fields = text_fields(published)
+    if fields["kv_lora_rank"]:
+        return 0.0
+    kv_heads = read_num_kv_heads(fields)
+    return 2 * kv_heads / (required(fields, "num_attention_heads") + 2 * kv_heads)
+
+
+def _one_group(published: Mapping[str, Any]) -> int:
+    """Count what of a Mamba layer's input projection every GPU keeps: one group serves all heads."""
+    fields = text_fields(published)
+    if fields["mamba_n_groups"] != 1:
+        return 0
+    return 2 * required(fields, "mamba_d_state") * required(fields, "hidden_size")
 
 
 def _build_on_meta(published: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ routers and encoders stay in the model's dtype.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pagedattn_lab.budget.errors import BudgetError
@@ -22,20 +22,24 @@ class Quantization:
         bits: of one number.
         group_size: numbers that share a scale; 0: a scale for each row or more, too few to count.
         scale_bits: of a scale, and of a zero point where there is one.
+        most_bits: of one number with its share of a scale at most, where versions of a method differ.
         experts_only: whether only the experts of mixtures are quantised.
-        padding: by how much kernels may enlarge a matrix, as a factor.
+        partial: whether a checkpoint leaves some matrices as they are, so that all might be.
 
     Example:
-        >>> QUANTIZATIONS["mxfp4"].bytes_per_parameter("experts", 2)[0], QUANTIZATIONS["nvfp4"].bits
-        (0.53125, 4)
+        >>> QUANTIZATIONS["mxfp4"].bytes_per_parameter("experts", 2)
+        (0.53125, 0.53125)
+        >>> QUANTIZATIONS["mxfp4"].bytes_per_parameter("linear", 2)
+        (2, 2)
     """
 
     name: str
     bits: int = 16
     group_size: int = 0
-    scale_bits: int = 0
+    scale_bits: float = 0
+    most_bits: float = 0
     experts_only: bool = False
-    padding: float = 1.0
+    partial: bool = False
 
     def bytes_per_parameter(self, part: str, otherwise: int) -> tuple[float, float]:
         """Give the bytes of one parameter, at least and at most.
@@ -46,8 +50,10 @@ class Quantization:
         """
         if self.name == "none" or (self.experts_only and part != "experts"):
             return otherwise, otherwise
-        least = self.bits / 8 + (self.scale_bits / 8 / self.group_size if self.group_size else 0)
-        return least, least * self.padding
+        least = (self.bits + (self.scale_bits / self.group_size if self.group_size else 0)) / 8
+        if self.partial and part != "experts":
+            return least, otherwise
+        return least, max(least, self.most_bits / 8)
 
 
 QUANTIZATIONS = {
@@ -56,14 +62,15 @@ QUANTIZATIONS = {
     "int8": Quantization("int8", 8),
     "awq": Quantization("awq", 4, 128, 16 + 4),
     "gptq": Quantization("gptq", 4, 128, 16 + 4),
-    "bitsandbytes": Quantization("bitsandbytes", 4, 64, 32),
-    "mxfp4": Quantization("mxfp4", 4, 32, 8, experts_only=True, padding=1.17),
+    "bitsandbytes": Quantization("bitsandbytes", 4, 64, 8 + 32 / 256, most_bits=4 + 32 / 64),
+    "mxfp4": Quantization("mxfp4", 4, 32, 8, experts_only=True),
     "nvfp4": Quantization("nvfp4", 4, 16, 8),
 }
 """Methods by name.
 
-bitsandbytes' nf4 keeps a float32 for each 64 numbers in vLLM, which undoes double quantisation. The kernels for mxfp4
-pad both dimensions of a matrix: 2,880 to 2,944 or 3,072 in gpt-oss, 2 to 14 % together.
+bitsandbytes' nf4 has a scale for each 64 numbers, in 8 bits with a float32 for 256 of them (double quantisation), or a
+float32 each. mxfp4 and nvfp4 have a scale of 8 bits for 32 and 16 numbers: Open Compute Project 2023, "OCP Microscaling
+Formats (MX)", and NVIDIA 2025, "Introducing NVFP4".
 """
 
 _SAME = {
@@ -85,14 +92,34 @@ def quantization_of(published: Mapping[str, Any] | None, name: str | None = None
 
     Example:
         >>> quantization_of({"quant_method": "gptq", "bits": 8, "group_size": 32})
-        Quantization(name='gptq', bits=8, group_size=32, scale_bits=24, experts_only=False, padding=1.0)
+        Quantization(name='gptq', bits=8, group_size=32, scale_bits=24, most_bits=0, experts_only=False, partial=False)
     """
     own = dict(published or {})
     method = str(own.get("quant_method", "none")).lower().replace("_tensors", "-tensors")
     if name is not None and _plain(name) != _plain(method):
         return _named(name)
-    if method == "compressed-tensors":
-        return _compressed_tensors(own)
+    found = _compressed_tensors(own) if method == "compressed-tensors" else _read(own, method)
+    return replace(found, partial=_leaves_matrices(own)) if found.name != "none" and not found.experts_only else found
+
+
+_NEVER_QUANTIZED = ("lm_head", "embed", "norm", "gate", "router", "vision", "visual", "projector", "audio", "mtp")
+
+
+def _leaves_matrices(own: Mapping[str, Any]) -> bool:
+    """Say whether a checkpoint names matrices of layers that it leaves in the model's dtype."""
+    inner = own.get("quantization") or {}
+    lists = (
+        own.get("ignore"),
+        own.get("modules_to_not_convert"),
+        own.get("exclude_modules"),
+        inner.get("exclude_modules"),
+    )
+    left = {str(name) for names in lists for name in names or ()}
+    return any(not any(part in name.replace("gate_proj", "") for part in _NEVER_QUANTIZED) for name in left)
+
+
+def _read(own: Mapping[str, Any], method: str) -> Quantization:
+    """Read the settings of one method."""
     found = _named(method)
     if found.name in ("awq", "gptq"):
         bits = int(own.get("bits") or own.get("w_bit") or found.bits)

@@ -36,7 +36,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Budget:
-    """What :func:`~pagedattn_lab.budget.plan` computes.
+    """What :func:`~pagedattn_lab.budget.plan.plan` computes.
 
     Figures are those of the *binding* rank, the one with memory for the fewest blocks: every rank gets as many.
     A figure without ``_range`` belongs to ``likely`` of the memory that is available. If that is an estimate, the

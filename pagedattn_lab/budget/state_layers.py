@@ -62,8 +62,9 @@ def _gated_delta_net(fields: Mapping[str, Any], tp: int, num_speculative_tokens:
 def _mamba2(
     inner: int, groups: int, heads: int, head_dim: int, state: int, kernel: int, tp: int, speculative: int
 ) -> tuple[Shape, ...]:
-    if groups % tp:  # each GPU needs the groups of its heads, so some are kept twice
+    if groups == 1:  # every GPU needs it for its heads
         groups = tp
+    _split("Mamba groups", groups, tp)
     width = _split("channels of the convolution", inner + 2 * groups * state, tp)
     return (kernel - 1 + speculative, width), (_split("Mamba heads", heads, tp), head_dim, state)
 
@@ -120,7 +121,14 @@ class StateFamily:
     recurrent_dtype: tuple[str, str | None] | None = None
     checkpoints: str = "never"
 
-    def state(self, fields: Mapping[str, Any], dtype: str, tp: int, num_speculative_tokens: int) -> State:
+    def state(
+        self,
+        fields: Mapping[str, Any],
+        dtype: str,
+        tp: int,
+        num_speculative_tokens: int = 0,
+        mamba_ssm_cache_dtype: str = "auto",
+    ) -> State:
         """Give the state of one layer on one GPU.
 
         Raises:
@@ -128,8 +136,8 @@ class StateFamily:
             ValueError: a figure that the configuration lacks.
         """
         shapes = self.shapes(fields, tp, num_speculative_tokens)
-        recurrent = None
-        if self.recurrent_dtype is not None:
+        recurrent = None if mamba_ssm_cache_dtype == "auto" else mamba_ssm_cache_dtype
+        if recurrent is None and self.recurrent_dtype is not None:
             setting, otherwise = self.recurrent_dtype
             recurrent = fields[setting] or otherwise
         dtypes = (dtype, str(recurrent or dtype).removeprefix("torch."))

@@ -15,6 +15,7 @@ from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.budget.dtypes import model_dtype
 from pagedattn_lab.budget.estimate import Estimate
 from pagedattn_lab.budget.layers import layers_of_ranks
+from pagedattn_lab.budget.model_types import TRANSFORMERS_BACKEND
 from pagedattn_lab.budget.models import load_config
 from pagedattn_lab.budget.parameters import Layer, Parameters, count_parameters
 from pagedattn_lab.budget.quantization import Quantization, quantization_of
@@ -22,7 +23,9 @@ from pagedattn_lab.kv_config import read_head_dim, read_num_kv_heads, required, 
 from pagedattn_lab.kv_shape import DTYPE_BYTES
 
 VOCABULARY_PADDING = 64
-"""vLLM pads embeddings to a multiple of so many rows: ``DEFAULT_VOCAB_PADDING_SIZE``."""
+"""vLLM pads embeddings to a multiple of so many rows: ``vocab_parallel_embedding.py``."""
+
+_TABLES_IN_FLOAT32 = {"gpt_oss"}
 
 WHILE_LOADING = 0.01
 """What the log's figure may be above the weights and tables, as a share of them.
@@ -73,16 +76,13 @@ def weight_bytes(
     estimates = []
     first = 0
     for rank, share in enumerate(shares):
-        layers = parameters.layers[first : first + share]
+        layers = [_layer_bytes(layer, fields, name, method, tp) for layer in parameters.layers[first : first + share]]
         first += share
-        low = high = 0
-        for layer in layers:
-            one = _layer_bytes(layer, fields, name, method, tp)
-            low, high = low + one[0], high + one[1]
+        low, likely, high = (sum(sizes) for sizes in zip(*layers, strict=True)) if layers else (0, 0, 0)
         outside = _outside_bytes(parameters, fields, name, tp, first=rank == 0, last=rank == ranks - 1)
         tables = _position_tables(fields, name) + _latent_copies(fields, name, tp, share) if layers else 0
-        likely = (low + high) // 2 + outside + tables
-        estimates.append((low + outside, likely, int((high + outside + tables) * (1 + WHILE_LOADING))))
+        most = int((high + outside + tables) * (1 + WHILE_LOADING))
+        estimates.append((low + outside, likely + outside + tables, most))
     source = _source(parameters, name, method, ranks, tp)
     found = [Estimate(low, high, likely, False, source) for low, likely, high in estimates]
     if drafter is not None and drafter != "mtp":
@@ -104,20 +104,37 @@ def parameters_of(config: Mapping[str, Any]) -> Parameters:
     return Parameters.from_json(known) if known else count_parameters(config.get("published") or config)
 
 
-def _layer_bytes(layer: Layer, fields: Mapping[str, Any], dtype: str, method: Quantization, tp: int) -> tuple[int, int]:
-    """Bytes of one layer on one GPU, at least and at most."""
+def _layer_bytes(
+    layer: Layer, fields: Mapping[str, Any], dtype: str, method: Quantization, tp: int
+) -> tuple[int, int, int]:
+    """Bytes of one layer on one GPU: at least, probably and at most."""
     kv_copies = 1 if fields["kv_lora_rank"] else cdiv(tp, read_num_kv_heads(fields))
-    split = {
+    numbers = {
         "linear": cdiv(layer.get("linear", 0), tp),
         "kv": cdiv(layer.get("kv", 0) * kv_copies, tp),
         "experts": cdiv(layer.get("experts", 0), tp),
         "replicated": layer.get("replicated", 0),
     }
-    low = high = layer.get("small", 0) * DTYPE_BYTES[dtype]
-    for part, number in split.items():
+    small = layer.get("small", 0) * DTYPE_BYTES[dtype]
+    low, likely, high = small // tp, small, small  # biases are split with their matrices, norms are not
+    for part, number in numbers.items():
         least, most = method.bytes_per_parameter(part, DTYPE_BYTES[dtype])
-        low, high = low + int(number * least), high + int(number * most)
-    return low, high
+        padded, padded_most = _padding(fields, tp) if method.name == "mxfp4" and part == "experts" else (1.0, 1.0)
+        low, high = low + int(number * least), high + int(number * most * padded_most)
+        likely += int(number * least * padded)
+    return low, likely, high
+
+
+def _padding(fields: Mapping[str, Any], tp: int) -> tuple[float, float]:
+    """By how much kernels for mxfp4 enlarge experts, as a factor: on most GPUs, and at most.
+
+    Source: ``mxfp4_round_up_hidden_size_and_intermediate_size`` in ``vllm/model_executor/layers/fused_moe/oracle``.
+    Marlin makes the inner width a multiple of 128 and the outer one of 256; others differ.
+    """
+    outer = required(fields, "hidden_size")
+    inner = cdiv(fields["moe_intermediate_size"] or required(fields, "intermediate_size"), tp)
+    outer_padded = cdiv(outer, 256) * 256 / outer
+    return outer_padded * cdiv(inner, 128) * 128 / inner, outer_padded * cdiv(inner, 256) * 256 / inner
 
 
 def _outside_bytes(
@@ -137,14 +154,22 @@ def _outside_bytes(
 
 def _position_tables(fields: Mapping[str, Any], dtype: str) -> int:
     """Bytes of the sines and cosines that vLLM keeps for every position of a model, once for each kind of layer."""
-    ropes = fields["rope_parameters"]
-    if not ropes or not fields["max_position_embeddings"]:
+    given = fields["rope_parameters"]
+    if not given or not fields["max_position_embeddings"] or fields["model_type"] in TRANSFORMERS_BACKEND:
         return 0
-    number = sum(isinstance(rope, Mapping) for rope in ropes.values()) or 1
+    if fields["position_embedding_type"] == "nope":  # Granite 4 rotates nothing
+        return 0
     width = fields["qk_rope_head_dim"] if fields["kv_lora_rank"] else read_head_dim(fields)
-    shares = (ropes.get("partial_rotary_factor"), fields["partial_rotary_factor"])
-    rotated = int(width * next((share for share in shares if share), 1))
-    return number * fields["max_position_embeddings"] * rotated * DTYPE_BYTES[dtype]
+    in_float32 = fields["model_type"] in _TABLES_IN_FLOAT32
+    number_bytes = 4 if in_float32 else DTYPE_BYTES[dtype]
+    total = 0
+    for rope in [rope for rope in given.values() if isinstance(rope, Mapping)] or [given]:
+        share = rope.get("partial_rotary_factor") or fields["partial_rotary_factor"] or 1
+        positions = fields["max_position_embeddings"]
+        if rope.get("rope_type") == "yarn":
+            positions = int((rope.get("original_max_position_embeddings") or positions) * rope["factor"])
+        total += positions * int(width * share) * number_bytes
+    return total
 
 
 def _latent_copies(fields: Mapping[str, Any], dtype: str, tp: int, num_layers: int) -> int:

@@ -18,7 +18,6 @@ from pagedattn_lab.budget import (
     Options,
     Users,
     first_change,
-    known_models,
     largest_context,
     plan,
     users,
@@ -59,8 +58,7 @@ def add(commands: Any) -> None:
         "model",
         type=text,
         metavar="MODEL",
-        help=f"one of {len(known_models())} well-known models by its name, a folder, or a config.json; any other id is "
-        "looked up with transformers",
+        help="a well-known model by its name, a folder, or a config.json; any other id is looked up with transformers",
     )
     parser.add_argument(
         "--gpu",
