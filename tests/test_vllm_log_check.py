@@ -91,6 +91,7 @@ def test_by_how_much_and_why():
     assert "21,312, 50.0% less." in half.said and "rank" not in half.said and half.figures[0].off_by == -0.5
     ranks = check(logged(tokens="80,000", tp=2, concurrency="2.44"))
     assert "not the memory of every rank" in ranks.said
+    assert "every rank" not in check(logged(tokens="90,000", tp=2, concurrency="2.75")).said
     assert "8-bit cache" in check(logged(tokens="85,312", concurrency="2.60")).said
 
 
