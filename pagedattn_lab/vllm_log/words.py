@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 GIB = 2**30
@@ -202,7 +203,7 @@ def _settings(text: str) -> dict[str, Any]:
     return found
 
 
-_READ = {
+_READ: dict[str, Callable[[str], Any]] = {
     "": str.strip,
     "word": lambda value: value.rstrip(".").removeprefix("AttentionBackendEnum."),
     "int": lambda value: int(value.replace(",", "")),
