@@ -47,8 +47,8 @@ class RequestLimits:
     Args:
         max_model_len: tokens that a request may come to have, prompt and output together.
         max_in_flight_tokens: tokens that may be scheduled and not yet settled: ``max_num_batched_tokens`` times the
-            steps that run at once (two with asynchronous scheduling). Layers that drop old tokens drop them only when
-            the step that passed them has settled, so they need room for these on top.
+            steps that run at once (two with asynchronous scheduling). Layers drop old tokens only when the step that
+            passed them has settled, so those that drop any need room for these on top.
         mamba_cache_mode: ``"none"`` without prefix caching, ``"align"`` with it, ``"all"`` as in older vLLM.
 
     Raises:
@@ -78,8 +78,7 @@ class KVCacheSpec(ABC):
     """
 
     block_size: int
-    kind: ClassVar[str]
-    """What the layer does, in words."""
+    kind: ClassVar[str]  # what the layer does, in words
     table: ClassVar[str]
     """The kind of block table it reads: latents are kept for every token, so they read the table of full attention."""
     table_fields: ClassVar[tuple[str, ...]] = ("block_size",)
