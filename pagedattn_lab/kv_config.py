@@ -68,7 +68,7 @@ _BUDGET_SETTINGS = (
     "linear_conv_kernel_dim", "mamba_ssm_dtype", "mamba_ssm_cache_dtype", "mamba_expand", "mamba_n_groups",
     "mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_d_conv", "mamba_d_ssm", "mamba_num_heads",
     "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "conv_dim", "conv_L_cache",
-    "position_embedding_type", "intermediate_size", "moe_intermediate_size",
+    "position_embedding_type",
 )  # fmt: skip
 
 

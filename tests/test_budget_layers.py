@@ -138,7 +138,7 @@ def test_dtypes_of_a_cache(dtype: str, page: int) -> None:
 
 
 def test_drafters() -> None:
-    """Catches a drafter whose layers keep nothing: an EAGLE head has one, Qwen's and DeepSeek's own layer is one too."""
+    """Catches a drafter whose layers keep nothing: an EAGLE head has one, a model's own prediction layer is one too."""
     eagle = {**LLAMA, "num_hidden_layers": 1, "architectures": ["EagleLlamaForCausalLM"], "hidden_size": 4096,
              "num_attention_heads": 32, "num_key_value_heads": 8}  # fmt: skip
     assert 410_128 in tokens("Llama-3.1-8B", 51.63, num_speculative_tokens=3, drafter=eagle)

@@ -126,8 +126,8 @@ def test_parts_by_name() -> None:
     """Catches experts, routers or latents counted as another part, which tensor parallelism treats otherwise."""
     deepseek = {
         **SMALL, "model_type": "deepseek_v2", "kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 8,
-        "head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "num_key_value_heads": 8,
+        "head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4, "n_shared_experts": 1,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1, "num_key_value_heads": 8,
     }  # fmt: skip
     dense, mixture, _ = count_parameters(deepseek).layers
     assert dense["replicated"] == mixture["replicated"] == 64 * 24 + 64 * (16 + 4)
