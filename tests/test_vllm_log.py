@@ -172,6 +172,18 @@ def test_the_sum_by_which_memory_is_left(line, graphs, available, said):
     assert f"; the log says {off} GiB, " in read_log("\n".join(lines)).lines[1].follows_from
 
 
+def test_an_error_does_not_change_what_was_available():
+    """A block less than there was: from 0.31 or so on, the error prints what is left without the null block."""
+    error = (LOGS / "glm-4.7-pp8-too-small.txt").read_text(encoding="utf-8")
+    assert read_log("Available KV cache memory: 28.60 GiB\n" + error).available_bytes == round(28.6 * GIB)
+
+
+def test_lines_are_counted_as_editors_count_them():
+    """Numbers that are off by the progress bars above, which end in carriage returns, or by a form feed."""
+    (line,) = read_log("0%\r50%\r100%\x0c\x85\u2028\nUsing max model len 8").lines
+    assert line.number == 2
+
+
 def test_several_starts_in_one_file():
     """Figures of a start that failed, kept for the one that did not; and lines that come before every version."""
     start = "vLLM API server version 0.{0}.0\nnon-default args: {{'model': 'a/m{0}'}}\n"
@@ -349,6 +361,8 @@ def test_huge_numbers(digits):
     """An overflow, or Python's refusal to read thousands of digits, from a line that is not to be trusted."""
     log = read_log(f"GPU KV cache size: {'9' * digits} tokens")
     assert log.kv_tokens in (None, int("9" * digits))
+    log = read_log(f"Using max model len {'9' * digits}")
+    assert log.max_model_len in (None, int("9" * digits))
     log = read_log("Available KV cache memory: 999999999999.99 GiB\nGPU KV cache size: 1 tokens")
     assert log.kv_tokens == 1 and "GiB" in log.lines[0].meaning
 

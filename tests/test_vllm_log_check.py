@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pagedattn_lab.vllm_log import read_log
-from pagedattn_lab.vllm_log.check import check
+from pagedattn_lab.vllm_log.check import check, settings
 
 LOGS = Path(__file__).parent / "vllm_logs"
 
@@ -30,6 +30,11 @@ config: model='{model}', dtype=torch.bfloat16, max_seq_len={length}, tensor_para
 (EngineCore_DP0 pid=1) INFO 10-10 13:02:10 [kv_cache_utils.py:868] Maximum concurrency for {length} tokens per \
 request: {concurrency}x
 """
+
+
+TOO_SMALL = """ValueError: To serve at least one request with the model's max seq len (262144), 16.80 GiB KV cache is \
+needed, which is larger than the available KV cache memory (4.00 GiB). Based on the available memory, the estimated \
+maximum model length is 1."""
 
 
 def logged(**given):
@@ -86,6 +91,7 @@ def test_by_how_much_and_why():
     assert "21,312, 50.0% less." in half.said and "rank" not in half.said and half.figures[0].off_by == -0.5
     ranks = check(logged(tokens="80,000", tp=2, concurrency="2.44"))
     assert "not the memory of every rank" in ranks.said
+    assert "every rank" not in check(logged(tokens="90,000", tp=2, concurrency="2.75")).said
     assert "8-bit cache" in check(logged(tokens="85,312", concurrency="2.60")).said
 
 
@@ -131,14 +137,23 @@ def test_what_is_not_enough(log, said):
 
 
 def test_ranks_of_a_pipeline_have_their_own_memory():
-    """The least of all ranks taken for each: 20 of 40 layers on a rank need half the memory."""
+    """The least of all ranks taken for each: of 40 layers on three ranks, the one in the middle has 14."""
     lines = "".join(
         f"(Worker_PP{rank} pid=1{rank}) INFO 10-10 13:02:10 [gpu_worker.py:298] Available KV cache memory: {size} GiB\n"
-        for rank, size in enumerate(("6.51", "3.255"))
+        for rank, size in enumerate(("2.12", "2.30", "2.12"))
     )
-    head = logged().lines[0].text.replace("tensor_parallel_size=1", "tensor_parallel_size=1, pipeline_parallel_size=2")
-    found = check(read_log(f"{head}\n{lines}GPU KV cache size: 42,656 tokens"))
-    assert found.comes_out is True
+    head = logged().lines[0].text.replace("tensor_parallel_size=1", "tensor_parallel_size=1, pipeline_parallel_size=3")
+    found = check(read_log(f"{head}\n{lines}GPU KV cache size: 42,736 tokens"))
+    assert found.comes_out is True, found.said
+
+
+def test_an_error_alone_prints_what_is_left_without_the_null_block():
+    """The block that 0.33 sets aside before it prints the error, taken off twice; a hybrid has large blocks."""
+    head = logged(version="0.33.0", model="Qwen/Qwen3.5-27B", length=262_144).lines[0].text
+    longest = check(read_log(f"{head}\n{TOO_SMALL}")).figures[-1]
+    other = check(read_log(f"{head}\nAvailable KV cache memory: 4.00 GiB\n{TOO_SMALL}")).figures[-1]
+    assert longest.name == other.name == "estimated_max_model_len"
+    assert longest.low > other.low
 
 
 @pytest.mark.parametrize(
@@ -159,6 +174,13 @@ def test_auto_fit(version, length, comes_out):
     found = check(read_log("\n".join([first.text, fitted, *(line.text for line in others)])))
     ends = "26,176 to 26,240" if version == "0.11.0" else "26,160 to 26,224"
     assert found.comes_out is comes_out and f"4.0 GiB make {ends} tokens of the longest request" in found.said
+
+
+def test_a_cpu_is_said_to_be_one():
+    """A card's block size of 16 where a CPU's is 128, if the log does not say which."""
+    log = read_log((LOGS / "smollm2-cpu-v0.32.txt").read_text(encoding="utf-8").replace("'block_size': 32, ", ""))
+    said = settings(log, "SmolLM2-135M", "0.32")
+    assert said["device"] == "cpu" and "block_size" not in said
 
 
 def test_a_huge_cache_is_computed_all_the_same():
