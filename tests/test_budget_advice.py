@@ -162,6 +162,7 @@ def test_serve_command() -> None:
         "--max-num-seqs 16 --gpu-memory-utilization 0.95 --no-enable-prefix-caching --no-async-scheduling"
     )
     assert plan(LLAMA, "H100").serve_command() == f"vllm serve {LLAMA}"
+    assert plan("llama-3.1-8b", "H100").serve_command() == f"vllm serve {LLAMA}"
     drafted = plan(LLAMA, "H100", drafter="meta-llama/Llama-3.2-1B", num_speculative_tokens=3).serve_command()
     words = shlex.split(drafted)
     assert json.loads(words[words.index("--speculative-config") + 1]) == {

@@ -51,6 +51,8 @@ def smallest_gpu(
 ) -> Budget:
     """Find the least hardware of the table that serves a load: of those with enough, the one with the least memory.
 
+    Memory alone is counted. Whether a GPU computes in the model's dtype (a T4 has no bfloat16) and how fast is not.
+
     Args:
         options: the model and its settings; ``gpu`` and ``tensor_parallel_size`` are what is looked for.
         num_requests: requests at once.
@@ -234,5 +236,15 @@ def refusal(budget: Budget) -> str:
     changes = first_change(budget)
     others = [change for change in changes if change.settings.keys() != {"max_model_len"}]
     if not changes:
-        return f"{text}: no single setting makes room, so take a larger GPU or more of them"
+        return f"{text}: {_more_hardware(budget.asked)}"
     return f"{text}: try {(others or changes)[0].sentence}"
+
+
+def _more_hardware(options: Options) -> str:
+    try:
+        found = smallest_gpu(options)
+    except ValueError:
+        return "no setting makes room, nor does a GPU of the table"
+    count = found.asked.tensor_parallel_size
+    which = found.gpu if count == 1 else f"--tensor-parallel-size {count} on {count} of {found.gpu}"
+    return f"no setting makes room; the least hardware that does is {which}, with {found.max_concurrency:.2f}x"

@@ -38,14 +38,11 @@ def serve_command(options: Options, known_as: str = "") -> str:
         >>> serve_command(Options("meta-llama/Llama-3.1-8B", max_model_len=8192, enable_prefix_caching=False))
         'vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --no-enable-prefix-caching'
     """
-    words = ["vllm", "serve", _name(options.model)]
-    if (
-        "/" in known_as
-        and isinstance(options.model, str)
-        and "/" not in options.model
-        and not Path(options.model).exists()
-    ):
-        words[-1] = f"{known_as.split('/')[0]}/{options.model}"
+    model = _name(options.model)
+    if isinstance(options.model, str) and "/" in known_as and "/" not in model and not Path(model).exists():
+        owner, known = known_as.split("/", 1)
+        model = known_as if model.lower() == known.lower() else f"{owner}/{model}"
+    words = ["vllm", "serve", model]
     for name, flag in FLAGS.items():
         value = getattr(options, name)
         if value != getattr(Options, name):
