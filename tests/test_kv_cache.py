@@ -54,7 +54,7 @@ def test_large_caches_ask_for_huge_pages(dtype: str) -> None:
 def test_more_than_there_is_is_refused_in_torchs_words() -> None:
     """Catches an error of the system, which does not say how much was asked for."""
     for num_blocks in (10**12, 10**15):
-        with pytest.raises(RuntimeError, match="allocate|overflowed"):
+        with pytest.raises(RuntimeError, match=r"allocate|overflowed"):
             PagedKVCache(KVShape(30, 3, 64, "float32"), num_blocks, block_size=16)
 
 
