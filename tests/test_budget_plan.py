@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pagedattn_lab.arithmetic import GIB
+from pagedattn_lab.arithmetic import GIB, cdiv
 from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, plan
 from pagedattn_lab.budget.compute import compute
 from pagedattn_lab.budget.memory import DRIVER_SHARES, gpu_memory, memory_kind
@@ -115,10 +115,30 @@ def test_logged_with_the_number_of_blocks(
 
 def test_hybrid_block_is_aligned_to_its_state() -> None:
     """Catches a block of 16 tokens where a state has to fit: short prompts find nothing in such a model's cache."""
-    sizes = [
-        plan("Qwen3.5-27B", "H200", max_model_len=32_768, kv_cache_dtype=kind).block_size for kind in ("auto", "fp8")
-    ]
-    assert sizes == [784, 1568]
+    for gpu, release, sizes in (
+        ("A100-80GB", "0.33", [784, 1568]),
+        ("H200", "0.32", [784, 1568]),
+        ("H200", "0.33", [832, 1600]),  # FlashInfer hands out states every 64 tokens
+    ):
+        settings = {"max_model_len": 32_768, "vllm_version": release}
+        found = [plan("Qwen3.5-27B", gpu, kv_cache_dtype=kind, **settings).block_size for kind in ("auto", "fp8")]
+        assert found == sizes, (gpu, release)
+
+
+def test_a_state_handed_out_in_a_prompt_is_one_more() -> None:
+    """Catches the states of one release, or of one kernel, counted for another: 3 groups of state-space layers."""
+    blocks = {
+        (gpu, release): plan("Qwen3.5-27B", gpu, max_model_len=8_000, vllm_version=release).blocks_per_request
+        for gpu in ("A100-80GB", "H200")
+        for release in ("0.32", "0.33")
+    }
+    old = cdiv(8_000, 784) + 3 * 2
+    assert blocks == {
+        ("A100-80GB", "0.32"): old,
+        ("A100-80GB", "0.33"): old,
+        ("H200", "0.32"): old,
+        ("H200", "0.33"): cdiv(8_000, 832) + 3 * 3,
+    }
 
 
 def test_a_state_adds_nothing_per_token() -> None:

@@ -148,10 +148,18 @@ CHANGES = (
         {"lines": "device"},
     ),
     Change(
+        (0, 32, 0),
+        "Mamba-2 layers hand out a state in the middle of a prompt, so a request holds one more with prefix caching",
+        "vllm/model_executor/layers/mamba/mamba_mixer2.py",
+        {"prefill_checkpoints": "mamba2"},
+    ),
+    Change(
         (0, 33, 0),
-        "a GB10 (DGX Spark) has the small batches whatever its memory",
+        "gated delta nets do the same where FlashInfer computes them, on Hopper and Blackwell, and their blocks are "
+        "multiples of 64 tokens there; a GB10 (DGX Spark) has the small batches whatever its memory",
+        "vllm/model_executor/layers/mamba/gdn/qwen_gdn_linear_attn.py, vllm/platforms/interface.py, "
         "vllm/engine/arg_utils.py",
-        {"spares_gb10": True},
+        {"prefill_checkpoints": "all", "spares_gb10": True},
     ),
 )
 """All changes, oldest first."""

@@ -20,6 +20,9 @@ from pagedattn_lab.kv_cache_specs import RequestLimits
 GIVEN = ("available_bytes", "kv_cache_memory_bytes", "num_gpu_blocks_override")
 """What makes a GPU unnecessary: any of these says how large the cache is."""
 
+_FLASHINFER_GPUS = ("H100-80GB", "H200", "B200", "RTX 5090")
+"""Hopper, and Blackwell under CUDA 13, where FlashInfer computes the prompts of gated delta nets."""
+
 Parts = tuple[tuple[str, Estimate], ...]
 
 
@@ -49,6 +52,11 @@ def compute(options: Options) -> Budget:
         drafter=options.drafter,
         block_size_multiple=128 if options.device == "cpu" and options.block_size is None else 16,
         max_model_len=max_model_len,
+        mamba_ssm_cache_dtype="float32" if options.device == "cpu" else "auto",
+        gdn_prefill_backend="flashinfer"
+        if version.prefill_checkpoints == "all" and gpu in _FLASHINFER_GPUS
+        else "triton",
+        prefill_checkpoints=version.prefill_checkpoints != "none",
     )
     groups = version.kv_cache_groups(layers.specs)
     if not groups:

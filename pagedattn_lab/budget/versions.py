@@ -57,6 +57,7 @@ class VLLMVersion:
             kind), or ``"all"``.
         v2_runner: whether the newer model runner is the default for all models; it has one more step in flight under
             pipeline parallelism.
+        prefill_checkpoints: which state-space layers hand out a state in the middle of a prompt, for the prefix cache.
         chunk: tokens in a chunk of a prompt longer than 32,768, before V1.
         tiers: from how much memory on which batch defaults hold: ``"v0"``, ``"by name"``, ``"70 GiB"``, ``"160 GiB"``.
         spares_a100: whether an A100 keeps the small defaults.
@@ -76,6 +77,7 @@ class VLLMVersion:
     near: float = 1.0
     mixed_widths: Literal["none", "one table", "all"] = "none"
     v2_runner: bool = False
+    prefill_checkpoints: Literal["none", "mamba2", "all"] = "none"
     chunk: int = 512
     tiers: Literal["v0", "by name", "70 GiB", "160 GiB"] = "v0"
     spares_a100: bool = False

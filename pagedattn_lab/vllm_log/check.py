@@ -74,8 +74,8 @@ def check(log: StartUpLog, model: str | Path | Mapping[str, Any] | None = None) 
     Args:
         log: what was read.
         model: whose configuration to take, if not that of the model which the log names: what
-            :func:`pagedattn_lab.budget.models.load_config` takes. A name in the log is looked up among the well-known models
-            and on this disk, not on the network.
+            :func:`pagedattn_lab.budget.models.load_config` takes. A name in the log is looked up among the well-known
+            models and on this disk, not on the network.
 
     Example:
         >>> from pagedattn_lab.vllm_log import read_log
