@@ -94,6 +94,15 @@ def test_a_card_without_room_in_the_words_of_v0():
     assert (log.num_blocks, log.max_concurrency, log.max_model_len, log.gpu_memory_utilization) == (0, 0.0, 4096, 0.7)
 
 
+def test_a_shorter_length_is_no_gain() -> None:
+    """Advice to lower the length of a server that runs, which changes this figure and lets nobody more in."""
+    fits, does_not = (
+        read_log(f"Maximum concurrency for 8,192 tokens per request: {times}x").lines[0].change for times in (2.5, 0.9)
+    )
+    assert "--max-model-len" not in fits and "budget --workload" in fits and "--gpu-memory-utilization" in fits
+    assert does_not.startswith("Lower --max-model-len, or make more room")
+
+
 def test_a_length_that_does_not_fit_in_the_words_of_v0():
     """The error's tokens, which are the blocks' times 16, and that there is no server after it."""
     log = log_of("llama-3.1-8b-29k-v0.6.txt")

@@ -221,7 +221,8 @@ def _concurrency(figures: dict[str, Any], log: StartUpLog) -> Sentences:
         if number >= 1
         else f"Not even one request of {figures['max_model_len']:,} tokens fits.",
         "The blocks over the blocks of one such request.",
-        "Lower --max-model-len to what requests really have: the figure then says what to expect."
+        "Nothing, if requests are shorter: more of them fit already, and budget --workload computes how many. "
+        + _more_tokens(log)
         if number >= 1
         else "Lower --max-model-len, or make more room: " + _more_tokens(log)[len("For more: ") :],
     )

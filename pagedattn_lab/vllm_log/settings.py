@@ -64,8 +64,8 @@ def _model_length(figures: dict[str, Any], log: StartUpLog) -> Sentences:
     return (
         f"A request may have {figures['max_model_len']:,} tokens, prompt and output together.",
         "From --max-model-len, or the most that the model's configuration allows.",
-        "Lower --max-model-len to what your requests need: the cache need not hold more than one such request, and "
-        "windows, states and the profiling run get smaller with it.",
+        "Lower --max-model-len where vLLM does not start, since one such request does not fit into the cache. "
+        "Otherwise it lets nobody more in: a request takes blocks for the tokens that it has.",
     )
 
 
