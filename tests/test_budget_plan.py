@@ -389,7 +389,7 @@ def test_context_that_does_not_fit() -> None:
     with pytest.raises(BudgetError) as refused:
         plan(LLAMA, available_bytes=16 * GIB, max_model_len=131_072)
     assert "131,072 tokens needs 16.00 GiB of cache" in str(refused.value)
-    assert "the longest that fits has 131,056 tokens: try --kv-cache-dtype fp8" in str(refused.value)
+    assert ": try --max-model-len 131056, the longest request that fits, or --kv-cache-dtype fp8" in str(refused.value)
     assert plan(LLAMA, available_bytes=16 * GIB, max_model_len=131_056).num_blocks == 8192
     assert plan(LLAMA, available_bytes=16 * GIB + 2 * 2**20, max_model_len=131_072).num_blocks == 8193
 

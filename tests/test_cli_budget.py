@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pagedattn_lab.arithmetic import GIB
-from pagedattn_lab.budget import Estimate, first_change, plan, users
+from pagedattn_lab.budget import Estimate, Options, first_change, largest_context, plan, users
+from pagedattn_lab.budget.compute import compute
 from pagedattn_lab.cli import main
 from pagedattn_lab.workloads import load_trace
 from tests.helpers.cli import AZURE, assert_one_line, report_of
@@ -103,6 +104,18 @@ def test_text_says_what_json_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert " ".join(text.split()).endswith(report["serve_command"])
 
 
+def test_the_longest_that_fits_if_nobody_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a newcomer's first command that ends without a budget, and a line that does not start."""
+    longest = largest_context(compute(Options(LLAMA, "24GiB")))
+    text = " ".join(printed_by(capsys, LLAMA, "--gpu", "24GiB").split())
+    assert text.startswith(f"{LLAMA} takes 131,072 tokens, but a request of that length needs ")
+    assert f"This is the budget for the longest that fits: --max-model-len {longest}." in text
+    assert text.endswith(f"vllm serve {LLAMA} --max-model-len {longest}")
+    report, _ = report_of(capsys, "budget", LLAMA, "--gpu", "24GiB")
+    assert report["fits"] and report["max_model_len"] == longest and str(longest) in report["shortened"]
+    assert report_of(capsys, "budget", LLAMA, "--gpu", "H100")[0]["shortened"] is None
+
+
 def test_least_that_may_be_available_is_not_enough(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a plan that works in the middle of its range only, without a word."""
     text = printed_by(capsys, "Qwen3-0.6B", "--gpu", "rtx 4060")
@@ -164,7 +177,12 @@ def test_workloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([LLAMA, "--gpu", "H100", "--tp", "3"], 1, "32 attention heads do not divide among tensor_parallel_size = 3"),
         ([LLAMA, "--gpu", "H100", "--gpu-memory-utilization", "2"], 1, "give a share above 0, at most 1"),
         (["Llama-3.1-70B", "--gpu", "24GiB"], 1, "leaves no memory for a cache on 24GiB: weights 131"),
-        ([LLAMA, "--gpu", "24GiB"], 1, "the longest that fits has "),
+        (
+            [LLAMA, "--gpu", "24GiB", "--max-model-len", "131072"],
+            1,
+            f": try --max-model-len {largest_context(compute(Options(LLAMA, '24GiB')))}, the longest request that fits, "
+            "or --tensor-parallel-size 2",
+        ),
         ([LLAMA, "--gpu", "24GiB", "--max-model-len", "4096", "--workload", "4096/9"], 1, "leave no room below 4096"),
         (["no/such-model", "--gpu", "24GiB"], 1, "'no/such-model' is not one of the"),
         (["/no/such/folder", "--gpu", "24GiB"], 1, "/no/such/folder"),

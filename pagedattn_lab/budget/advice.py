@@ -120,7 +120,7 @@ class Change:
 
 
 def first_change(budget: Budget) -> tuple[Change, ...]:
-    """Try one change after the other, and give those that let more requests of full length in, best first.
+    """Try one change after the other, and give those that let more requests in, best first.
 
     Each is computed like the budget itself; what needs more GPUs comes last. Where the memory for the cache was given,
     a change that touches the memory is computed from the difference that the estimates make. If no request of full
@@ -130,7 +130,6 @@ def first_change(budget: Budget) -> tuple[Change, ...]:
         >>> budget = compute(Options("meta-llama/Llama-3.1-8B", available_bytes="20GiB"))
         >>> for change in first_change(budget):
         ...     print(change.sentence)
-        --max-model-len 65536: if no request needs more; 163,840 tokens, 2.50x
         --kv-cache-dtype fp8: keys and values take one byte a number; 327,680 tokens, 2.50x
     """
     before = budget.max_concurrency if budget.fit.fits else 0.0
@@ -170,10 +169,9 @@ def _longest_with(budget: Budget, settings: dict[str, Any]) -> int:
 
 def _candidates(budget: Budget) -> Iterator[tuple[str, dict[str, Any]]]:
     options = budget.asked
+    # Where a request of full length fits, a shorter length changes the log's figure and lets nobody more in.
     if not budget.fit.fits and (longest := largest_context(budget)):
         yield "the longest request that fits", {"max_model_len": longest}
-    elif budget.fit.fits and budget.max_model_len > 2048:
-        yield "if no request needs more", {"max_model_len": budget.max_model_len // 2}
     if options.kv_cache_dtype == "auto":
         yield "keys and values take one byte a number", {"kv_cache_dtype": "fp8"}
     has_states = any(isinstance(spec, MambaSpec) for group in budget.groups for spec in group.specs)
@@ -197,11 +195,7 @@ def _candidates(budget: Budget) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _again(budget: Budget, settings: dict[str, Any]) -> Budget:
     options = replace(budget.asked, **settings)
-    if options.available_bytes is None or not {*settings} - {
-        "max_model_len",
-        "kv_cache_dtype",
-        "enable_prefix_caching",
-    }:
+    if options.available_bytes is None or not {*settings} - LEAVE_MEMORY:
         return compute(options)
     if options.gpu is None:
         raise BudgetError("give gpu: without it nothing says how much a change of memory makes")
@@ -226,18 +220,18 @@ def refusal(budget: Budget) -> str:
             f"{budget.gpu_memory_utilization:g} gives it"
         )
     else:
-        longest = largest_context(budget)
         left = max(0, fit.available_bytes)
         text = (
             f"one request of {budget.max_model_len:,} tokens needs {fit.needed_bytes / GIB:.2f} GiB of cache, "
-            f"{(fit.needed_bytes - left) / GIB:.2f} GiB more than the {left / GIB:.2f} GiB that are left for {name}; "
-            + (f"the longest that fits has {longest:,} tokens" if longest else "not even the shortest fits")
+            f"{(fit.needed_bytes - left) / GIB:.2f} GiB more than the {left / GIB:.2f} GiB that are left for {name}"
         )
     changes = first_change(budget)
-    others = [change for change in changes if change.settings.keys() != {"max_model_len"}]
     if not changes:
         return f"{text}: {_more_hardware(budget.asked)}"
-    return f"{text}: try {(others or changes)[0].sentence}"
+    shorter = [change for change in changes if change.settings.keys() == {"max_model_len"}]
+    others = [change for change in changes if change.settings.keys() != {"max_model_len"}]
+    tries = [f"{change.flag}, {change.why}" for change in shorter] + [change.sentence for change in others[:1]]
+    return f"{text}: try {', or '.join(tries)}"
 
 
 def _more_hardware(options: Options) -> str:

@@ -6,6 +6,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from pagedattn_lab.budget import (
     plan,
     users,
 )
+from pagedattn_lab.budget.compute import compute
 from pagedattn_lab.budget.dtypes import CACHE_DTYPES
 from pagedattn_lab.budget.memory import gpu_memory
 from pagedattn_lab.budget.versions import vllm_version
@@ -67,7 +69,7 @@ def add(commands: Any) -> None:
         help=f"{', '.join(GPUS)}, or the memory that a driver reports, such as 24GiB: {UNITS_HELP}",
     )
     parser.add_argument(
-        "--max-model-len", type=positive, metavar="N", help="most tokens of a request (default: the model's own)"
+        "--max-model-len", type=positive, metavar="N", help="most tokens of a request (default: the model's own, or the longest that fits)"
     )
     parser.add_argument("--dtype", type=text, metavar="DTYPE", help="of the model (default: as its configuration says)")
     parser.add_argument(
@@ -118,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     if options.gpu is None and options.available_bytes is None and options.num_gpu_blocks_override is None:
         arguments.refuse("nothing says how much memory there is: give --gpu, --available or --log")
     with waiting("making a budget"):
-        budget = plan(**vars(options))
+        budget, shortened = _largest_that_fits(options)
         load = None if arguments.workload is None else _users(budget, arguments.workload)
         changes = first_change(budget)[:MOST_CHANGES]
     if arguments.json:
@@ -128,10 +130,13 @@ def run(arguments: argparse.Namespace) -> int:
                 "log_lines": budget.log_lines(),
                 "changes": [{"flag": change.flag, "why": change.why, "effect": change.effect} for change in changes],
                 "serve_command": budget.serve_command(),
+                "shortened": shortened or None,
                 "workload": None if load is None else _load_json(arguments.workload, load),
             }
         )
         return 0
+    if shortened:
+        print(wrap(shortened) + "\n")
     _print_memory(budget)
     _print_cache(budget)
     if load is not None:
@@ -145,6 +150,20 @@ def run(arguments: argparse.Namespace) -> int:
             print(wrap(f"  {change.sentence}", indent="    "))
     print("\n" + wrap(budget.serve_command(), indent="  "))
     return 0
+
+
+def _largest_that_fits(options: Options) -> tuple[Budget, str]:
+    """Make a budget; where nobody asked for a length and the model's own does not fit, for the longest that does."""
+    budget = compute(options)
+    longest = 0 if options.max_model_len or budget.fit.fits else largest_context(budget)
+    if not longest:
+        return plan(**vars(options)), ""
+    fit = budget.fit
+    return plan(**vars(replace(options, max_model_len=longest))), (
+        f"{budget.model} takes {count(budget.max_model_len, 'token')}, but a request of that length needs "
+        f"{(fit.needed_bytes - fit.available_bytes) / GIB:.2f} GiB more than there is, and vLLM would not start. This "
+        f"is the budget for the longest that fits: --max-model-len {longest}."
+    )
 
 
 def _options(arguments: argparse.Namespace) -> Options:
