@@ -384,6 +384,14 @@ def test_weights_larger_than_the_gpu() -> None:
         plan(LLAMA, "RTX 3060", max_model_len=8192)
 
 
+@pytest.mark.parametrize("given", [{"gpu": "3090"}, {"available_bytes": "3090"}, {"gpu": "H100", "weights_bytes": "3090"}])
+def test_no_gpu_has_as_much(given: dict[str, str]) -> None:
+    """Catches a name of a GPU taken for its size; with a unit, and up to 1,024, a number is what it says."""
+    with pytest.raises(BudgetError, match="'3090' would be 3,090 GiB: did you mean 'RTX 3090'"):
+        plan(LLAMA, **given)
+    assert plan(LLAMA, "1024").total.likely == 1024 * GIB and plan(LLAMA, "2000GiB").total.likely == 2000 * GIB
+
+
 def test_context_that_does_not_fit() -> None:
     """Catches the null block counted as usable: 16 GiB are 8,192 blocks of which 8,191 can be used."""
     with pytest.raises(BudgetError) as refused:

@@ -7,7 +7,30 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from pagedattn_lab.arithmetic import UNITS, num_bytes
+from pagedattn_lab.arithmetic import GIB, UNITS, num_bytes
+from pagedattn_lab.hardware import GPUS
+
+MOST_GIB = 1024
+"""A plain number above this is no number of GiB: no GPU has as much."""
+
+
+def memory_of_one_gpu(text: str) -> int:
+    """Read a size as :func:`~pagedattn_lab.arithmetic.num_bytes` does, but no plain number that no GPU has in GiB.
+
+    Raises:
+        ValueError: no size, or such a number, with the GPUs that may be meant.
+
+    Example:
+        >>> memory_of_one_gpu("3090")
+        Traceback (most recent call last):
+        ValueError: '3090' would be 3,090 GiB: did you mean 'RTX 3090'?
+    """
+    size, number = num_bytes(text), text.strip()
+    if not re.fullmatch(r"[0-9.]+", number) or size <= MOST_GIB * GIB:
+        return size
+    names = [repr(name) for name in GPUS if number in name]
+    meant = f"did you mean {' or '.join(names)}?" if names else f"give its unit, such as {number}MiB"
+    raise ValueError(f"{text!r} would be {size / GIB:,.0f} GiB: {meant}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +89,7 @@ class Estimate:
             >>> Estimate.printed("58.1GiB") == Estimate.printed("58.10GiB")
             True
         """
-        middle = num_bytes(text)
+        middle = memory_of_one_gpu(text)
         decimals, unit = re.fullmatch(r"\s*[0-9]*\.?([0-9]*) ?([A-Za-z]*)\s*", text).groups()  # type: ignore[union-attr]
         if not decimals:
             return cls.known(middle, source)

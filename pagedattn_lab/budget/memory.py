@@ -15,9 +15,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pagedattn_lab.arithmetic import GIB, num_bytes
+from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.budget.errors import BudgetError
-from pagedattn_lab.budget.estimate import Estimate
+from pagedattn_lab.budget.estimate import Estimate, memory_of_one_gpu
 from pagedattn_lab.hardware import GPUS
 
 MIB = 2**20
@@ -68,9 +68,9 @@ def gpu_memory(gpu: str | int) -> tuple[str, Estimate]:
         return f"{gpu / GIB:.4g} GiB", Estimate.known(gpu, "given")
     if re.match(r"\s*[0-9.]", gpu):
         try:
-            return gpu.strip(), Estimate.known(num_bytes(gpu), "given")
+            return gpu.strip(), Estimate.known(memory_of_one_gpu(gpu), "given")
         except ValueError as error:
-            raise BudgetError(f"gpu: {error}") from None
+            raise BudgetError(str(error)) from None
     names = {_plain(name): name for name in GPUS}
     wanted = _plain(gpu)
     found = [names[wanted]] if wanted in names else [name for plain, name in names.items() if plain.startswith(wanted)]
