@@ -111,6 +111,13 @@ Pages of most GeForce cards give no rate of matrix products. Theirs is computed 
 16 bits with sums in 32, which is what the white papers' figures for the largest of their kind come to.
 """
 
+COMPUTE_CAPABILITY = {
+    "T4": (7, 5), "A100-40GB": (8, 0), "A100-80GB": (8, 0), "A10": (8, 6), "RTX 3060": (8, 6), "RTX 3090": (8, 6),
+    "L4": (8, 9), "L40S": (8, 9), "RTX 4060": (8, 9), "RTX 4060 Ti 16GB": (8, 9), "RTX 4070": (8, 9),
+    "RTX 4090": (8, 9), "H100-80GB": (9, 0), "H200": (9, 0), "B200": (10, 0), "RTX 5080": (12, 0), "RTX 5090": (12, 0),
+}  # fmt: skip
+"""Compute capability of NVIDIA's GPUs, which says what kernels can run: NVIDIA, "CUDA GPU Compute Capability"."""
+
 
 @dataclass(frozen=True)
 class StepTime:

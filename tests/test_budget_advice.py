@@ -25,7 +25,7 @@ from pagedattn_lab.budget import (
 )  # fmt: skip
 from pagedattn_lab.budget.compute import compute
 from pagedattn_lab.budget.lengths import BLOCK_SIZES
-from pagedattn_lab.hardware import GPUS
+from pagedattn_lab.hardware import COMPUTE_CAPABILITY, GPUS
 from pagedattn_lab.workloads import sharegpt
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -117,6 +117,21 @@ def test_changes_that_are_not_for_this_server() -> None:
     assert flags(plan(LLAMA, kv_cache_memory_bytes=GIB, max_model_len=2048)) == ["--kv-cache-dtype fp8"]
     assert flags(plan(LLAMA, device="cpu", available_bytes="8GiB", max_model_len=2048)) == ["--kv-cache-dtype fp8"]
     assert "--quantization fp8" not in flags(plan("openai/gpt-oss-20b", "H100", max_model_len=8192)), "it has its own"
+
+
+def test_an_fp8_cache_needs_a_gpu_that_reads_it() -> None:
+    """Catches advice that vLLM answers with an error: its Triton backend refuses an fp8 cache below 8.9."""
+    assert COMPUTE_CAPABILITY.keys() == GPUS.keys() - {"MI300X"}
+    old = {name for name, capability in COMPUTE_CAPABILITY.items() if capability < (8, 9)}
+    assert old == {"T4", "A100-40GB", "A100-80GB", "A10", "RTX 3060", "RTX 3090"}
+    for gpu in (*GPUS, "24GiB"):
+        changes = {change.flag: change.sentence for change in first_change(plan("Qwen3-0.6B", gpu, max_model_len=2048))}
+        assert ("--kv-cache-dtype fp8" in changes) == (gpu not in old), gpu
+        assert ("capability 8.9 or newer" in changes.get("--kv-cache-dtype fp8", "")) == (gpu == "24GiB"), gpu
+        notes = " ".join(plan("Qwen3-0.6B", gpu, max_model_len=2048, kv_cache_dtype="fp8").notes)
+        assert ("read no fp8 cache below 8.9" in notes) == (gpu in old), gpu
+        assert not plan("Qwen3-0.6B", gpu, max_model_len=2048).notes
+        assert ("FlashInfer does" in notes, "FlashInfer needs 8.0" in notes) == (gpu in old - {"T4"}, gpu == "T4")
 
 
 def test_changes_of_a_hybrid() -> None:

@@ -12,6 +12,7 @@ from pagedattn_lab.budget.compute import compute, model_max_len
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.estimate import Estimate
 from pagedattn_lab.budget.lengths import users
+from pagedattn_lab.budget.memory import capability_without_fp8
 from pagedattn_lab.budget.options import Options
 from pagedattn_lab.budget.result import Budget
 from pagedattn_lab.budget.serve_command import FLAGS
@@ -127,7 +128,7 @@ def first_change(budget: Budget) -> tuple[Change, ...]:
     length fits, only changes are given that make one fit; if no single one does, then together with a shorter context.
 
     Example:
-        >>> budget = compute(Options("meta-llama/Llama-3.1-8B", available_bytes="20GiB"))
+        >>> budget = compute(Options("meta-llama/Llama-3.1-8B", "H100-80GB", kv_cache_memory_bytes="20GiB"))
         >>> for change in first_change(budget):
         ...     print(change.sentence)
         --kv-cache-dtype fp8: keys and values take one byte a number; 327,680 tokens, 2.50x
@@ -172,8 +173,10 @@ def _candidates(budget: Budget) -> Iterator[tuple[str, dict[str, Any]]]:
     # Where a request of full length fits, a shorter length changes the log's figure and lets nobody more in.
     if not budget.fit.fits and (longest := largest_context(budget)):
         yield "the longest request that fits", {"max_model_len": longest}
-    if options.kv_cache_dtype == "auto":
-        yield "keys and values take one byte a number", {"kv_cache_dtype": "fp8"}
+    if options.kv_cache_dtype == "auto" and not capability_without_fp8(budget.gpu):
+        is_known = budget.gpu in GPUS or options.device == "cpu"
+        condition = "" if is_known else ", on a GPU of compute capability 8.9 or newer (Ada, Hopper, Blackwell)"
+        yield f"keys and values take one byte a number{condition}", {"kv_cache_dtype": "fp8"}
     has_states = any(isinstance(spec, MambaSpec) for group in budget.groups for spec in group.specs)
     if has_states and options.enable_prefix_caching:
         yield "no state is kept for others, so nobody finds a prompt", {"enable_prefix_caching": False}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pagedattn_lab.budget import memory
@@ -84,11 +84,22 @@ def compute(options: Options) -> Budget:
         version.capacity(groups_of_ranks, [getattr(rank.available, which) for rank in ranks], limits)
         for which in ("low", "likely", "high")
     )
-    notes = layers.notes if version.note is None else (version.note, *layers.notes)
+    notes = (*([version.note] if version.note else []), *layers.notes, *_cautions(gpu, layers.kv_cache_dtype))
     return Budget(
         options, config["name"], gpu, version, config, layers.dtype, layers.kv_cache_dtype, layers.block_size,
         num_tokens, num_seqs, share, total, tuple(groups), ranks, limits, likely, low, high, notes,
     )  # fmt: skip
+
+
+def _cautions(gpu: str | None, kv_cache_dtype: str) -> Iterator[str]:
+    """What may keep a server from starting, though there is memory."""
+    capability = memory.capability_without_fp8(gpu)
+    if kv_cache_dtype.startswith(("fp8", "float8")) and capability:
+        reads = "FlashInfer does" if capability >= "8" else "FlashInfer needs 8.0"
+        yield (
+            f"{gpu} has compute capability {capability}: vLLM's FlashAttention and Triton backends read no fp8 cache "
+            f"below 8.9, {reads}"
+        )
 
 
 def model_max_len(config: Mapping[str, Any]) -> int:

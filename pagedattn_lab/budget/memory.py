@@ -18,7 +18,7 @@ from typing import Any
 from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.estimate import Estimate, memory_of_one_gpu
-from pagedattn_lab.hardware import GPUS
+from pagedattn_lab.hardware import COMPUTE_CAPABILITY, GPUS
 
 MIB = 2**20
 
@@ -39,6 +39,9 @@ Fitted to what vLLM 0.19 logged on an H100 with 1,024 rows of logits: Llama-3.1-
 gemma-3-27b 3.99, DeepSeek-V2-Lite 1.93 (llm-d-planner, accuracy/results). The formula below misses these by at most
 7 %.
 """
+
+FP8_CAPABILITY = (8, 9)
+"""Compute capability from which on a GPU converts numbers of 8 bits itself: Ada, Hopper, Blackwell."""
 
 PEAK_RANGE = {"now": (0.75, 1.0, 1.5), "before 0.17": (0.4, 1.2, 2.7)}
 """By what to multiply the peak: least, likely, most.
@@ -93,6 +96,20 @@ def memory_kind(name: str) -> str:
     if name.startswith("RTX"):
         return "GeForce"
     return "stacked" if GPUS[name].bandwidth >= STACKED_BANDWIDTH else "error correction"
+
+
+def capability_without_fp8(gpu: str | None) -> str:
+    """Give a GPU's compute capability if it is below 8.9, so that not all backends read an fp8 cache; else nothing.
+
+    vLLM 0.33's Triton backend refuses an fp8 cache below 8.9 (``triton_attn.py``), FlashAttention below 9.0. FlashInfer
+    takes one from 8.0 on. Older versions failed while they compiled (vllm-project/vllm, issue 26431).
+
+    Example:
+        >>> capability_without_fp8("RTX 3090"), capability_without_fp8("RTX 4090"), capability_without_fp8("24GiB")
+        ('8.6', '', '')
+    """
+    capability = COMPUTE_CAPABILITY.get(gpu or "", FP8_CAPABILITY)
+    return "" if capability >= FP8_CAPABILITY else ".".join(map(str, capability))
 
 
 def _plain(name: str) -> str:
