@@ -186,6 +186,17 @@ def test_serve_command() -> None:
     }  # fmt: skip
 
 
+def test_serve_command_of_a_quantised_checkpoint() -> None:
+    """Catches a line that names weights in 16 bits and a method that vLLM only reads: it does not start."""
+    for method in ("awq", "gptq", "nvfp4", "awq_marlin"):
+        words = shlex.split(plan(LLAMA, "H100", quantization=method).serve_command())
+        assert words[2:] == [f"<{method.upper()} checkpoint of {LLAMA}>", "--quantization", method]
+    for method in ("fp8", "bitsandbytes"):
+        assert shlex.split(plan(LLAMA, "H100", quantization=method).serve_command())[2] == LLAMA, "while it loads"
+    own = plan("openai/gpt-oss-20b", "H100", quantization="mxfp4").serve_command()
+    assert own == "vllm serve openai/gpt-oss-20b --quantization mxfp4"
+
+
 # --- lengths --------------------------------------------------------------------------------------------------------
 
 

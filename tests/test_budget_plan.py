@@ -392,6 +392,13 @@ def test_no_gpu_has_as_much(given: dict[str, str]) -> None:
     assert plan(LLAMA, "1024").total.likely == 1024 * GIB and plan(LLAMA, "2000GiB").total.likely == 2000 * GIB
 
 
+def test_contexts_beyond_the_model() -> None:
+    """Catches a length that vLLM refuses, whatever memory there is; and a warning of one that it takes."""
+    (note,) = plan("Qwen3-8B", "H200", max_model_len=202_752).notes
+    assert note.startswith("Qwen/Qwen3-8B takes 40,960 tokens: vLLM refuses --max-model-len 202752 unless VLLM_ALLOW")
+    assert plan("Qwen3-8B", "H200", max_model_len=40_960).notes == plan("Qwen3-8B", "H200").notes == ()
+
+
 def test_context_that_does_not_fit() -> None:
     """Catches the null block counted as usable: 16 GiB are 8,192 blocks of which 8,191 can be used."""
     with pytest.raises(BudgetError) as refused:

@@ -84,15 +84,22 @@ def compute(options: Options) -> Budget:
         version.capacity(groups_of_ranks, [getattr(rank.available, which) for rank in ranks], limits)
         for which in ("low", "likely", "high")
     )
-    notes = (*([version.note] if version.note else []), *layers.notes, *_cautions(gpu, layers.kv_cache_dtype))
+    notes = (*([version.note] if version.note else []), *layers.notes, *_cautions(options, config, gpu, layers.kv_cache_dtype))
     return Budget(
         options, config["name"], gpu, version, config, layers.dtype, layers.kv_cache_dtype, layers.block_size,
         num_tokens, num_seqs, share, total, tuple(groups), ranks, limits, likely, low, high, notes,
     )  # fmt: skip
 
 
-def _cautions(gpu: str | None, kv_cache_dtype: str) -> Iterator[str]:
+def _cautions(options: Options, config: Mapping[str, Any], gpu: str | None, kv_cache_dtype: str) -> Iterator[str]:
     """What may keep a server from starting, though there is memory."""
+    if options.max_model_len and isinstance(config.get("max_position_embeddings"), int):
+        own = model_max_len(config)
+        if options.max_model_len > own:
+            yield (
+                f"{config['name']} takes {own:,} tokens: vLLM refuses --max-model-len {options.max_model_len} unless "
+                "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 is set, and what the model then writes may be nonsense"
+            )
     capability = memory.capability_without_fp8(gpu)
     if kv_cache_dtype.startswith(("fp8", "float8")) and capability:
         reads = "FlashInfer does" if capability >= "8" else "FlashInfer needs 8.0"

@@ -102,6 +102,20 @@ def quantization_of(published: Mapping[str, Any] | None, name: str | None = None
     return replace(found, partial=_leaves_matrices(own)) if found.name != "none" and not found.experts_only else found
 
 
+_WHILE_LOADING = ("fp8", "ptpc_fp8", "fbgemm_fp8", "experts_int8", "bitsandbytes", "bnb", "bitsandbytes_4bit", "none")
+
+
+def needs_checkpoint(published: Mapping[str, Any] | None, name: str | None) -> bool:
+    """Say whether a method asks for a checkpoint other than the model's own: vLLM quantises by few while it loads.
+
+    Example:
+        >>> needs_checkpoint(None, "awq"), needs_checkpoint({"quant_method": "awq"}, "awq"), needs_checkpoint(None, "fp8")
+        (True, False, False)
+    """
+    own = str((published or {}).get("quant_method", "none"))
+    return name is not None and name.lower() not in _WHILE_LOADING and _plain(name) != _plain(own)
+
+
 _NEVER_QUANTIZED = ("lm_head", "embed", "norm", "gate", "router", "vision", "visual", "projector", "audio", "mtp")
 
 

@@ -185,7 +185,7 @@ class Budget:
 
     def serve_command(self) -> str:
         """The line that starts such a server."""
-        return serve_command(self.asked, self.model)
+        return serve_command(self.asked, self.model, self.config.get("quantization_config"))
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, in types that JSON has."""

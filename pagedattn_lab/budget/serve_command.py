@@ -6,9 +6,11 @@ import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pagedattn_lab.budget.estimate import Estimate
 from pagedattn_lab.budget.options import Options
+from pagedattn_lab.budget.quantization import needs_checkpoint
 
 FLAGS = {
     "max_model_len": "--max-model-len",
@@ -27,12 +29,13 @@ FLAGS = {
 """vLLM's flag for each option that has one."""
 
 
-def serve_command(options: Options, known_as: str = "") -> str:
+def serve_command(options: Options, known_as: str = "", quantization_config: Mapping[str, Any] | None = None) -> str:
     """Write the line, with a flag for everything that is not vLLM's default.
 
     Args:
         options: the server's.
         known_as: the model's full id, whose owner is added where a short name was given.
+        quantization_config: of the model's checkpoint. Where another is needed, its name is left to the reader.
 
     Example:
         >>> serve_command(Options("meta-llama/Llama-3.1-8B", max_model_len=8192, enable_prefix_caching=False))
@@ -42,6 +45,8 @@ def serve_command(options: Options, known_as: str = "") -> str:
     if isinstance(options.model, str) and "/" in known_as and "/" not in model and not Path(model).exists():
         owner, known = known_as.split("/", 1)
         model = known_as if model.lower() == known.lower() else f"{owner}/{model}"
+    if needs_checkpoint(quantization_config, options.quantization):
+        model = f"<{str(options.quantization).upper()} checkpoint of {model}>"
     words = ["vllm", "serve", model]
     for name, flag in FLAGS.items():
         value = getattr(options, name)
