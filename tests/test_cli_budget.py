@@ -65,6 +65,19 @@ def test_json_is_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert [change["flag"] for change in report["changes"]] == [change.flag for change in changes][:4]
 
 
+def test_options_by_the_names_of_vllm(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a line of ``vllm serve`` that this command prints and does not take."""
+    names = ("--kv-cache-dtype", "fp8", "--tensor-parallel-size", "2", "--pipeline-parallel-size", "4")
+    short = ("--kv-dtype", "fp8", "--tp", "2", "--pp", "4")
+    ours, theirs = (report_of(capsys, "budget", LLAMA, "--gpu", "H100", *each)[0] for each in (short, names))
+    assert ours == theirs and " ".join(names[:2]) in ours["serve_command"]
+    words = ours["serve_command"].split()[2:]
+    assert report_of(capsys, "budget", *words, "--gpu", "H100")[0] == ours
+    with pytest.raises(SystemExit):
+        main(["budget", "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_as_vllm_logged_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a false exactness: two decimals leave blocks open, and what was logged is among them."""
     options = ["--available", "58.11GiB", "--max-model-len", "8192", "--vllm-version", "0.19"]

@@ -74,13 +74,19 @@ def add(commands: Any) -> None:
     parser.add_argument("--dtype", type=text, metavar="DTYPE", help="of the model (default: as its configuration says)")
     parser.add_argument(
         "--kv-dtype",
+        "--kv-cache-dtype",
         choices=tuple(CACHE_DTYPES),
         metavar="DTYPE",
         help=f"of keys and values: {', '.join(CACHE_DTYPES)} (default: as the model)",
     )
     parser.add_argument("--quantization", type=text, metavar="NAME", help="of the weights, such as fp8 or awq")
-    parser.add_argument("--tp", type=positive, metavar="N", help="GPUs that share each layer (default: 1)")
-    parser.add_argument("--pp", type=positive, metavar="N", help="ranks with layers of their own (default: 1)")
+    # The short names, and those of vllm serve, so that its line can be pasted here.
+    parser.add_argument(
+        "--tp", "--tensor-parallel-size", type=positive, metavar="N", help="GPUs that share each layer (default: 1)"
+    )
+    parser.add_argument(
+        "--pp", "--pipeline-parallel-size", type=positive, metavar="N", help="ranks with layers of their own (default: 1)"
+    )
     parser.add_argument("--block-size", type=positive, metavar="N", help="tokens per block (default: vLLM's)")
     parser.add_argument(
         "--max-num-batched-tokens", type=positive, metavar="N", help="most tokens in a step (default: vLLM's)"
