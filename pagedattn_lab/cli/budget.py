@@ -226,7 +226,13 @@ def _users(budget: Budget, name: str) -> Users:
     if name in WORKLOADS:
         lengths = islice(WORKLOADS[name](0), NUM_REQUESTS)
     elif means := _means(name):
-        lengths = islice(lognormal(means, longest=budget.max_model_len), NUM_REQUESTS)
+        try:
+            lengths = islice(lognormal(means, longest=budget.max_model_len), NUM_REQUESTS)
+        except ValueError:
+            raise ValueError(
+                f"a --max-model-len of {budget.max_model_len} leaves no room for lengths around {name}: raise it, or "
+                "give shorter means"
+            ) from None
     else:
         lengths = ((request.prompt_len, request.output_len) for request in load_trace(name))
     return users(budget, lengths)
@@ -319,12 +325,12 @@ def _groups(budget: Budget) -> str:
 
 
 def _print_load(name: str, load: Users) -> None:
-    what = name if _means(name) else Path(name).name
+    what = f"Lengths spread like a lognormal around {name}" if _means(name) else Path(name).name
     refused = f" ({load.refused:,} refused)" if load.refused else ""
     said = (
-        f"{what}, {count(load.num_requests, 'request')}{refused}: each holds {load.mean_blocks:,.1f} blocks on "
-        f"average, {load.deviation:,.1f} more or less. {load.mean:,} at once fill the cache; with "
-        f"{load.with_risk():,} it is too small 1 % of the time."
+        f"{what}, {count(load.num_requests, 'request')}{refused}: at a random moment a request holds "
+        f"{load.mean_blocks:,.1f} blocks on average (standard deviation {load.deviation:,.1f}). {load.mean:,} at once "
+        f"fill the cache on average; with {load.with_risk():,}, the cache is too small in one moment of a hundred."
     )
     print("\n" + wrap(said))
 
