@@ -13,7 +13,7 @@ import pytest
 
 from pagedattn_lab.arithmetic import GIB, cdiv
 from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, plan
-from pagedattn_lab.budget.compute import compute
+from pagedattn_lab.budget.compute import compute, model_max_len
 from pagedattn_lab.budget.memory import DRIVER_SHARES, gpu_memory, memory_kind
 from pagedattn_lab.hardware import GPUS
 from pagedattn_lab.studies.paper import TABLE_1, Setting
@@ -397,6 +397,21 @@ def test_contexts_beyond_the_model() -> None:
     (note,) = plan("Qwen3-8B", "H200", max_model_len=202_752).notes
     assert note.startswith("Qwen/Qwen3-8B takes 40,960 tokens: vLLM refuses --max-model-len 202752 unless VLLM_ALLOW")
     assert plan("Qwen3-8B", "H200", max_model_len=40_960).notes == plan("Qwen3-8B", "H200").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        ({}, 4096),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 16_384),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 8192),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "model_type": "gemma3_text"}, 4096),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 4096),
+    ],
+)
+def test_stretched_positions(changes: dict[str, Any], length: int) -> None:
+    """Catches a model's length without the factor that vLLM multiplies it by, and one multiplied twice."""
+    assert model_max_len({"name": "stretched", "max_position_embeddings": 4096, "model_type": "llama"} | changes) == length
 
 
 def test_context_that_does_not_fit() -> None:

@@ -119,8 +119,21 @@ def model_max_len(config: Mapping[str, Any]) -> int:
     if not isinstance(longest, int):
         raise BudgetError(f"{config['name']} does not say how long a context may be: give max_model_len")
     scaling = config.get("rope_scaling") or {}
+    if (stretched := _stretch(config)) != 1:
+        return int(longest * stretched)
     factor = scaling.get("factor", 1) if scaling.get("rope_type", scaling.get("type")) == "yarn" else 1
     return int(scaling.get("original_max_position_embeddings", longest) * factor) if factor != 1 else longest
+
+
+def _stretch(config: Mapping[str, Any]) -> float:
+    """By what positions are stretched, where ``max_position_embeddings`` does not have the factor yet.
+
+    It has that of other kinds, and of Gemma 3 (vLLM 0.33, ``_get_and_verify_max_len``).
+    """
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    is_left_out = kind in ("linear", "dynamic") and "gemma3" not in str(config.get("model_type"))
+    return float(scaling.get("factor") or 1) if is_left_out else 1
 
 
 def _parts(
