@@ -198,6 +198,9 @@ def test_workloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([LLAMA, "--gpu", "H100", "--log", "missing.log"], 2, "'missing.log' cannot be read"),
         ([LLAMA, "--gpu", "H100", "--tp", "3"], 1, "32 attention heads do not divide among tensor_parallel_size = 3"),
         ([LLAMA, "--gpu", "H100", "--gpu-memory-utilization", "2"], 1, "give a share above 0, at most 1"),
+        ([LLAMA, "--gpu", "H100", "--gpu-memory-utilization", "92"], 1, "at most 1; did you mean 0.92?"),
+        (["Llama3.1-8B", "--gpu", "24GiB"], 1, "; did you mean meta-llama/Llama-3.1-8B or "),
+        (["meta-llama/Lama-3.1-8B", "--gpu", "24GiB"], 1, "; did you mean meta-llama/Llama-3.1-8B or "),
         (["Llama-3.1-70B", "--gpu", "24GiB"], 1, "leaves no memory for a cache on 24GiB: weights 131"),
         (
             [LLAMA, "--gpu", "24GiB", "--max-model-len", "131072"],

@@ -6,6 +6,7 @@ is written by ``tools/known_models.py``, which says where its figures come from.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -45,6 +46,13 @@ def _find_known(name: str) -> CompleteConfig | None:
             if wanted in names and ("/" not in name or name.split("/")[0] == known.split("/")[0]):
                 return CompleteConfig(entry["config"], parameters=entry["parameters"], name=known)
     return None
+
+
+def _nearest(name: str) -> str:
+    """Ask for the known models that are written most like a name, whoever owns them; nothing if none is."""
+    short = {known.split("/")[-1].lower(): known for known in _known()}
+    close = difflib.get_close_matches(name.rstrip("/").split("/")[-1].lower(), short, n=3)
+    return f"; did you mean {' or '.join(short[each] for each in close)}?" if close else ""
 
 
 def load_config(model: Any) -> CompleteConfig:
@@ -115,7 +123,7 @@ def _look_up(name: str) -> Any:
     except ImportError:
         raise BudgetError(
             f"{name!r} is not one of the {len(_known())} models known here, and transformers, which could look it up, "
-            "is not installed: install it, or give the path of the model's config.json"
+            f"is not installed: install it, or give the path of the model's config.json{_nearest(name)}"
         ) from None
     try:
         return AutoConfig.from_pretrained(name)
@@ -123,5 +131,5 @@ def _look_up(name: str) -> Any:
         cause = str(error).strip().splitlines()[0]
         raise BudgetError(
             f"{name!r} is not one of the {len(_known())} models known here, and transformers does not find it "
-            f"({cause}): give the path of its config.json, or the name of a model like it"
+            f"({cause}): give the path of its config.json, or the name of a model like it{_nearest(name)}"
         ) from None

@@ -85,7 +85,8 @@ class Options:
                 raise BudgetError(f"{name} is {value!r}: give a whole number of at least 1")
         share = self.gpu_memory_utilization
         if share is not None and not 0 < share <= 1:
-            raise BudgetError(f"gpu_memory_utilization is {share!r}: give a share above 0, at most 1")
+            meant = f"; did you mean {share / 100:g}?" if 10 <= share <= 100 else ""
+            raise BudgetError(f"gpu_memory_utilization is {share!r}: give a share above 0, at most 1{meant}")
         for name, known in (("device", ("gpu", "cpu")), ("usage", ("serve", "offline"))):
             if getattr(self, name) not in known:
                 raise BudgetError(f"{name} is {getattr(self, name)!r}: use {' or '.join(map(repr, known))}")
