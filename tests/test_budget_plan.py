@@ -384,7 +384,9 @@ def test_weights_larger_than_the_gpu() -> None:
         plan(LLAMA, "RTX 3060", max_model_len=8192)
 
 
-@pytest.mark.parametrize("given", [{"gpu": "3090"}, {"available_bytes": "3090"}, {"gpu": "H100", "weights_bytes": "3090"}])
+@pytest.mark.parametrize(
+    "given", [{"gpu": "3090"}, {"available_bytes": "3090"}, {"gpu": "H100", "weights_bytes": "3090"}]
+)
 def test_no_gpu_has_as_much(given: dict[str, str]) -> None:
     """Catches a name of a GPU taken for its size; with a unit, and up to 1,024, a number is what it says."""
     with pytest.raises(BudgetError, match="'3090' would be 3,090 GiB: did you mean 'RTX 3090'"):
@@ -411,7 +413,8 @@ def test_contexts_beyond_the_model() -> None:
 )
 def test_stretched_positions(changes: dict[str, Any], length: int) -> None:
     """Catches a model's length without the factor that vLLM multiplies it by, and one multiplied twice."""
-    assert model_max_len({"name": "stretched", "max_position_embeddings": 4096, "model_type": "llama"} | changes) == length
+    config = {"name": "stretched", "max_position_embeddings": 4096, "model_type": "llama"}
+    assert model_max_len(config | changes) == length
 
 
 def test_context_that_does_not_fit() -> None:

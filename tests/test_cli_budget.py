@@ -113,11 +113,11 @@ def test_text_says_what_json_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert left == pytest.approx(float(rows["for the cache"]), abs=0.03)
     assert "7 x" not in text and "6 x " in text and "1 x 1,024 (full attention)" in " ".join(text.split())
     load, words = report["workload"], " ".join(text.split())
-    assert "Lengths spread like a lognormal around 500/200, 2,000 requests: at a random moment a request holds " in words
+    assert "Lengths spread like a lognormal around 500/200, 2,000 requests: at a random moment a request" in words
     assert f" {load['mean_blocks']:,.1f} blocks on average (standard deviation {load['deviation']:,.1f}). " in words
     assert (
-        f"{load['users']:,} at once fill the cache on average; with {load['users_with_1_percent_risk']:,}, the cache is "
-        "too small in one moment of a hundred."
+        f"{load['users']:,} at once fill the cache on average; with {load['users_with_1_percent_risk']:,}, the cache "
+        "is too small in one moment of a hundred."
     ) in words
     assert all(line in " ".join(text.split()) for line in report["log_lines"])
     assert " ".join(text.split()).endswith(report["serve_command"])
@@ -205,8 +205,8 @@ def test_workloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (
             [LLAMA, "--gpu", "24GiB", "--max-model-len", "131072"],
             1,
-            f": try --max-model-len {largest_context(compute(Options(LLAMA, '24GiB')))}, the longest request that fits, "
-            "or --tensor-parallel-size 2",
+            f": try --max-model-len {largest_context(compute(Options(LLAMA, '24GiB')))}, the longest request that "
+            "fits, or --tensor-parallel-size 2",
         ),
         (
             [LLAMA, "--gpu", "24GiB", "--max-model-len", "4096", "--workload", "4096/9"],

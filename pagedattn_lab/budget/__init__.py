@@ -16,7 +16,7 @@ from pagedattn_lab.budget.estimate import Estimate
 from pagedattn_lab.budget.lengths import BlockSize, Users, block_size_advice, users
 from pagedattn_lab.budget.models import known_models, load_config
 from pagedattn_lab.budget.options import Options
-from pagedattn_lab.budget.plan import plan
+from pagedattn_lab.budget.plan import plan, plan_longest
 from pagedattn_lab.budget.result import Budget, Rank
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "largest_context",
     "load_config",
     "plan",
+    "plan_longest",
     "smallest_gpu",
     "users",
 ]

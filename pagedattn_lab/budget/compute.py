@@ -84,7 +84,8 @@ def compute(options: Options) -> Budget:
         version.capacity(groups_of_ranks, [getattr(rank.available, which) for rank in ranks], limits)
         for which in ("low", "likely", "high")
     )
-    notes = (*([version.note] if version.note else []), *layers.notes, *_cautions(options, config, gpu, layers.kv_cache_dtype))
+    cautions = _cautions(options, config, gpu, layers.kv_cache_dtype)
+    notes = (*([version.note] if version.note else []), *layers.notes, *cautions)
     return Budget(
         options, config["name"], gpu, version, config, layers.dtype, layers.kv_cache_dtype, layers.block_size,
         num_tokens, num_seqs, share, total, tuple(groups), ranks, limits, likely, low, high, notes,

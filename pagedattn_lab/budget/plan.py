@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pagedattn_lab.budget.advice import refusal
+from pagedattn_lab.arithmetic import GIB
+from pagedattn_lab.budget.advice import largest_context, refusal
 from pagedattn_lab.budget.compute import compute
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.options import Options
@@ -45,3 +47,29 @@ def plan(model: str | Path | Mapping[str, Any], gpu: str | int | None = None, **
     if not budget.fit.fits:
         raise BudgetError(refusal(budget))
     return budget
+
+
+def plan_longest(options: Options) -> tuple[Budget, str]:
+    """Make a budget; where no length was asked for and the model's own does not fit, for the longest that does.
+
+    Returns:
+        The budget, and a sentence that says so; empty if it is the budget that was asked for.
+
+    Raises:
+        BudgetError: as :func:`plan`, of a length that was asked for, or if not even a short request fits.
+
+    Example:
+        >>> budget, said = plan_longest(Options("meta-llama/Llama-3.1-8B", available_bytes="8GiB"))
+        >>> budget.max_model_len, said.split(": ")[1]
+        (65520, '--max-model-len 65520.')
+    """
+    budget = compute(options)
+    longest = 0 if options.max_model_len or budget.fit.fits else largest_context(budget)
+    if not longest:
+        return plan(**vars(options)), ""
+    missing = (budget.fit.needed_bytes - budget.fit.available_bytes) / GIB
+    return plan(**vars(replace(options, max_model_len=longest))), (
+        f"{budget.model} takes {budget.max_model_len:,} tokens, but a request of that length needs {missing:.2f} GiB "
+        f"more than there is, and vLLM would not start. This is the budget for the longest that fits: --max-model-len "
+        f"{longest}."
+    )

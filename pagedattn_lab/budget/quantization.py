@@ -109,8 +109,10 @@ def needs_checkpoint(published: Mapping[str, Any] | None, name: str | None) -> b
     """Say whether a method asks for a checkpoint other than the model's own: vLLM quantises by few while it loads.
 
     Example:
-        >>> needs_checkpoint(None, "awq"), needs_checkpoint({"quant_method": "awq"}, "awq"), needs_checkpoint(None, "fp8")
-        (True, False, False)
+        >>> needs_checkpoint(None, "awq"), needs_checkpoint({"quant_method": "awq"}, "awq")
+        (True, False)
+        >>> needs_checkpoint(None, "fp8")
+        False
     """
     own = str((published or {}).get("quant_method", "none"))
     return name is not None and name.lower() not in _WHILE_LOADING and _plain(name) != _plain(own)

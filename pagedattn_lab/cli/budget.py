@@ -6,10 +6,9 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pagedattn_lab.arithmetic import GIB, UNITS_HELP
 from pagedattn_lab.budget import (
@@ -20,10 +19,9 @@ from pagedattn_lab.budget import (
     Users,
     first_change,
     largest_context,
-    plan,
+    plan_longest,
     users,
 )
-from pagedattn_lab.budget.compute import compute
 from pagedattn_lab.budget.dtypes import CACHE_DTYPES
 from pagedattn_lab.budget.memory import gpu_memory
 from pagedattn_lab.budget.versions import vllm_version
@@ -31,9 +29,6 @@ from pagedattn_lab.cli.arguments import add_json, finite, positive, text, text_o
 from pagedattn_lab.cli.output import count, did_you_mean, print_json
 from pagedattn_lab.cli.terminal import say, waiting, wrap
 from pagedattn_lab.hardware import GPUS
-
-if TYPE_CHECKING:
-    pass
 
 NUM_REQUESTS = 2_000
 """Requests drawn from a workload that has no end."""
@@ -69,7 +64,10 @@ def add(commands: Any) -> None:
         help=f"{', '.join(GPUS)}, or the memory that a driver reports, such as 24GiB: {UNITS_HELP}",
     )
     parser.add_argument(
-        "--max-model-len", type=positive, metavar="N", help="most tokens of a request (default: the model's own, or the longest that fits)"
+        "--max-model-len",
+        type=positive,
+        metavar="N",
+        help="most tokens of a request (default: the model's own, or what fits)",
     )
     parser.add_argument("--dtype", type=text, metavar="DTYPE", help="of the model (default: as its configuration says)")
     parser.add_argument(
@@ -85,7 +83,11 @@ def add(commands: Any) -> None:
         "--tp", "--tensor-parallel-size", type=positive, metavar="N", help="GPUs that share each layer (default: 1)"
     )
     parser.add_argument(
-        "--pp", "--pipeline-parallel-size", type=positive, metavar="N", help="ranks with layers of their own (default: 1)"
+        "--pp",
+        "--pipeline-parallel-size",
+        type=positive,
+        metavar="N",
+        help="ranks with layers of their own (default: 1)",
     )
     parser.add_argument("--block-size", type=positive, metavar="N", help="tokens per block (default: vLLM's)")
     parser.add_argument(
@@ -126,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     if options.gpu is None and options.available_bytes is None and options.num_gpu_blocks_override is None:
         arguments.refuse("nothing says how much memory there is: give --gpu, --available or --log")
     with waiting("making a budget"):
-        budget, shortened = _largest_that_fits(options)
+        budget, shortened = plan_longest(options)
         load = None if arguments.workload is None else _users(budget, arguments.workload)
         changes = first_change(budget)[:MOST_CHANGES]
     if arguments.json:
@@ -156,20 +158,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(wrap(f"  {change.sentence}", indent="    "))
     print("\n" + wrap(budget.serve_command(), indent="  "))
     return 0
-
-
-def _largest_that_fits(options: Options) -> tuple[Budget, str]:
-    """Make a budget; where nobody asked for a length and the model's own does not fit, for the longest that does."""
-    budget = compute(options)
-    longest = 0 if options.max_model_len or budget.fit.fits else largest_context(budget)
-    if not longest:
-        return plan(**vars(options)), ""
-    fit = budget.fit
-    return plan(**vars(replace(options, max_model_len=longest))), (
-        f"{budget.model} takes {count(budget.max_model_len, 'token')}, but a request of that length needs "
-        f"{(fit.needed_bytes - fit.available_bytes) / GIB:.2f} GiB more than there is, and vLLM would not start. This "
-        f"is the budget for the longest that fits: --max-model-len {longest}."
-    )
 
 
 def _options(arguments: argparse.Namespace) -> Options:

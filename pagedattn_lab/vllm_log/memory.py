@@ -210,7 +210,8 @@ def _is_rate(log: StartUpLog, tokens: int) -> bool:
 def _more_tokens(log: StartUpLog) -> str:
     if log.device == "cpu":
         return "For more: VLLM_CPU_KVCACHE_SPACE, as long as the machine has the memory."
-    dtype = "" if (log.kv_cache_dtype or "auto") not in ("auto", "bfloat16", "float16") else ", --kv-cache-dtype fp8 (compute capability 8.9 or newer)"
+    fp8 = ", --kv-cache-dtype fp8 (compute capability 8.9 or newer)"
+    dtype = fp8 if (log.kv_cache_dtype or "auto") in ("auto", "bfloat16", "float16") else ""
     return f"For more: --gpu-memory-utilization, quantised weights, more ranks{dtype}."
 
 
