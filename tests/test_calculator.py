@@ -115,6 +115,11 @@ def test_models_of_every_kind(gathered: dict[str, Any]) -> None:
     assert totals == sorted(totals) and totals[0] < 8 and totals[-1] > 130
 
 
+def test_last_blocks_are_seldom_full(gathered: dict[str, Any]) -> None:
+    """Catches lengths that are multiples of a block, at which no slot is ever empty."""
+    assert [(tokens, size) for tokens in gathered["tokens"] for size in gathered["block_sizes"] if tokens % size == 0] == []
+
+
 def test_nothing_to_choose_is_refused() -> None:
     """Catches a page with an empty list."""
     with pytest.raises(BudgetError, match="at least one model, one GPU and one dtype"):

@@ -60,7 +60,8 @@ CARDS = ("RTX 4060", "RTX 3060", "T4", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090
 
 CONTEXTS = tuple(2**power for power in range(9, 18))
 BLOCK_SIZES = (16, 32, 64, 128)
-TOKENS = (100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+TOKENS = (100, 200, 500, 1000, 2010, 5000, 10_010, 20_010, 50_010, 100_010)
+"""No multiples of a block's size: the last block of a real request is seldom full."""
 USERS = (1, 2, 5, 10, 20, 30, 50, 100, 200)
 
 

@@ -32,7 +32,7 @@ LETTERS = """svg => Math.min(...[...svg.querySelectorAll("text")].map(
 CELL = """
 from pagedattn_lab.viz.calculator import Calculator, gather
 
-lesson = Calculator(gather(), model="Llama-3.1-8B", gpu="RTX 4090", max_model_len=8192, tokens=2000, users=20)
+lesson = Calculator(gather(), model="Llama-3.1-8B", gpu="RTX 4090", max_model_len=8192, tokens=2010, users=20)
 lesson
 """
 
@@ -93,7 +93,7 @@ def test_a_difference_is_noticed(watch: Watch, monkeypatch: pytest.MonkeyPatch) 
 
 def test_controls_answer_in_the_book(show: Show) -> None:
     """Catches a control of the page that has no name, no effect, or another one than in Python, at either end."""
-    lesson = Calculator(gather(), model="Llama-3.1-8B", gpu="RTX 4090", max_model_len=8192, tokens=2000, users=20)
+    lesson = Calculator(gather(), model="Llama-3.1-8B", gpu="RTX 4090", max_model_len=8192, tokens=2010, users=20)
     page, stored = show(lesson)
     player = page.locator(".pa-player")
 
@@ -171,7 +171,7 @@ def test_it_answers_in_jupyterlab_before_a_run(notebook: Notebook) -> None:
     expect(player).to_have_count(1, timeout=1000 * PATIENCE)
     facts = gather()
     page.get_by_label("GPU", exact=True).select_option(index=0)
-    at = [0, 0, facts["contexts"].index(8192), 0, 0, facts["tokens"].index(2000), facts["users"].index(20)]
+    at = [0, 0, facts["contexts"].index(8192), 0, 0, facts["tokens"].index(2010), facts["users"].index(20)]
     picture = draw(facts, at)
     expect(player.locator(".pa-sentence")).to_have_text(picture.caption)
     expect(player.locator(".pa-stage img")).to_have_attribute("alt", picture.alt)
