@@ -73,6 +73,7 @@ const calculated = (() => {
       memory, room, numBlocks, blockSize, bytesPerBlock, blocksPerRequest, largestContext, held, tokens, users, running,
       empty: [empty, slots], usable, context, isCut: context < wished,
       isFull: tokens < facts.tokens[tokensAt],
+      fp8Capability: facts.dtypes[dtypeAt].startsWith("fp8") ? gpu.capability_without_fp8 : "",
     };
   }
 
@@ -83,7 +84,9 @@ const calculated = (() => {
         `more than the ${gib(memory.limit)} GiB that gpu_memory_utilization ${memory.utilization} allows. Nothing is left ` +
         "for a KV cache: vLLM does not start.";
     const about = fewest === many ? "" : ` (${commas(fewest)} to ${commas(many)}, as other memory is an estimate)`;
-    const first = `${gib(room)} GiB for the KV cache: ${counted(blocks, "block")} of ${commas(answer.blockSize)} tokens${about}.`;
+    const capability = answer.fp8Capability;
+    const caution = capability ? ` At compute capability ${capability}, not every backend of vLLM reads an fp8 cache.` : "";
+    const first = `${gib(room)} GiB for the KV cache: ${counted(blocks, "block")} of ${commas(answer.blockSize)} tokens${about}.${caution}`;
     if (answer.largestContext < context) {
       const needed = (answer.blocksPerRequest + 1) * answer.bytesPerBlock, longest = answer.largestContext;
       const fits = longest ? `The longest context that fits is ${commas(longest)}.` : "Not one token fits.";

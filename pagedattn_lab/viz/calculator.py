@@ -15,6 +15,7 @@ import ipywidgets as widgets
 
 from pagedattn_lab.budget import Budget, BudgetError, Options
 from pagedattn_lab.budget.compute import compute, model_max_len
+from pagedattn_lab.budget.memory import capability_without_fp8
 from pagedattn_lab.kv_cache_specs import (
     ChunkedLocalAttentionSpec,
     KVCacheSpec,
@@ -115,7 +116,10 @@ def gather(
 def _gpu(name: str, budget: Budget) -> dict[str, Any]:
     memory = memory_of(budget)
     in_flight = budget.limits.max_in_flight_tokens
-    return {"name": name, "total": memory.total, "limit": memory.limit, "in_flight": in_flight}
+    return {
+        "name": name, "total": memory.total, "limit": memory.limit, "in_flight": in_flight,
+        "capability_without_fp8": capability_without_fp8(budget.gpu),
+    }  # fmt: skip
 
 
 def _memory(budget: Budget) -> list[int]:

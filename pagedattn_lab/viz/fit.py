@@ -38,6 +38,7 @@ class Answer:
         context: tokens that a request may have.
         is_cut: whether the model takes no more than that, though more was asked for.
         is_full: whether a request ends at the context, though more was asked for.
+        fp8_capability: the GPU's compute capability, where the cache is in fp8 and not every backend reads one there.
         empty: slots without a token in the blocks of one of them, and all its slots.
     """
 
@@ -56,6 +57,7 @@ class Answer:
     context: int
     is_cut: bool
     is_full: bool
+    fp8_capability: str
 
     @property
     def usable(self) -> int:
@@ -141,6 +143,7 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
     return Answer(
         memory, room, num_blocks, block_size, bytes_per_block, reserved(context), largest, per_user, tokens, users,
         running, (empty, slots), context, context < wished, tokens < facts["tokens"][tokens_at],
+        gpu["capability_without_fp8"] if facts["dtypes"][dtype_at].startswith("fp8") else "",
     )  # fmt: skip
 
 
@@ -192,6 +195,8 @@ def tell(answer: Answer) -> str:
     blocks, fewest, many = answer.num_blocks
     about = "" if fewest == many else f" ({fewest:,} to {many:,}, as other memory is an estimate)"
     first = f"{gib(room)} GiB for the KV cache: {counted(blocks, 'block')} of {answer.block_size:,} tokens{about}."
+    if answer.fp8_capability:
+        first += f" At compute capability {answer.fp8_capability}, not every backend of vLLM reads an fp8 cache."
     if answer.largest_context < context:
         needed, longest = (answer.blocks_per_request + 1) * answer.bytes_per_block, answer.largest_context
         fits = f"The longest context that fits is {longest:,}." if longest else "Not one token fits."

@@ -22,7 +22,13 @@ def made_up() -> dict[str, Any]:
     """Make the facts; see the module."""
     totals = {"tiny": 2 * GIB, "<small> & odd": 8 * GIB + 12345, "large": 141 * GIB}
     gpus = [
-        {"name": name, "total": total, "limit": math.ceil(total * 0.9), "in_flight": 4096}
+        {
+            "name": name,
+            "total": total,
+            "limit": math.ceil(total * 0.9),
+            "in_flight": 4096,
+            "capability_without_fp8": "" if name == "large" else "8.6",
+        }
         for name, total in totals.items()
     ]
     limits = [gpu["limit"] for gpu in gpus]
