@@ -23,7 +23,7 @@ from pagedattn_lab.kv_cache_specs import (
 from pagedattn_lab.viz import calculator, grid
 from pagedattn_lab.viz.calculator import Calculator, draw
 from pagedattn_lab.viz.concurrency import Point, draw_concurrency, place
-from pagedattn_lab.viz.fit import held_blocks, most_blocks, tell, times, work_out
+from pagedattn_lab.viz.fit import held_blocks, layout_of, most_blocks, tell, times, work_out
 from pagedattn_lab.viz.player import MIME
 from pagedattn_lab.viz.vram import ALARM, Memory, gib, memory_of, show_vram, spread_labels
 from tests.helpers.calculator_facts import made_up, sample
@@ -109,7 +109,7 @@ def test_numbers_are_the_budgets(gathered: dict[str, Any]) -> None:
 
 def test_models_of_every_kind(gathered: dict[str, Any]) -> None:
     """Catches a calculator without one of the kinds that the chapter is about, and GPUs of one size."""
-    kinds = {group[0] for model in gathered["models"] for group in model["layouts"][0][0][2]}
+    kinds = {group[0] for model in gathered["models"] for group in model["layouts"][0][0][0][2]}
     assert kinds >= {"full", "window", "state"}
     totals = [gpu["total"] / GIB for gpu in gathered["gpus"]]
     assert totals == sorted(totals) and totals[0] < 8 and totals[-1] > 130
@@ -151,7 +151,8 @@ def test_numbers_of_a_log() -> None:
                     "name": "x",
                     "max_model_len": 8192,
                     "memory": [[weights, 0, 0, 0, limit - weights, limit - weights]],
-                    "layouts": [[[16, width, groups]]],
+                    "layouts": [[[[16, width, groups]]]],
+                    "layout_of": [0],
                 }
             ],
             "contexts": [8192],
@@ -206,7 +207,7 @@ def test_the_longest_context_fits_and_no_longer_one() -> None:
     """Catches advice that vLLM refuses, or that leaves memory unused."""
     at = BY_ANSWER["too long"]
     answer = work_out(FACTS, at)
-    _, _, groups = FACTS["models"][at[0]]["layouts"][at[3]][at[4]]
+    _, _, groups = layout_of(FACTS, at)
 
     def reserved(length: int) -> int:
         return sum(most_blocks(group, length, 4096) for group in groups)

@@ -44,10 +44,16 @@ const calculated = (() => {
     return low;
   }
 
+  /** Tokens and bytes of a block, and the groups of layers: a GPU's kernels may ask for blocks of more. */
+  function layoutOf(facts, modelAt, gpuAt, dtypeAt, sizeAt) {
+    const model = facts.models[modelAt];
+    return model.layouts[model.layout_of[gpuAt]][dtypeAt][sizeAt];
+  }
+
   function workOut(facts, [modelAt, gpuAt, contextAt, dtypeAt, sizeAt, tokensAt, usersAt]) {
     const model = facts.models[modelAt], gpu = facts.gpus[gpuAt];
     const [weights, least, likely, most, fewest, many] = model.memory[gpuAt];
-    const [blockSize, bytesPerBlock, groups] = model.layouts[dtypeAt][sizeAt];
+    const [blockSize, bytesPerBlock, groups] = layoutOf(facts, modelAt, gpuAt, dtypeAt, sizeAt);
     const wished = facts.contexts[contextAt], users = facts.users[usersAt], context = Math.min(wished, model.max_model_len);
     const tokens = Math.min(facts.tokens[tokensAt], context);
     const room = [gpu.limit - weights - likely, fewest, many];
@@ -292,7 +298,7 @@ const calculated = (() => {
   /** The picture of one position, as a frame of a player. */
   function draw(facts, index) {
     const at = positions(facts, index);
-    const answer = workOut(facts, at), [, , groups] = facts.models[at[0]].layouts[at[3]][at[4]];
+    const answer = workOut(facts, at), [, , groups] = layoutOf(facts, at[0], at[1], at[3], at[4]);
     const { memory, numBlocks: [blocks], usable, held, users, tokens, context, blocksPerRequest } = answer;
     const inFlight = facts.gpus[at[1]].in_flight;
     const most = LENGTHS.map((length) => [blocks, sum(groups.map((group) => mostBlocks(group, length, inFlight)))]);

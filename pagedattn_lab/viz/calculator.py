@@ -25,7 +25,7 @@ from pagedattn_lab.kv_cache_specs import (
 )
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.concurrency import CURVE_HEIGHT, LENGTHS, Point, draw_concurrency
-from pagedattn_lab.viz.fit import Facts, Group, held_blocks, most_blocks, tell, times, work_out
+from pagedattn_lab.viz.fit import Facts, Group, held_blocks, layout_of, most_blocks, tell, times, work_out
 from pagedattn_lab.viz.grid import offer, pack, positions
 from pagedattn_lab.viz.lesson import Lesson
 from pagedattn_lab.viz.vram import BAR_HEIGHT, describe_memory, draw_memory, memory_of, picture
@@ -92,6 +92,20 @@ def gather(
         common = {"max_model_len": CONTEXTS[0], "gpu_memory_utilization": gpu_memory_utilization}
         return compute(Options(gpu=gpu, **common | dict(models[name]) | more))
 
+    def layouts(name: str, of_gpus: list[list[Any]]) -> dict[str, Any]:
+        """Those of the first of the GPUs that lay the model out alike, and which each GPU has."""
+        firsts = [at for at, each in enumerate(of_gpus) if of_gpus.index(each) == at]
+        return {
+            "layouts": [
+                [
+                    [_layout(budget(name, gpus[at], kv_cache_dtype=dtype, block_size=size)) for size in BLOCK_SIZES]
+                    for dtype in kv_cache_dtypes
+                ]
+                for at in firsts
+            ],
+            "layout_of": [firsts.index(of_gpus.index(each)) for each in of_gpus],
+        }
+
     served = {name: [budget(name, gpu=gpu) for gpu in gpus] for name in models}
     cards = next(iter(served.values()))
     return {
@@ -101,10 +115,7 @@ def gather(
                 "name": name,
                 "max_model_len": model_max_len(budgets[0].config),
                 "memory": [_memory(each) for each in budgets],
-                "layouts": [
-                    [_layout(budget(name, kv_cache_dtype=dtype, block_size=size)) for size in BLOCK_SIZES]
-                    for dtype in kv_cache_dtypes
-                ],
+                **layouts(name, [_layout(each) for each in budgets]),
             }
             for name, budgets in served.items()
         ],
@@ -146,7 +157,7 @@ def _group(spec: KVCacheSpec, limits: RequestLimits) -> Group:
 def draw(facts: Facts, at: Sequence[int]) -> Picture:
     """Draw the bar of memory and the curve of requests at once, for one position of the controls."""
     answer = work_out(facts, at)
-    _, _, groups = facts["models"][at[0]]["layouts"][at[3]][at[4]]
+    _, _, groups = layout_of(facts, at)
     in_flight, context, blocks = facts["gpus"][at[1]]["in_flight"], answer.context, answer.num_blocks[0]
     most = [(blocks, sum(most_blocks(group, length, in_flight) for group in groups)) for length in LENGTHS]
     held = [(answer.usable, sum(held_blocks(group, length)[0] for group in groups)) for length in LENGTHS]

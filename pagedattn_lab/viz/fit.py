@@ -99,6 +99,14 @@ def held_blocks(group: Group, tokens: int) -> tuple[int, int]:
     return blocks, blocks * block_size - (tokens - skipped)
 
 
+def layout_of(facts: Facts, at: Sequence[int]) -> tuple[int, int, Sequence[Group]]:
+    """Look up the tokens and bytes of a block, and the groups of layers: a GPU's kernels may ask for blocks of more."""
+    model_at, gpu_at, _, dtype_at, size_at, *_ = at
+    model = facts["models"][model_at]
+    block_size, bytes_per_block, groups = model["layouts"][model["layout_of"][gpu_at]][dtype_at][size_at]
+    return block_size, bytes_per_block, groups
+
+
 def work_out(facts: Facts, at: Sequence[int]) -> Answer:
     """Compute what follows from a position of the controls.
 
@@ -107,10 +115,10 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
         at: the option that each control stands at: model, GPU, context, dtype of the cache, block size, tokens of a
             request, requests.
     """
-    model_at, gpu_at, context_at, dtype_at, size_at, tokens_at, users_at = at
+    model_at, gpu_at, context_at, dtype_at, _, tokens_at, users_at = at
     model, gpu = facts["models"][model_at], facts["gpus"][gpu_at]
     weights, *other, fewest, most = model["memory"][gpu_at]
-    block_size, bytes_per_block, groups = model["layouts"][dtype_at][size_at]
+    block_size, bytes_per_block, groups = layout_of(facts, at)
     wished, users = facts["contexts"][context_at], facts["users"][users_at]
     context = min(wished, model["max_model_len"])
     tokens = min(facts["tokens"][tokens_at], context)

@@ -43,7 +43,11 @@ def made_up() -> dict[str, Any]:
             "name": f"model & {kind}",
             "max_model_len": 5000 if kind == "window" else 2**20,
             "memory": memory(1 + index, 0.5, 0 if kind == "chunk" else 0.25, limits),
-            "layouts": [layouts, [[size, width // 2, groups] for size, width, groups in layouts]],
+            "layouts": [
+                [layouts, [[size, width // 2, groups] for size, width, groups in layouts]],
+                [layouts, [[size, width // 4, groups] for size, width, groups in layouts]],
+            ],
+            "layout_of": [0, 1, 0],
         }
         for index, (kind, layouts) in enumerate(kinds.items())
     ]
