@@ -409,12 +409,28 @@ def test_contexts_beyond_the_model() -> None:
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 8192),
         ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "model_type": "gemma3_text"}, 4096),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 4096),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}}, 4096),
     ],
 )
 def test_stretched_positions(changes: dict[str, Any], length: int) -> None:
     """Catches a model's length without the factor that vLLM multiplies it by, and one multiplied twice."""
     config = {"name": "stretched", "max_position_embeddings": 4096, "model_type": "llama"}
     assert model_max_len(config | changes) == length
+
+
+def test_a_stretch_that_costs_something_must_be_asked_for() -> None:
+    """Catches longrope's long context by default: vLLM takes the one that the model was trained on first."""
+    config = {
+        "name": "long", "model_type": "phi3", "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "hidden_size": 128, "head_dim": 64, "torch_dtype": "bfloat16",
+        "intermediate_size": 256,
+        "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [1.0] * 32},
+    }  # fmt: skip
+    settings = {"available_bytes": GIB, "vllm_version": "0.33"}
+    assert plan(config, **settings).max_model_len == 4096
+    asked = plan(config, max_model_len=100_000, **settings)
+    assert asked.max_model_len == 100_000 and not asked.notes
 
 
 def test_context_that_does_not_fit() -> None:

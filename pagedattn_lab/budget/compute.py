@@ -40,7 +40,7 @@ def compute(options: Options) -> Budget:
     gpu, total = (None, None) if options.gpu is None else memory.gpu_memory(options.gpu)
     if total is None and all(getattr(options, name) is None for name in GIVEN):
         raise BudgetError("nothing says how much memory there is: give gpu, or what vLLM says is available_bytes")
-    max_model_len = options.max_model_len or model_max_len(config)
+    max_model_len = options.max_model_len or _default_len(config)
     layers = layer_specs(
         config,
         block_size=options.block_size,
@@ -111,19 +111,31 @@ def _cautions(options: Options, config: Mapping[str, Any], gpu: str | None, kv_c
 
 
 def model_max_len(config: Mapping[str, Any]) -> int:
-    """Read how long the model's own contexts may be: vLLM's ``max_model_len`` unless another is given.
+    """Read how long a context the model allows: the most that vLLM takes as ``max_model_len``.
 
     Raises:
         BudgetError: the configuration does not say.
+
+    Source: vLLM 0.33.0, ``_get_and_verify_max_len`` in ``vllm/config/model.py``. Until 0.30 or so it multiplied YaRN's
+    factor as well.
     """
     longest = config.get("max_position_embeddings")
     if not isinstance(longest, int):
         raise BudgetError(f"{config['name']} does not say how long a context may be: give max_model_len")
-    scaling = config.get("rope_scaling") or {}
-    if (stretched := _stretch(config)) != 1:
-        return int(longest * stretched)
-    factor = scaling.get("factor", 1) if scaling.get("rope_type", scaling.get("type")) == "yarn" else 1
-    return int(scaling.get("original_max_position_embeddings", longest) * factor) if factor != 1 else longest
+    return int(longest * _stretch(config))
+
+
+def _default_len(config: Mapping[str, Any]) -> int:
+    """What ``max_model_len`` is if nobody sets it: with longrope, longer contexts cost short texts something."""
+    longest, rope = model_max_len(config), _rope(config)
+    original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    return int(original) if original and rope["rope_type"] == "longrope" else longest
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what the configuration says of positions, the kind under its newer name."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return {"rope_type": scaling.get("type"), **scaling}
 
 
 def _stretch(config: Mapping[str, Any]) -> float:
@@ -131,9 +143,8 @@ def _stretch(config: Mapping[str, Any]) -> float:
 
     It has that of other kinds, and of Gemma 3 (vLLM 0.33, ``_get_and_verify_max_len``).
     """
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type"))
-    is_left_out = kind in ("linear", "dynamic") and "gemma3" not in str(config.get("model_type"))
+    scaling = _rope(config)
+    is_left_out = scaling["rope_type"] in ("linear", "dynamic") and "gemma3" not in str(config.get("model_type"))
     return float(scaling.get("factor") or 1) if is_left_out else 1
 
 
