@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pagedattn_lab.arithmetic import GIB, cdiv
-from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, plan
+from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, load_config, plan
 from pagedattn_lab.budget.compute import compute, model_max_len
 from pagedattn_lab.budget.memory import DRIVER_SHARES, gpu_memory, memory_kind
 from pagedattn_lab.hardware import GPUS
@@ -431,6 +431,46 @@ def test_a_stretch_that_costs_something_must_be_asked_for() -> None:
     assert plan(config, **settings).max_model_len == 4096
     asked = plan(config, max_model_len=100_000, **settings)
     assert asked.max_model_len == 100_000 and not asked.notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "block_size"),
+    [
+        ({"gpu": "H200"}, 16),
+        ({"gpu": "H200", "kv_cache_dtype": "fp8"}, 64),
+        ({"gpu": "B200"}, 32),
+        ({"gpu": "B200", "kv_cache_dtype": "fp8"}, 32),
+        ({"gpu": "A100-80GB"}, 16),
+        ({"gpu": "RTX 5090"}, 16),
+        ({"gpu": "H200", "kv_cache_dtype": "fp8", "block_size": 16}, 16),
+        ({"device": "cpu"}, 16),
+        ({"gpu": "H200", "vllm_version": "0.17"}, 64),
+        ({"gpu": "H200", "vllm_version": "0.18"}, 16),
+        ({"gpu": "B200", "vllm_version": "0.10"}, 16),
+        ({"gpu": "B200", "vllm_version": "0.14"}, 128),
+        ({"gpu": "B200", "vllm_version": "0.17"}, 64),
+    ],
+)
+def test_blocks_of_latents(settings: dict[str, Any], block_size: int) -> None:
+    """Catches blocks of latents as long as any others: which kernel reads them, GPU, dtype and release decide."""
+    budget = compute(Options("DeepSeek-V3", tensor_parallel_size=8, available_bytes=8 * GIB, **settings))
+    assert budget.block_size == block_size
+    assert any("latents, in blocks of" in note for note in budget.notes) == (block_size > 16)
+
+
+def test_blocks_of_latents_of_an_odd_head() -> None:
+    """Catches FlashInfer taken for heads that its kernel does not know: CUTLASS has blocks of 128 tokens."""
+    config = dict(load_config("DeepSeek-V3")) | {"qk_nope_head_dim": 96}
+    assert compute(Options(config, "B200", tensor_parallel_size=8, available_bytes=8 * GIB)).block_size == 128
+
+
+@pytest.mark.parametrize("gpu", [None, "141GiB", "MI300X"])
+def test_blocks_of_latents_on_a_gpu_that_is_not_known(gpu: str | None) -> None:
+    """Catches a block size that is guessed and passes for exact."""
+    settings = {"tensor_parallel_size": 8, "available_bytes": 8 * GIB}
+    assert any("16 tokens are assumed" in note for note in compute(Options("DeepSeek-V3", gpu, **settings)).notes)
+    given = compute(Options("DeepSeek-V3", gpu, block_size=64, **settings))
+    assert given.block_size == 64 and not any("assumed" in note for note in given.notes)
 
 
 def test_context_that_does_not_fit() -> None:

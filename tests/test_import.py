@@ -73,8 +73,8 @@ SPINE = [
     "engine.answers", "engine.serving", "engine.server", "engine",
     "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers",
     "budget.models", "budget.layers", "budget.quantization", "budget.parameters", "budget.weights", "budget.options",
-    "budget.serve_command", "budget.result", "budget.memory", "budget.compute", "budget.lengths", "budget.advice",
-    "budget.plan", "budget",
+    "budget.serve_command", "budget.result", "budget.memory", "budget.attention_backends", "budget.compute",
+    "budget.lengths", "budget.advice", "budget.plan", "budget",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pagedattn_lab.budget import memory
+from pagedattn_lab.budget.attention_backends import block_size_multiple
+from pagedattn_lab.budget.dtypes import cache_dtype, model_dtype
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.estimate import Estimate
 from pagedattn_lab.budget.layers import LayerSpecs, layer_specs, layers_of_ranks, pipeline_ranks
@@ -16,6 +18,7 @@ from pagedattn_lab.budget.versions import VLLMVersion, vllm_version
 from pagedattn_lab.budget.weights import weight_bytes
 from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, project_groups
 from pagedattn_lab.kv_cache_specs import RequestLimits
+from pagedattn_lab.kv_config import text_fields
 
 GIVEN = ("available_bytes", "kv_cache_memory_bytes", "num_gpu_blocks_override")
 """What makes a GPU unnecessary: any of these says how large the cache is."""
@@ -41,6 +44,15 @@ def compute(options: Options) -> Budget:
     if total is None and all(getattr(options, name) is None for name in GIVEN):
         raise BudgetError("nothing says how much memory there is: give gpu, or what vLLM says is available_bytes")
     max_model_len = options.max_model_len or _default_len(config)
+    fields = text_fields(config)
+    multiple, block_note = block_size_multiple(
+        fields,
+        cache_dtype(fields, options.kv_cache_dtype, model_dtype(fields, options.dtype), []),
+        gpu=gpu,
+        device=options.device,
+        version=version,
+        is_given=options.block_size is not None,
+    )
     layers = layer_specs(
         config,
         block_size=options.block_size,
@@ -50,7 +62,7 @@ def compute(options: Options) -> Budget:
         enable_prefix_caching=options.enable_prefix_caching,
         num_speculative_tokens=options.num_speculative_tokens,
         drafter=options.drafter,
-        block_size_multiple=128 if options.device == "cpu" and options.block_size is None else 16,
+        block_size_multiple=multiple,
         max_model_len=max_model_len,
         mamba_ssm_cache_dtype="float32" if options.device == "cpu" else "auto",
         gdn_prefill_backend="flashinfer"
@@ -85,7 +97,7 @@ def compute(options: Options) -> Budget:
         for which in ("low", "likely", "high")
     )
     cautions = _cautions(options, config, gpu, layers.kv_cache_dtype)
-    notes = (*([version.note] if version.note else []), *layers.notes, *cautions)
+    notes = (*(note for note in (version.note, block_note) if note), *layers.notes, *cautions)
     return Budget(
         options, config["name"], gpu, version, config, layers.dtype, layers.kv_cache_dtype, layers.block_size,
         num_tokens, num_seqs, share, total, tuple(groups), ranks, limits, likely, low, high, notes,
