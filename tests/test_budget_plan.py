@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pagedattn_lab.arithmetic import GIB, cdiv
-from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, load_config, plan
+from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, load_config, plan, plan_longest
 from pagedattn_lab.budget.compute import compute, model_max_len
 from pagedattn_lab.budget.memory import DRIVER_SHARES, gpu_memory, memory_kind
 from pagedattn_lab.hardware import GPUS
@@ -395,9 +395,17 @@ def test_no_gpu_has_as_much(given: dict[str, str]) -> None:
 
 
 def test_contexts_beyond_the_model() -> None:
-    """Catches a length that vLLM refuses, whatever memory there is; and a warning of one that it takes."""
-    (note,) = plan("Qwen3-8B", "H200", max_model_len=202_752).notes
-    assert note.startswith("Qwen/Qwen3-8B takes 40,960 tokens: vLLM refuses --max-model-len 202752 unless VLLM_ALLOW")
+    """Catches a length that vLLM refuses, whatever memory there is; and a warning of one that it takes.
+
+    A server that runs with such a length all the same is computed, and the budget says what it did."""
+    said = "Qwen/Qwen3-8B takes 40,960 tokens, and max_model_len = 40961 is 1 more: vLLM refuses it unless VLLM_ALLOW"
+    options = Options("Qwen3-8B", "H200", max_model_len=40_961)
+    for refuses in (lambda: plan(**vars(options)), lambda: plan_longest(options)):
+        with pytest.raises(BudgetError, match=said) as refused:
+            refuses()
+        assert str(refused.value).endswith("Use at most 40960")
+    (note,) = compute(options).notes
+    assert note == str(refused.value)
     assert plan("Qwen3-8B", "H200", max_model_len=40_960).notes == plan("Qwen3-8B", "H200").notes == ()
 
 

@@ -106,13 +106,8 @@ def compute(options: Options) -> Budget:
 
 def _cautions(options: Options, config: Mapping[str, Any], gpu: str | None, kv_cache_dtype: str) -> Iterator[str]:
     """What may keep a server from starting, though there is memory."""
-    if options.max_model_len and isinstance(config.get("max_position_embeddings"), int):
-        own = model_max_len(config)
-        if options.max_model_len > own:
-            yield (
-                f"{config['name']} takes {own:,} tokens: vLLM refuses --max-model-len {options.max_model_len} unless "
-                "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 is set, and what the model then writes may be nonsense"
-            )
+    if too_long := longer_than_model(options, config):
+        yield too_long
     capability = memory.capability_without_fp8(gpu)
     if kv_cache_dtype.startswith(("fp8", "float8")) and capability:
         reads = "FlashInfer does" if capability >= "8" else "FlashInfer needs 8.0"
@@ -120,6 +115,21 @@ def _cautions(options: Options, config: Mapping[str, Any], gpu: str | None, kv_c
             f"{gpu} has compute capability {capability}: vLLM's FlashAttention and Triton backends read no fp8 cache "
             f"below 8.9, {reads}"
         )
+
+
+def longer_than_model(options: Options, config: Mapping[str, Any]) -> str:
+    """Say by how much a length that was asked for exceeds the model's own, which vLLM refuses; else nothing."""
+    asked = options.max_model_len
+    if not asked or not isinstance(config.get("max_position_embeddings"), int):
+        return ""
+    own = model_max_len(config)
+    if asked <= own:
+        return ""
+    return (
+        f"{config['name']} takes {own:,} tokens, and max_model_len = {asked} is {asked - own:,} more: vLLM refuses it "
+        "unless VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 is set, and what the model then writes may be nonsense. Use at most "
+        f"{own}"
+    )
 
 
 def model_max_len(config: Mapping[str, Any]) -> int:

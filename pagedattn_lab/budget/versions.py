@@ -58,8 +58,8 @@ class VLLMVersion:
         v2_runner: whether the newer model runner is the default for all models; it has one more step in flight under
             pipeline parallelism.
         prefill_checkpoints: which state-space layers hand out a state in the middle of a prompt, for the prefix cache.
-        latent_blocks: which kernel's block size is forced on latents: ``"none"``, ``"FlashMLA"`` on Hopper, ``"CUTLASS"``
-            or ``"FlashInfer"`` on Blackwell besides, or ``"by backend"``, where none is forced.
+        latent_blocks: which kernel's block size is forced on latents: ``"none"``; ``"FlashMLA"`` on Hopper; besides,
+            ``"CUTLASS"`` or ``"FlashInfer"`` on Blackwell; or ``"by backend"``, where none is forced.
         cpu_blocks_of_32: whether a CPU takes multiples of 32 tokens only.
         chunk: tokens in a chunk of a prompt longer than 32,768, before V1.
         tiers: from how much memory on which batch defaults hold: ``"v0"``, ``"by name"``, ``"70 GiB"``, ``"160 GiB"``.
