@@ -426,6 +426,18 @@ def test_stretched_positions(changes: dict[str, Any], length: int) -> None:
     assert model_max_len(config | changes) == length
 
 
+@pytest.mark.parametrize(("version", "length"), [("0.9", 131_072), ("0.29", 131_072), ("0.30", 32_768)])
+def test_yarn_before_0_30(version: str, length: int) -> None:
+    """Catches a factor that older releases multiply by and newer ones do not; Qwen2.5's card says to add this."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    config = dict(load_config("Qwen2.5-7B-Instruct")) | {"rope_parameters": yarn}
+    settings = {"available_bytes": 16 * GIB, "vllm_version": version}
+    assert plan(config, **settings).max_model_len == length
+    assert plan(config, max_model_len=length, **settings).notes == ()
+    with pytest.raises(BudgetError, match=f"takes {length:,} tokens"):
+        plan(config, max_model_len=length + 1, **settings)
+
+
 def test_a_stretch_that_costs_something_must_be_asked_for() -> None:
     """Catches longrope's long context by default: vLLM takes the one that the model was trained on first."""
     config = {

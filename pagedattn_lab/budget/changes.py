@@ -150,9 +150,10 @@ CHANGES = (
     ),
     Change(
         (0, 30, 0),
-        "the log names the device, where it said GPU of a CPU too",
-        "vllm/v1/core/kv_cache_utils.py",
-        {"lines": "device"},
+        "the log names the device, where it said GPU of a CPU too; under YaRN a model's own length is what its "
+        "configuration says, where it was the original length times the factor",
+        "vllm/v1/core/kv_cache_utils.py, _get_and_verify_max_len in vllm/config/model.py",
+        {"lines": "device", "stretches_yarn": False},
     ),
     Change(
         (0, 32, 0),

@@ -43,7 +43,7 @@ def compute(options: Options) -> Budget:
     gpu, total = (None, None) if options.gpu is None else memory.gpu_memory(options.gpu)
     if total is None and all(getattr(options, name) is None for name in GIVEN):
         raise BudgetError("nothing says how much memory there is: give gpu, or what vLLM says is available_bytes")
-    max_model_len = options.max_model_len or _default_len(config)
+    max_model_len = options.max_model_len or _default_len(config, version)
     fields = text_fields(config)
     multiple, block_note = block_size_multiple(
         fields,
@@ -122,7 +122,7 @@ def longer_than_model(options: Options, config: Mapping[str, Any]) -> str:
     asked = options.max_model_len
     if not asked or not isinstance(config.get("max_position_embeddings"), int):
         return ""
-    own = model_max_len(config)
+    own = model_max_len(config, vllm_version(options.vllm_version))
     if asked <= own:
         return ""
     return (
@@ -132,24 +132,31 @@ def longer_than_model(options: Options, config: Mapping[str, Any]) -> str:
     )
 
 
-def model_max_len(config: Mapping[str, Any]) -> int:
+def model_max_len(config: Mapping[str, Any], version: VLLMVersion | None = None) -> int:
     """Read how long a context the model allows: the most that vLLM takes as ``max_model_len``.
+
+    Args:
+        config: of the model.
+        version: of vLLM; by default the newest that is known.
 
     Raises:
         BudgetError: the configuration does not say.
 
-    Source: vLLM 0.33.0, ``_get_and_verify_max_len`` in ``vllm/config/model.py``. Until 0.30 or so it multiplied YaRN's
-    factor as well.
+    Source: vLLM 0.33.0, ``_get_and_verify_max_len`` in ``vllm/config/model.py``. Up to 0.29 the length under YaRN was
+    the original one times the factor; since 0.30 it is what the configuration says, which has the factor already.
     """
     longest = config.get("max_position_embeddings")
     if not isinstance(longest, int):
         raise BudgetError(f"{config['name']} does not say how long a context may be: give max_model_len")
+    rope = _rope(config)
+    if version is not None and version.stretches_yarn and rope["rope_type"] == "yarn" and not _is_gemma3(config):
+        return int((rope.get("original_max_position_embeddings") or longest) * float(rope.get("factor") or 1))
     return int(longest * _stretch(config))
 
 
-def _default_len(config: Mapping[str, Any]) -> int:
+def _default_len(config: Mapping[str, Any], version: VLLMVersion) -> int:
     """What ``max_model_len`` is if nobody sets it: with longrope, longer contexts cost short texts something."""
-    longest, rope = model_max_len(config), _rope(config)
+    longest, rope = model_max_len(config, version), _rope(config)
     original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
     return int(original) if original and rope["rope_type"] == "longrope" else longest
 
@@ -160,13 +167,17 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_type": scaling.get("type"), **scaling}
 
 
+def _is_gemma3(config: Mapping[str, Any]) -> bool:
+    return "gemma3" in str(config.get("model_type"))
+
+
 def _stretch(config: Mapping[str, Any]) -> float:
     """By what positions are stretched, where ``max_position_embeddings`` does not have the factor yet.
 
     It has that of other kinds, and of Gemma 3 (vLLM 0.33, ``_get_and_verify_max_len``).
     """
     scaling = _rope(config)
-    is_left_out = scaling["rope_type"] in ("linear", "dynamic") and "gemma3" not in str(config.get("model_type"))
+    is_left_out = scaling["rope_type"] in ("linear", "dynamic") and not _is_gemma3(config)
     return float(scaling.get("factor") or 1) if is_left_out else 1
 
 

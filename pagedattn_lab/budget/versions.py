@@ -61,6 +61,8 @@ class VLLMVersion:
         latent_blocks: which kernel's block size is forced on latents: ``"none"``; ``"FlashMLA"`` on Hopper; besides,
             ``"CUTLASS"`` or ``"FlashInfer"`` on Blackwell; or ``"by backend"``, where none is forced.
         cpu_blocks_of_32: whether a CPU takes multiples of 32 tokens only.
+        stretches_yarn: whether a model's own length under YaRN is the original one times the factor, whatever else the
+            configuration says.
         chunk: tokens in a chunk of a prompt longer than 32,768, before V1.
         tiers: from how much memory on which batch defaults hold: ``"v0"``, ``"by name"``, ``"70 GiB"``, ``"160 GiB"``.
         spares_a100: whether an A100 keeps the small defaults.
@@ -83,6 +85,7 @@ class VLLMVersion:
     prefill_checkpoints: Literal["none", "mamba2", "all"] = "none"
     latent_blocks: Literal["none", "FlashMLA", "CUTLASS", "FlashInfer", "by backend"] = "none"
     cpu_blocks_of_32: bool = False
+    stretches_yarn: bool = True
     chunk: int = 512
     tiers: Literal["v0", "by name", "70 GiB", "160 GiB"] = "v0"
     spares_a100: bool = False
