@@ -81,7 +81,13 @@ def compute(options: Options) -> Budget:
         device=options.device,
         world_size=options.tensor_parallel_size * options.pipeline_parallel_size,
     )
-    num_tokens, num_seqs = options.max_num_batched_tokens or num_tokens, options.max_num_seqs or num_seqs
+    num_tokens = options.max_num_batched_tokens or num_tokens
+    num_seqs = options.max_num_seqs or min(num_seqs, num_tokens)
+    if num_seqs > num_tokens:
+        raise BudgetError(
+            f"max_num_seqs = {num_seqs} is above max_num_batched_tokens = {num_tokens}, and each sequence needs a "
+            "token in every step: vLLM refuses it. Lower the one, or raise the other"
+        )
     in_flight = num_tokens * version.concurrent_batches(
         options.pipeline_parallel_size, async_scheduling=options.async_scheduling, device=options.device
     )
