@@ -99,8 +99,8 @@ APPARATUS = [
     "vllm_log.words", "vllm_log.start_up_log", "vllm_log.settings", "vllm_log.memory", "vllm_log.trouble",
     "vllm_log.meanings", "vllm_log.parse", "vllm_log", "vllm_log.check",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
-    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget", "cli.bench", "cli.compile",
-    "cli.exercises", "cli.serve", "cli.vllm_log", "cli.vllm_check", "cli", "__main__",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget_log", "cli.budget", "cli.bench",
+    "cli.compile", "cli.exercises", "cli.serve", "cli.vllm_log", "cli.vllm_check", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""
