@@ -72,9 +72,9 @@ SPINE = [
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
     "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers",
-    "budget.models", "budget.layers", "budget.quantization", "budget.parameters", "budget.weights", "budget.options",
-    "budget.serve_command", "budget.result", "budget.memory", "budget.attention_backends", "budget.compute",
-    "budget.lengths", "budget.advice", "budget.plan", "budget",
+    "budget.models", "budget.mlp_widths", "budget.layers", "budget.quantization", "budget.parameters",
+    "budget.weights", "budget.options", "budget.serve_command", "budget.result", "budget.memory",
+    "budget.attention_backends", "budget.compute", "budget.lengths", "budget.advice", "budget.plan", "budget",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
