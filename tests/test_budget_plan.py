@@ -493,6 +493,27 @@ def test_blocks_of_latents_on_a_gpu_that_is_not_known(gpu: str | None) -> None:
     assert given.block_size == 64 and not any("assumed" in note for note in given.notes)
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "said"),
+    [
+        (LLAMA, {"gpu": "T4"}, "T4 has compute capability 7.5: vLLM 0.33.0 reads an nvfp4 cache on 8.x, 9.x, 10.x and"),
+        (LLAMA, {"gpu": "MI300X"}, "MI300X has no compute capability"),
+        (LLAMA, {"gpu": "H200", "vllm_version": "0.31"}, "vLLM 0.31.0 reads an nvfp4 cache on 10.x only"),
+        (LLAMA, {"gpu": "RTX 3090"}, ""),
+        (LLAMA, {"gpu": "B200", "vllm_version": "0.31"}, ""),
+        (LLAMA, {"gpu": "24GiB"}, ""),
+        ("openai/gpt-oss-20b", {"gpu": "H200"}, "on H200 vLLM refuses an nvfp4 cache for heads of 64"),
+        ("openai/gpt-oss-20b", {"gpu": "B200"}, ""),
+        (LLAMA, {"device": "cpu"}, "no nvfp4 cache on a CPU"),
+    ],
+)
+def test_who_reads_nvfp4(model: str, settings: dict[str, Any], said: str) -> None:
+    """Catches a cache in four bits for a GPU on which no kernel reads one; and a warning where one does."""
+    notes = compute(Options(model, kv_cache_dtype="nvfp4", available_bytes=GIB, **settings)).notes
+    found = [note for note in notes if "nvfp4 cache" in note]
+    assert len(found) == bool(said) and all(said in note for note in found)
+
+
 def test_context_that_does_not_fit() -> None:
     """Catches the null block counted as usable: 16 GiB are 8,192 blocks of which 8,191 can be used."""
     with pytest.raises(BudgetError) as refused:

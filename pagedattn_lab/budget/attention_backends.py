@@ -13,13 +13,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from pagedattn_lab.budget.versions import VLLMVersion
-from pagedattn_lab.hardware import COMPUTE_CAPABILITY
+from pagedattn_lab.hardware import COMPUTE_CAPABILITY, GPUS
+from pagedattn_lab.kv_config import read_head_dim
 
 _HOPPER, _BLACKWELL = 9, 10
 """Major compute capabilities: Hopper, and the Blackwell of data centres. That of the GeForce cards is 12."""
 
 _FLASHINFER_LATENT_HEADS = (64, 128, 192)
 """Head sizes without positions that FlashInfer's kernel for latents takes."""
+
+_NVFP4_MISREAD = 64
+"""The head size that FlashInfer's older kernels misread in nvfp4."""
 
 _CPU_MULTIPLE, _CPU_BLOCK = 32, 128
 """What a CPU's kernels ask of a block size, and the size that they have by default."""
@@ -79,6 +83,33 @@ def block_size_multiple(
         )
     backend, tokens = _latent_backend(fields, kv_cache_dtype, capability[0], version)
     return tokens, "" if tokens == 16 else f"on {gpu} {backend} reads the latents, in blocks of {tokens} tokens"
+
+
+def nvfp4_caution(fields: Mapping[str, Any], *, gpu: str | None, device: str, version: VLLMVersion) -> str:
+    """Say what keeps vLLM from an nvfp4 cache of a model; nothing if nothing does, or if the GPU is not known.
+
+    FlashInfer alone reads one (``supports_kv_cache_dtype`` and ``supports_combination`` in ``flashinfer.py``).
+
+    Example:
+        >>> from pagedattn_lab.budget.versions import vllm_version
+        >>> fields = {"head_dim": 128, "model_type": "llama"}
+        >>> nvfp4_caution(fields, gpu="T4", device="gpu", version=vllm_version("0.33"))
+        'T4 has compute capability 7.5: vLLM 0.33.0 reads an nvfp4 cache on 8.x, 9.x, 10.x and 12.x only'
+    """
+    if device == "cpu":
+        return "vLLM reads no nvfp4 cache on a CPU"
+    if gpu not in GPUS:
+        return ""
+    majors = version.nvfp4_majors
+    major, minor = COMPUTE_CAPABILITY.get(gpu, (0, 0))
+    if major not in majors:
+        *others, last = [f"{each}.x" for each in majors]
+        where = f"{', '.join(others)} and {last}" if others else last
+        which = f"compute capability {major}.{minor}" if major else "no compute capability, being AMD's"
+        return f"{gpu} has {which}: vLLM {version} reads an nvfp4 cache on {where} only"
+    if major != _BLACKWELL and (read_head_dim(fields) == _NVFP4_MISREAD or fields["model_type"] == "gpt_oss"):
+        return f"on {gpu} vLLM refuses an nvfp4 cache for heads of 64 elements, and for attention sinks"
+    return ""
 
 
 def _latent_backend(fields: Mapping[str, Any], dtype: str, major: int, version: VLLMVersion) -> tuple[str, int]:

@@ -164,10 +164,11 @@ CHANGES = (
     Change(
         (0, 33, 0),
         "gated delta nets do the same where FlashInfer computes them, on Hopper and Blackwell, and their blocks are "
-        "multiples of 64 tokens there; a GB10 (DGX Spark) has the small batches whatever its memory",
+        "multiples of 64 tokens there; a GB10 (DGX Spark) has the small batches whatever its memory; FlashInfer reads "
+        "an nvfp4 cache on Ampere, Ada, Hopper and GeForce Blackwell too",
         "vllm/model_executor/layers/mamba/gdn/qwen_gdn_linear_attn.py, vllm/platforms/interface.py, "
-        "vllm/engine/arg_utils.py",
-        {"prefill_checkpoints": "all", "spares_gb10": True},
+        "vllm/engine/arg_utils.py; vllm/v1/attention/backends/flashinfer.py of 0.31 and 0.33",
+        {"prefill_checkpoints": "all", "spares_gb10": True, "nvfp4_majors": (8, 9, 10, 12)},
     ),
 )
 """All changes, oldest first."""

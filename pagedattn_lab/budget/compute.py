@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pagedattn_lab.budget import memory
-from pagedattn_lab.budget.attention_backends import block_size_multiple
+from pagedattn_lab.budget.attention_backends import block_size_multiple, nvfp4_caution
 from pagedattn_lab.budget.dtypes import cache_dtype, model_dtype
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.estimate import Estimate
@@ -102,7 +102,7 @@ def compute(options: Options) -> Budget:
         version.capacity(groups_of_ranks, [getattr(rank.available, which) for rank in ranks], limits)
         for which in ("low", "likely", "high")
     )
-    cautions = _cautions(options, config, gpu, layers.kv_cache_dtype)
+    cautions = _cautions(options, config, gpu, layers.kv_cache_dtype, version)
     notes = (*(note for note in (version.note, block_note) if note), *layers.notes, *cautions)
     return Budget(
         options, config["name"], gpu, version, config, layers.dtype, layers.kv_cache_dtype, layers.block_size,
@@ -110,10 +110,16 @@ def compute(options: Options) -> Budget:
     )  # fmt: skip
 
 
-def _cautions(options: Options, config: Mapping[str, Any], gpu: str | None, kv_cache_dtype: str) -> Iterator[str]:
+def _cautions(
+    options: Options, config: Mapping[str, Any], gpu: str | None, kv_cache_dtype: str, version: VLLMVersion
+) -> Iterator[str]:
     """What may keep a server from starting, though there is memory."""
     if too_long := longer_than_model(options, config):
         yield too_long
+    if kv_cache_dtype == "nvfp4" and (
+        caution := nvfp4_caution(text_fields(config), gpu=gpu, device=options.device, version=version)
+    ):
+        yield caution
     capability = memory.capability_without_fp8(gpu)
     if kv_cache_dtype.startswith(("fp8", "float8")) and capability:
         reads = "FlashInfer does" if capability >= "8" else "FlashInfer needs 8.0"

@@ -63,6 +63,7 @@ class VLLMVersion:
         cpu_blocks_of_32: whether a CPU takes multiples of 32 tokens only.
         stretches_yarn: whether a model's own length under YaRN is the original one times the factor, whatever else the
             configuration says.
+        nvfp4_majors: major compute capabilities of GPUs on which a backend reads an nvfp4 cache.
         chunk: tokens in a chunk of a prompt longer than 32,768, before V1.
         tiers: from how much memory on which batch defaults hold: ``"v0"``, ``"by name"``, ``"70 GiB"``, ``"160 GiB"``.
         spares_a100: whether an A100 keeps the small defaults.
@@ -86,6 +87,7 @@ class VLLMVersion:
     latent_blocks: Literal["none", "FlashMLA", "CUTLASS", "FlashInfer", "by backend"] = "none"
     cpu_blocks_of_32: bool = False
     stretches_yarn: bool = True
+    nvfp4_majors: tuple[int, ...] = (10,)
     chunk: int = 512
     tiers: Literal["v0", "by name", "70 GiB", "160 GiB"] = "v0"
     spares_a100: bool = False
