@@ -514,6 +514,41 @@ def test_who_reads_nvfp4(model: str, settings: dict[str, Any], said: str) -> Non
     assert len(found) == bool(said) and all(said in note for note in found)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gpu_memory_utilization": "0.9"}, "gpu_memory_utilization is '0.9': give a number"),
+        ({"gpu_memory_utilization": True}, "gpu_memory_utilization is True: give a number"),
+        ({"gpu": 24.0}, "gpu is 24.0: give the name"),
+        ({"gpu": True}, "gpu is True: give the name"),
+        ({"gpu": ""}, "gpu is '': give the name"),
+        ({"gpu": "NVIDIA"}, "gpu is 'NVIDIA': give the name"),
+        ({"vllm_version": None}, "vllm_version is None: give a string"),
+        ({"vllm_version": 0.33}, "vllm_version is 0.33: give a string"),
+        ({"num_speculative_tokens": "1"}, "num_speculative_tokens is '1': give a whole number"),
+        ({"gpu": None, "device": "cpu", "block_size": 16, "available_bytes": GIB}, "16 is no multiple of 32"),
+    ],
+)
+def test_values_of_another_kind(given: dict[str, Any], message: str) -> None:
+    """Catches a traceback from inside, or a value taken for another one, instead of a sentence that names it."""
+    with pytest.raises(BudgetError, match=message):
+        plan(LLAMA, **{"gpu": "H100", "max_model_len": 4096, **given})
+
+
+@pytest.mark.parametrize("name", ["num_key_value_heads", "num_attention_heads"])
+def test_no_heads(name: str) -> None:
+    """Catches a division by no heads, and none taken for as many as there are query heads."""
+    config = dict(load_config(LLAMA)) | {name: 0}
+    with pytest.raises(BudgetError, match=f"the configuration says {name} = 0: give at least 1"):
+        plan(config, "H100", max_model_len=4096)
+
+
+def test_blocks_of_older_cpus() -> None:
+    """Catches the multiples of 32 asked of a server that runs: a CPU took 16 tokens before 0.29."""
+    settings = {"device": "cpu", "block_size": 16, "available_bytes": GIB, "max_model_len": 2048}
+    assert plan("facebook/opt-125m", vllm_version="0.28", **settings).block_size == 16
+
+
 def test_context_that_does_not_fit() -> None:
     """Catches the null block counted as usable: 16 GiB are 8,192 blocks of which 8,191 can be used."""
     with pytest.raises(BudgetError) as refused:

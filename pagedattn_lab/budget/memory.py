@@ -59,12 +59,14 @@ def gpu_memory(gpu: str | int) -> tuple[str, Estimate]:
             number of bytes. A size is taken as what the driver reports.
 
     Raises:
-        BudgetError: an unknown name, or one that several GPUs have.
+        BudgetError: an unknown name, or one that several GPUs have, or neither a name nor a size.
 
     Example:
         >>> gpu_memory("NVIDIA GeForce RTX 4090")[0], gpu_memory("24GiB")[1].likely == 24 * 2**30
         ('RTX 4090', True)
     """
+    if isinstance(gpu, bool) or not isinstance(gpu, int | str) or (isinstance(gpu, str) and not _plain(gpu)):
+        raise BudgetError(f"gpu is {gpu!r}: give the name of a GPU, a size such as '24GiB', or a number of bytes")
     if isinstance(gpu, int):
         if gpu < 1:
             raise BudgetError(f"gpu is {gpu} bytes: give the name of a GPU, or a size above 0")

@@ -99,6 +99,11 @@ def _complete(config: Any, name: str | None = None) -> CompleteConfig:
             "transformers configuration"
         )
     published = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    for source in (published, published.get("text_config") or {}):
+        for heads in ("num_attention_heads", "num_key_value_heads"):  # 0 would pass for a figure that is left out
+            number = source.get(heads) if isinstance(source, Mapping) else None
+            if isinstance(number, int) and number < 1:
+                raise BudgetError(f"the configuration says {heads} = {number}: give at least 1")
     complete = CompleteConfig(text_fields(config), published=published)
     complete["name"] = name or published.get("_name_or_path") or published.get("model_type") or "this model"
     return complete

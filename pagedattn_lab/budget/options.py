@@ -75,7 +75,7 @@ class Options:
     usage: Literal["serve", "offline"] = "serve"
 
     def __post_init__(self) -> None:
-        """Refuse counts below 1 and shares that are none."""
+        """Refuse counts below 1, shares that are none, and values of another type than what is meant."""
         for name in (
             "max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "block_size", "max_num_batched_tokens",
             "max_num_seqs", "num_gpu_blocks_override",
@@ -84,14 +84,17 @@ class Options:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise BudgetError(f"{name} is {value!r}: give a whole number of at least 1")
         share = self.gpu_memory_utilization
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float)):
+            raise BudgetError(f"gpu_memory_utilization is {share!r}: give a number above 0, at most 1")
         if share is not None and not 0 < share <= 1:
             meant = f"; did you mean {share / 100:g}?" if 10 <= share <= 100 else ""
             raise BudgetError(f"gpu_memory_utilization is {share!r}: give a share above 0, at most 1{meant}")
         for name, known in (("device", ("gpu", "cpu")), ("usage", ("serve", "offline"))):
             if getattr(self, name) not in known:
                 raise BudgetError(f"{name} is {getattr(self, name)!r}: use {' or '.join(map(repr, known))}")
-        if self.num_speculative_tokens < 0:
-            raise BudgetError(f"num_speculative_tokens is {self.num_speculative_tokens}: give 0 or more")
+        guessed = self.num_speculative_tokens
+        if isinstance(guessed, bool) or not isinstance(guessed, int) or guessed < 0:
+            raise BudgetError(f"num_speculative_tokens is {guessed!r}: give a whole number, 0 or more")
 
     def per_rank(self, name: str) -> list[Estimate] | None:
         """Read a size that may be given once for all ranks of a pipeline or once for each.

@@ -273,6 +273,8 @@ def vllm_version(text: str) -> VLLMVersion:
         >>> vllm_version("0.40").note
         'vLLM 0.40.0 is newer than what this book knows: counted as 0.33.0 counts'
     """
+    if not isinstance(text, str):
+        raise BudgetError(f"vllm_version is {text!r}: give a string such as '0.33'")
     read = _VERSION.fullmatch(text.strip())
     if read is None:
         raise BudgetError(f"{text!r} is not a version of vLLM: give one like '0.33' or '0.11.2'")
