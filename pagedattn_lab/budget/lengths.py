@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.result import Budget
-from pagedattn_lab.kv_cache_groups import blocks_per_request
+from pagedattn_lab.kv_cache_specs import (
+    ChunkedLocalAttentionSpec,
+    KVCacheSpec,
+    MambaSpec,
+    RequestLimits,
+    SlidingWindowSpec,
+)
 
 POINTS = 8
 """At how many moments of its life a request is looked at."""
@@ -29,6 +37,75 @@ BLOCK_SIZES: dict[str, tuple[int, ...]] = {
     "cpu": (32, 64, 96, 128, 160, 192, 224, 256),
 }
 """Tokens per block that vLLM 0.33's attention backends take. The first two take all multiples of 16."""
+
+
+Group = Sequence[Any]
+"""What a group of layers keeps, as values that a page can store: its kind ("full", "window", "chunk" or "state"), its
+block size, and the tokens of a window or of a chunk, or the number of states."""
+
+
+def kept_by(spec: KVCacheSpec, limits: RequestLimits) -> Group:
+    """Say what layers of a spec keep.
+
+    Example:
+        >>> kept_by(SlidingWindowSpec(16, 8, 128, "bfloat16", sliding_window=4096), RequestLimits(8192, 2048))
+        ['window', 16, 4096]
+    """
+    if isinstance(spec, SlidingWindowSpec):
+        return ["window", spec.block_size, spec.sliding_window + spec.extra_retained_tokens]
+    if isinstance(spec, ChunkedLocalAttentionSpec):
+        return ["chunk", spec.block_size, spec.attention_chunk_size]
+    if isinstance(spec, MambaSpec) and limits.mamba_cache_mode != "all":
+        return ["state", spec.block_size, spec.max_blocks_per_request(limits)]
+    return ["full", spec.block_size, 0]
+
+
+def decode_in_flight(budget: Budget) -> int:
+    """Count the tokens of a decoding request that are scheduled and not yet settled, once a step is scheduled.
+
+    They are one step's, and with asynchronous scheduling two steps', since the next is scheduled before the last has
+    settled. A pipeline has more steps at once, but one request is in no more of them.
+
+    Example:
+        >>> from pagedattn_lab.budget import plan
+        >>> [decode_in_flight(plan("Llama-3.1-8B", "H100", vllm_version=version)) for version in ("0.25", "0.33")]
+        [1, 2]
+    """
+    options = budget.asked
+    ranks = options.pipeline_parallel_size
+    steps = budget.version.concurrent_batches(ranks, async_scheduling=options.async_scheduling, device=options.device)
+    return (2 if steps > ranks else 1) * (1 + options.num_speculative_tokens)
+
+
+def held_blocks(group: Group, tokens: int, in_flight: int) -> tuple[int, int]:
+    """Count the blocks that a request holds while it decodes, and their slots without a token in use.
+
+    Unlike :meth:`~pagedattn_lab.kv_cache_groups.KVCacheGroup.max_blocks_per_request` this is no bound: a step of
+    decoding brings one token, not a batch of a prompt's. What has left a window is dropped by the tokens that have
+    settled, so those in flight keep a few older ones.
+
+    Args:
+        group: what its layers keep.
+        tokens: of the request, those in flight among them.
+        in_flight: tokens scheduled and not yet settled (:func:`decode_in_flight`).
+
+    Example:
+        >>> held_blocks(["full", 16, 0], 20, 1), [held_blocks(["window", 16, 4], 20, ahead) for ahead in (1, 2)]
+        ((2, 12), [(1, 12), (2, 27)])
+
+    Source: ``get_num_skipped_tokens`` in vLLM's ``vllm/v1/core/single_type_kv_cache_manager.py``, and
+    ``allocate_slots`` in ``kv_cache_manager.py``.
+    """
+    kind, block_size, bound = group
+    if kind == "state":
+        return bound, 0
+    settled, skipped = max(0, tokens - in_flight), 0
+    if kind == "window":
+        skipped = max(0, settled - bound + 1)
+    elif kind == "chunk":
+        skipped = settled // bound * bound
+    blocks = cdiv(tokens, block_size) - skipped // block_size
+    return blocks, blocks * block_size - (tokens - skipped)
 
 
 @dataclass(frozen=True)
@@ -86,6 +163,8 @@ class Users:
 def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
     """Count the requests of given lengths that the cache of a budget holds at once.
 
+    All are taken to decode. While a prompt is computed its request can hold more behind a window, for a few steps.
+
     Args:
         budget: the server.
         lengths: tokens of prompts and of outputs. Outputs are cut at ``max_model_len``, as a server does.
@@ -94,7 +173,13 @@ def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
         BudgetError: no request can be served.
     """
     longest = budget.max_model_len
-    blocks = _blocks(budget)
+    groups = [kept_by(group.spec, budget.limits) for group in budget.groups]
+    in_flight = decode_in_flight(budget)
+
+    @cache
+    def blocks(num_tokens: int) -> int:
+        return sum(held_blocks(group, num_tokens, in_flight)[0] for group in groups)
+
     moments: list[tuple[int, int]] = []  # weight, blocks
     at_end: list[int] = []
     num_requests = 0
@@ -118,18 +203,6 @@ def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
         num_requests, num_requests - len(at_end), mean, math.sqrt(variance), sum(at_end) / len(at_end),
         max(0, budget.num_blocks - 1),
     )  # fmt: skip
-
-
-def _blocks(budget: Budget) -> Callable[[int], int]:
-    """Give what computes the blocks of a request by its tokens, and remembers them."""
-    known: dict[int, int] = {}
-
-    def blocks(num_tokens: int) -> int:
-        if num_tokens not in known:
-            known[num_tokens] = blocks_per_request(budget.groups, replace(budget.limits, max_model_len=num_tokens))
-        return known[num_tokens]
-
-    return blocks
 
 
 @dataclass(frozen=True)
