@@ -24,7 +24,7 @@ from pagedattn_lab.budget import (
     users,
 )  # fmt: skip
 from pagedattn_lab.budget.compute import compute
-from pagedattn_lab.budget.lengths import BLOCK_SIZES, Group, decode_in_flight, held_blocks, kept_by
+from pagedattn_lab.budget.lengths import BLOCK_SIZES, RISK, Group, decode_in_flight, held_blocks, kept_by
 from pagedattn_lab.hardware import COMPUTE_CAPABILITY, GPUS
 from pagedattn_lab.workloads import sharegpt
 
@@ -228,7 +228,7 @@ def test_lengths_beyond_the_context() -> None:
     budget = plan(LLAMA, num_gpu_blocks_override=1001, max_model_len=2048)
     load = users(budget, [(2048, 1), (3000, 5), (2000, 5000), (100, 100)])
     assert (load.num_requests, load.refused) == (4, 2)
-    assert load.mean_blocks_at_end == (128 + 13) / 2
+    assert load.mean_blocks_at_end == (48 * 128 + 100 * 13) / 148
     with pytest.raises(BudgetError, match=r"none of 1 requests .* within 2,048 tokens: raise max_model_len"):
         users(budget, [(4000, 1)])
 
@@ -245,6 +245,29 @@ def test_risk_is_kept() -> None:
         assert too_many / 4000 == pytest.approx(risk, abs=4 * math.sqrt(risk / 4000) + 0.2 * risk)
     with pytest.raises(ValueError, match=r"risk is 0\.2: use one of 0\.5, 0\.1, 0\.01, 0\.001"):
         load.with_risk(0.2)
+
+
+def test_risk_counts_whole_requests() -> None:
+    """Catches a request lost to rounding: the root of a whole number, squared, may be less than the number."""
+    for usable in range(1, 2000):
+        for blocks in (1, 2, 3, 7):
+            load = Users(3, 0, float(blocks), 0.0, float(blocks), usable)
+            assert load.mean == load.at_end == usable // blocks, usable
+            assert {load.with_risk(risk) for risk in RISK} == {usable // blocks}, usable
+    for number in range(1, 200):  # a mean that is no binary fraction, of which whole requests fill the cache
+        load = Users(3, 0, 490 / number, 0.0, 490 / number, 490)
+        assert load.mean == load.at_end == number
+        spread = RISK[0.01] * 0.5
+        blocks = (490 - spread * math.sqrt(number)) / number
+        assert Users(3, 0, blocks, 0.5, blocks, 490).with_risk(0.01) == number
+
+
+def test_fewer_fit_at_the_end_than_on_average() -> None:
+    """Catches two averages of different requests: long outputs are most of what runs, at their end as before."""
+    budget = plan(LLAMA, num_gpu_blocks_override=1001, max_model_len=8192)
+    load = users(budget, [(1000, 4000), *[(10, 10)] * 9])
+    assert load.at_end < load.mean
+    assert load.mean_blocks_at_end == pytest.approx((4000 * math.ceil(5000 / 16) + 90 * 2) / 4090)
 
 
 @pytest.mark.parametrize("batch", [512, 8192])

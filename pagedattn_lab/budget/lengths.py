@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -113,14 +114,14 @@ class Users:
     """How many requests of given lengths a cache holds at once.
 
     A request grows while it decodes, so at a random moment some are young and some old. Long outputs stay longer and
-    are met more often: moments are weighted by the length of the output.
+    are met more often: requests are weighted by the length of their output, in every average.
 
     Attributes:
         num_requests: requests whose lengths were looked at.
         refused: of these, prompts that leave no room for an output within ``max_model_len``.
         mean_blocks: blocks that a request holds at a random moment.
         deviation: the standard deviation of that.
-        mean_blocks_at_end: blocks that it holds when it is done.
+        mean_blocks_at_end: blocks that it will hold when it is done.
         usable_blocks: blocks that there are, without the null block.
     """
 
@@ -134,12 +135,12 @@ class Users:
     @property
     def mean(self) -> int:
         """As many as fit on average: half of the time they need more, and someone is preempted."""
-        return int(self.usable_blocks / self.mean_blocks)
+        return self.with_risk(0.5)
 
     @property
     def at_end(self) -> int:
-        """As many as fit if all happen to be as long as they will get."""
-        return int(self.usable_blocks / self.mean_blocks_at_end)
+        """As many as fit on average if all that run happen to be as long as they will get."""
+        return _most(self.usable_blocks, self.mean_blocks_at_end, 0.0)
 
     def with_risk(self, risk: float = 0.01) -> int:
         """As many as need more than there is only so rarely, if they come and go independently of each other.
@@ -154,10 +155,16 @@ class Users:
         """
         if risk not in RISK:
             raise ValueError(f"risk is {risk}: use one of {', '.join(map(str, RISK))}")
-        # n * mean + z * deviation * sqrt(n) = usable, solved for sqrt(n)
-        spread = RISK[risk] * self.deviation
-        root = (math.sqrt(spread**2 + 4 * self.mean_blocks * self.usable_blocks) - spread) / (2 * self.mean_blocks)
-        return int(root**2)
+        return _most(self.usable_blocks, self.mean_blocks, RISK[risk] * self.deviation)
+
+
+def _most(usable: int, mean: float, spread: float) -> int:
+    """Find the largest n with ``n * mean + spread * sqrt(n) <= usable``."""
+    root = (math.sqrt(spread**2 + 4 * mean * usable) - spread) / (2 * mean)
+    number = int(root**2)
+    # The root is rounded, and its square may be a hair below a whole number. The mean is rounded too.
+    needed = (number + 1) * mean + spread * math.sqrt(number + 1)
+    return number + (needed * (1 - 4 * sys.float_info.epsilon) <= usable)
 
 
 def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
@@ -181,14 +188,14 @@ def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
         return sum(held_blocks(group, num_tokens, in_flight)[0] for group in groups)
 
     moments: list[tuple[int, int]] = []  # weight, blocks
-    at_end: list[int] = []
+    at_end: list[tuple[int, int]] = []  # the same, at the end
     num_requests = 0
     for prompt, output in lengths:
         num_requests += 1
         output = min(output, longest - prompt)
         if output < 1:
             continue
-        at_end.append(blocks(prompt + output))
+        at_end.append((output, blocks(prompt + output)))
         # The moments stand for equal parts of its decoding, each in the middle of its part.
         moments += [(output, blocks(prompt + cdiv(output * (2 * i + 1), 2 * POINTS))) for i in range(POINTS)]
     if not at_end:
@@ -196,13 +203,16 @@ def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
             f"none of {num_requests:,} requests has a prompt that leaves room for an output within {longest:,} tokens: "
             "raise max_model_len"
         )
-    weight = sum(each for each, _ in moments)
-    mean = sum(each * held for each, held in moments) / weight
-    variance = sum(each * (held - mean) ** 2 for each, held in moments) / weight
+    mean, mean_at_end = _mean(moments), _mean(at_end)
+    variance = _mean([(weight, (held - mean) ** 2) for weight, held in moments])
     return Users(
-        num_requests, num_requests - len(at_end), mean, math.sqrt(variance), sum(at_end) / len(at_end),
+        num_requests, num_requests - len(at_end), mean, math.sqrt(variance), mean_at_end,
         max(0, budget.num_blocks - 1),
     )  # fmt: skip
+
+
+def _mean(weighted: Sequence[tuple[int, float]]) -> float:
+    return sum(weight * value for weight, value in weighted) / sum(weight for weight, _ in weighted)
 
 
 @dataclass(frozen=True)
