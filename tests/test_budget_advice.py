@@ -84,6 +84,22 @@ def test_smallest_gpu() -> None:
         smallest_gpu(replace(options, quantization="nonsense"))
 
 
+def test_smallest_gpu_that_is_just_enough() -> None:
+    """Catches a GPU passed over that serves as many as were asked for and no more, of the longest or of given lengths.
+
+    Blocks for 2 requests of 8,192 tokens are given, so 2.00 fit everywhere. Of short ones a number fits that is whole.
+    """
+    options = Options(LLAMA, max_model_len=8192, num_gpu_blocks_override=2 * 512)
+    found = smallest_gpu(options, num_requests=2)
+    assert found.max_concurrency == 2 and found.gpu == smallest_gpu(options).gpu
+    with pytest.raises(BudgetError, match="serves 3 requests at once"):
+        smallest_gpu(options, num_requests=3)
+    lengths, options = [(100, 100)], Options(LLAMA, max_model_len=8192)
+    found = smallest_gpu(options, lengths=lengths)
+    most = users(found, lengths).with_risk()
+    assert smallest_gpu(options, most, lengths) == found != smallest_gpu(options, most + 1, lengths)
+
+
 # --- what to change first -------------------------------------------------------------------------------------------
 
 
