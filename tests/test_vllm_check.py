@@ -300,10 +300,17 @@ def too_slow(request: httpx.Request) -> httpx.Response | None:
         (status("/v1/models", 200, text="hello"), "/v1/models answers no JSON object: is this an OpenAI server?"),
         (status("/v1/models", 200, json={"data": []}), "/v1/models lists no model"),
         (status("/v1/models", 200, json={"data": [{"id": "x"}]}), "does not say max_model_len of 'x'"),
+        (status("/v1/models", 200, json={"data": 5}), "/v1/models lists no model"),
+        (status("/v1/models", 200, json={"data": [{"id": 5, "max_model_len": 9}]}), "/v1/models lists no model"),
+        (status("/v1/models", 200, json={"data": [{"id": "x", "max_model_len": "4096"}]}), "'4096', not a whole"),
+        (status("/v1/models", 200, json={"data": [{"id": "x", "max_model_len": -3}]}), "of 'x' is -3, not a whole"),
+        (status("/v1/models", 200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip")),
+         "/v1/models answers what cannot be decompressed"),
         (refuses_the_third, "request 3 of 100, "),
         (refuses_the_third, "refused (400 Bad Request: Token id 29999 is out of vocabulary): the rest was not sent"),
         (too_slow, "/v1/completions did not answer in time: raise --timeout"),
         (status("/v1/completions", 200, json={"usage": None}), "came back as None + None tokens, not"),
+        (status("/v1/completions", 200, json={"usage": [1]}), "came back as None + None tokens, not"),
         (changed(r"^(vllm:prompt_tokens_total\{.*\}) .*$", r"\1 9e9"), "during the replay, so it was restarted"),
         (changed(r"^(vllm:prompt_tokens_created\{.*\}) .*$", r"\1 5.0", after=True), "counters began anew during the"),
     ],
@@ -315,6 +322,66 @@ def test_a_server_that_fails(
     recorded = Recorded(instead=instead)
     reach(recorded)
     assert_one_line(capsys, ["vllm-check", "--url", URL, *recorded.options], 1, message)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "notes"),
+    [
+        ("/server_info", {"text": "VllmConfig(model='x')"}, ["What /server_info answers is \"VllmConfig(model='x')\""]),
+        ("/server_info", {"text": "[" * 100_000}, ["What /server_info answers is '[[["]),
+        ("/server_info", {"json": [1]}, ["What /server_info answers is [1]: "]),
+        ("/server_info", {"json": {"vllm_config": "text form"}}, ["vllm_config of /server_info is 'text form': "]),
+        (
+            "/server_info",
+            {"json": {"vllm_config": {"scheduler_config": [1], "model_config": 5, "device_config": "cuda"}}},
+            [f"{name}_config of /server_info is " for name in ("model", "device", "scheduler")],
+        ),
+        (
+            "/server_info",
+            {"json": {"vllm_config": {"scheduler_config": {
+                "max_num_seqs": "x", "max_num_batched_tokens": 0, "policy": 1, "watermark": 2, "async_scheduling": "no",
+                "long_prefill_token_threshold": -1,
+            }}}},
+            ["max_num_seqs of /server_info is 'x': ", "max_num_batched_tokens of /server_info is 0: ", "policy of ",
+             "watermark of /server_info is 2: ", "long_prefill_token_threshold of ", "async_scheduling of "],
+        ),
+        (
+            "/server_info",
+            {"json": {"vllm_config": {
+                "parallel_config": {"tensor_parallel_size": True}, "device_config": {"device": {"type": "cuda"}},
+                "model_config": {"dtype": 16},
+            }}},
+            ["dtype of /server_info is 16: ", "device of /server_info is {", "tensor_parallel_size of "],
+        ),
+        ("/version", {"json": {"version": [1]}}, ["version of /version is [1]: "]),
+        ("/version", {"json": [1]}, ["What /version answers is [1]: "]),
+        ("/version", {"text": "0.32.0 and more"}, ["What /version answers is '0.32.0 and more': "]),
+        (
+            "/v1/models",
+            {"json": {"data": [{"id": "smollm2", "root": 7, "max_model_len": 1024}]}},
+            ["root of /v1/models is 7: "],
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_server_need_not_say_is_left_out_if_it_is_odd(
+    path: str,
+    content: dict[str, Any],
+    notes: list[str],
+    reach: Callable[[Answer], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Catches an error of Python's own, and a field that is dropped in silence or taken as it is."""
+    recorded = Recorded(instead=status(path, 200, **content))
+    reach(recorded)
+    options = "--config", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    report, _ = report_of(capsys, "vllm-check", "--url", URL, "--requests", "0", *options)
+    assert len(report["reasons"]) == len(notes)
+    assert all(reason.startswith(note) for reason, note in zip(report["reasons"], notes, strict=True))
+    assert all(
+        reason.endswith(": this check cannot read that, and goes on without it.") for reason in report["reasons"]
+    )
+    assert report["predicted"]["num_blocks"] == report["observed"]["num_blocks"] == 129
+    assert set(report["limit_sources"].values()) == {"default"}
 
 
 def test_the_rest_is_not_sent(reach: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,10 +138,17 @@ class Client:
         """
         return self._object(path, self._ask("GET", path))
 
-    def get_if_there(self, path: str) -> dict[str, Any]:
-        """Ask for a JSON object that not every server has; an empty one if this one answers anything but success."""
+    def get_if_there(self, path: str) -> Any:
+        """Ask for JSON that not every server has.
+
+        Returns:
+            What it is; the text, if it is no JSON; ``None`` if this server answers anything but success.
+        """
         answer = self._send("GET", path)
-        return self._object(path, answer) if answer.is_success else {}
+        if not answer.is_success:
+            return None
+        content = _json(answer)
+        return answer.text if content is None else content
 
     def metrics(self) -> Snapshot:
         """Read what the counters stand at.
@@ -217,8 +224,8 @@ class Client:
                 f"{who}, {len(prompt):,} tokens and {output_len:,} to come, was refused ({_reason(answer)}): the rest "
                 "was not sent"
             )
-        usage = self._object("/v1/completions", answer).get("usage") or {}
-        got = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        usage = self._object("/v1/completions", answer).get("usage")
+        got = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (None, None)
         if got != (len(prompt), output_len):
             raise ServerError(
                 f"{who} came back as {got[0]} + {got[1]} tokens, not {len(prompt)} + {output_len}: this server changes "
@@ -241,14 +248,13 @@ class Client:
             return self._http.request(method, self.url + path, **what)
         except httpx.TimeoutException:
             raise ServerError(f"{self.url}{path} did not answer in time: raise --timeout") from None
+        except httpx.DecodingError:
+            raise ServerError(f"{self.url}{path} answers what cannot be decompressed: is this a vLLM server?") from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise ServerError(f"nothing answers at {self.url}{path} ({error}): is the server running there?") from None
 
     def _object(self, path: str, answer: httpx.Response) -> dict[str, Any]:
-        try:
-            content = answer.json()
-        except ValueError:
-            content = None
+        content = _json(answer)
         if not isinstance(content, dict):
             raise ServerError(f"{self.url}{path} answers no JSON object: is this an OpenAI server?")
         return content
@@ -279,13 +285,18 @@ class _Turn:
             self._lock.release()
 
 
+def _json(answer: httpx.Response) -> Any:
+    """Read an answer; ``None`` if it is no JSON, or lists within lists without end."""
+    try:
+        return answer.json()
+    except (ValueError, RecursionError):
+        return None
+
+
 def _reason(answer: httpx.Response) -> str:
     """Say why something was refused: the status, and the server's own words if it has any."""
     status = f"{answer.status_code} {answer.reason_phrase}"
-    try:
-        content = answer.json()
-    except ValueError:
-        return status
+    content = _json(answer)
     error = content.get("error", content) if isinstance(content, dict) else content
     words = (error.get("message") or error.get("detail")) if isinstance(error, dict) else None
     return f"{status}: {words}" if isinstance(words, str) and words != answer.reason_phrase else status
