@@ -306,6 +306,14 @@ def too_slow(request: httpx.Request) -> httpx.Response | None:
         (status("/v1/models", 200, json={"data": [{"id": "x", "max_model_len": -3}]}), "of 'x' is -3, not a whole"),
         (status("/v1/models", 200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip")),
          "/v1/models answers what cannot be decompressed"),
+        (changed(r"^(vllm:prefix_cache_queries_total\{.*\}) .*$", r"\1 NaN"),
+         "vllm:prefix_cache_queries_total at http://127.0.0.1:8000/metrics is nan, not a count: restart the server"),
+        (changed(r"^(vllm:generation_tokens_total\{.*\}) .*$", r"\1 +Inf"), "generation_tokens_total at http"),
+        (changed(r"^(vllm:num_requests_waiting\{.*\}) .*$", r"\1 -1"), "/metrics is -1, not a count"),
+        (changed(r"^(vllm:num_preemptions_total\{.*\}) .*$", r"\1 NaN", after=True), "is nan, not a count"),
+        *((changed('max_concurrency="[^"]*"', f'max_concurrency="{value}"'), f"is '{value}', not a number from 0")
+          for value in ("lots", "nan", "inf", "-1")),
+        (changed('num_gpu_blocks="129"', f'num_gpu_blocks="{"9" * 5000}"'), "999', not a whole number: is this a vLLM"),
         (refuses_the_third, "request 3 of 100, "),
         (refuses_the_third, "refused (400 Bad Request: Token id 29999 is out of vocabulary): the rest was not sent"),
         (too_slow, "/v1/completions did not answer in time: raise --timeout"),
@@ -458,6 +466,15 @@ def test_why_figures_differ(queries: int, prompt_tokens: int, words: list[str]) 
     observed = predicted | {"prompt_tokens": prompt_tokens, "prefix_cache_queries": queries}
     reasons = list(Check(server, scheduler_limits(server), {"name": "chat"}, predicted, observed).reasons())
     assert all(word in reason for word, reason in zip(words, reasons, strict=True))
+
+
+def test_counters_that_do_not_say_since_when() -> None:
+    """Catches a server that seems restarted, since what is no number equals nothing."""
+    text = RECORDINGS["chat"]["answers"]["/metrics"][0]["text"]
+    text = re.sub(r"^(vllm:prompt_tokens_created\{.*\}) .*$", r"\1 NaN", text, flags=re.MULTILINE)
+    before, after = read_metrics(text, "here"), read_metrics(text, "here")
+    assert "prompt_tokens" not in before.created and before.created
+    assert set(after.since(before).values()) == {0}
 
 
 def test_counters_that_lag() -> None:

@@ -6,6 +6,7 @@ releases 0.32.0 and 0.33.0.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ def read_metrics(text: str, where: str) -> Snapshot:
         where: the address, for messages.
 
     Raises:
-        ServerError: it is no such text; a metric is missing; or the server has several engines.
+        ServerError: it is no such text; a metric is missing or no count; or the server has several engines.
     """
     found: dict[str, float] = {}
     infos: list[Mapping[str, str]] = []
@@ -89,6 +90,9 @@ def read_metrics(text: str, where: str) -> Snapshot:
             f"{where} has no vllm:{missing[0]}: this is no current vLLM server, or it was started with "
             "--disable-log-stats"
         )
+    for name in needed:
+        if not 0 <= found[name] < math.inf:  # nor is it NaN
+            raise ServerError(f"vllm:{name} at {where} is {found[name]}, not a count: restart the server")
     if len(infos) > 1:
         raise ServerError(
             f"{where} tells of {len(infos)} engines, each with a cache of its own: check a server that was started "
@@ -97,7 +101,9 @@ def read_metrics(text: str, where: str) -> Snapshot:
     return Snapshot(
         cache_config=infos[0],
         counters={name: int(found[f"{name}_total"]) for name in COUNTERS},
-        created={name: found[f"{name}_created"] for name in COUNTERS if f"{name}_created" in found},
+        created={
+            name: found[f"{name}_created"] for name in COUNTERS if 0 <= found.get(f"{name}_created", -1) < math.inf
+        },
         num_unfinished=int(found["num_requests_running"] + found["num_requests_waiting"]),
     )
 

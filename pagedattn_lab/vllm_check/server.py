@@ -6,6 +6,7 @@ defaults of limits), releases 0.32.0 and 0.33.0.
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -131,8 +132,8 @@ def read_server(client: Client, snapshot: Snapshot, model: str | None = None) ->
         block_size=_number(labels, "block_size"),
         num_blocks=_number(labels, "num_gpu_blocks"),
         enable_prefix_caching=labels["enable_prefix_caching"] == "True",
-        kv_tokens=_number(labels, "kv_cache_size_tokens") if "kv_cache_size_tokens" in labels else None,
-        max_concurrency=float(labels["kv_cache_max_concurrency"]) if "kv_cache_max_concurrency" in labels else None,
+        kv_tokens=_optional(labels, "kv_cache_size_tokens"),
+        max_concurrency=_ratio(labels, "kv_cache_max_concurrency"),
         num_gpu_blocks_override=_optional(labels, "num_gpu_blocks_override"),
         kv_cache_memory_bytes=_optional(labels, "kv_cache_memory_bytes"),
         cache_dtype=labels.get("cache_dtype", "auto"),
@@ -242,8 +243,23 @@ def _number(labels: Mapping[str, str], name: str) -> int:
     try:
         return int(labels[name])
     except ValueError:
-        raise ServerError(f"{name} of vllm:cache_config_info is {labels[name]!r}, not a whole number") from None
+        raise _wrong(labels, name, "a whole number") from None
 
 
 def _optional(labels: Mapping[str, str], name: str) -> int | None:
     return _number(labels, name) if name in labels else None
+
+
+def _ratio(labels: Mapping[str, str], name: str) -> float | None:
+    try:
+        ratio = float(labels[name]) if name in labels else None
+    except ValueError:
+        ratio = math.nan
+    if ratio is not None and not 0 <= ratio < math.inf:
+        raise _wrong(labels, name, "a number from 0")
+    return ratio
+
+
+def _wrong(labels: Mapping[str, str], name: str, right: str) -> ServerError:
+    shown = reprlib.repr(labels[name])
+    return ServerError(f"{name} of vllm:cache_config_info is {shown}, not {right}: is this a vLLM server?")
