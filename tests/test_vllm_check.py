@@ -313,7 +313,13 @@ def too_slow(request: httpx.Request) -> httpx.Response | None:
         (changed(r"^(vllm:num_preemptions_total\{.*\}) .*$", r"\1 NaN", after=True), "is nan, not a count"),
         *((changed('max_concurrency="[^"]*"', f'max_concurrency="{value}"'), f"is '{value}', not a number from 0")
           for value in ("lots", "nan", "inf", "-1")),
-        (changed('num_gpu_blocks="129"', f'num_gpu_blocks="{"9" * 5000}"'), "999', not a whole number: is this a vLLM"),
+        (changed('num_gpu_blocks="129"', f'num_gpu_blocks="{"9" * 5000}"'), "999', not a whole number from 2: is"),
+        *((changed('num_gpu_blocks="129"', f'num_gpu_blocks="{value}"'),
+           f"num_gpu_blocks of vllm:cache_config_info is '{value}', not a whole number from 2")
+          for value in ("0", "-5", "1")),
+        *((changed('block_size="32"', f'block_size="{value}"'), f"is '{value}', not a whole number from 1")
+          for value in ("0", "-16")),
+        (changed('kv_cache_size_tokens="4128"', 'kv_cache_size_tokens="-1"'), "is '-1', not a whole number from 0"),
         (refuses_the_third, "request 3 of 100, "),
         (refuses_the_third, "refused (400 Bad Request: Token id 29999 is out of vocabulary): the rest was not sent"),
         (too_slow, "/v1/completions did not answer in time: raise --timeout"),

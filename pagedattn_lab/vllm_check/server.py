@@ -129,8 +129,8 @@ def read_server(client: Client, snapshot: Snapshot, model: str | None = None) ->
         model=card["id"],
         root=root,
         max_model_len=max_model_len,
-        block_size=_number(labels, "block_size"),
-        num_blocks=_number(labels, "num_gpu_blocks"),
+        block_size=_number(labels, "block_size", 1),
+        num_blocks=_number(labels, "num_gpu_blocks", 2),  # the null block, and one that holds something
         enable_prefix_caching=labels["enable_prefix_caching"] == "True",
         kv_tokens=_optional(labels, "kv_cache_size_tokens"),
         max_concurrency=_ratio(labels, "kv_cache_max_concurrency"),
@@ -239,15 +239,18 @@ _SCHEDULER_CONFIG: dict[str, Callable[[Any], bool]] = {
 """What is read of a scheduler's configuration, and what each must be."""
 
 
-def _number(labels: Mapping[str, str], name: str) -> int:
+def _number(labels: Mapping[str, str], name: str, least: int) -> int:
     try:
-        return int(labels[name])
+        number = int(labels[name])
     except ValueError:
-        raise _wrong(labels, name, "a whole number") from None
+        number = least - 1
+    if number < least:
+        raise _wrong(labels, name, f"a whole number from {least}")
+    return number
 
 
 def _optional(labels: Mapping[str, str], name: str) -> int | None:
-    return _number(labels, name) if name in labels else None
+    return _number(labels, name, 0) if name in labels else None
 
 
 def _ratio(labels: Mapping[str, str], name: str) -> float | None:
