@@ -338,6 +338,30 @@ def test_a_server_that_fails(
     assert_one_line(capsys, ["vllm-check", "--url", URL, *recorded.options], 1, message)
 
 
+def test_no_server_commands_the_terminal(reach: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a colour, a bell or a turned line that a server's words bring to the screen, in a table or an error."""
+    evil = "m\x1b[31m\x07\u202e"
+    card = {"id": evil, "root": f"/models/{evil}", "max_model_len": 1024}
+
+    def answer(request: httpx.Request) -> httpx.Response | None:
+        if request.url.path == "/version":
+            return httpx.Response(200, json={"version": evil})
+        if request.url.path == "/v1/completions":
+            return httpx.Response(400, json={"error": {"message": evil}})
+        return httpx.Response(200, json={"data": [card]}) if request.url.path == "/v1/models" else None
+
+    reach(Recorded(instead=answer))
+    assert main(["vllm-check", "--url", URL, "--requests", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(r"m\x1b[31m\x07\u202e") == 3  # version, name, and in the reason the folder
+    assert printed.replace("\n", "").isprintable()
+    assert_one_line(capsys, ["vllm-check", "--url", URL, "--model", "x"], 1, r"it has m\x1b[31m\x07\u202e")
+    reach(Recorded(instead=answer))
+    assert_one_line(capsys, ["vllm-check", "--url", URL], 1, r"Bad Request: m\x1b[31m\x07\u202e)")
+    report, _ = report_of(capsys, "vllm-check", "--url", URL, "--requests", "0")
+    assert report["model"] == evil, "JSON has the name as requests must give it"
+
+
 @pytest.mark.parametrize(
     ("path", "content", "notes"),
     [

@@ -23,8 +23,21 @@ COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "pro
 """What is counted, as vLLM names it between ``vllm:`` and ``_total``."""
 
 
+def printable(text: str) -> str:
+    r"""Spell out what a terminal would obey rather than show: a server's words may hold anything.
+
+    Example:
+        >>> printable("red \x1b[31m, naïve, next\nline")
+        'red \\x1b[31m, naïve, next\\nline'
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 class ServerError(RuntimeError):
     """A server that cannot be asked, or that answers something else. Its message says what, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
