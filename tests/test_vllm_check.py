@@ -345,15 +345,15 @@ def test_no_server_commands_the_terminal(reach: Callable[[Answer], None], capsys
 
     def answer(request: httpx.Request) -> httpx.Response | None:
         if request.url.path == "/version":
-            return httpx.Response(200, json={"version": evil})
+            return httpx.Response(200, json={"version": f"0.1+{evil}"})
         if request.url.path == "/v1/completions":
             return httpx.Response(400, json={"error": {"message": evil}})
         return httpx.Response(200, json={"data": [card]}) if request.url.path == "/v1/models" else None
 
     reach(Recorded(instead=answer))
-    assert main(["vllm-check", "--url", URL, "--requests", "0"]) == 0
+    assert main(["vllm-check", "--url", URL, "--requests", "0", "--config", "HuggingFaceTB/SmolLM2-135M-Instruct"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count(r"m\x1b[31m\x07\u202e") == 3  # version, name, and in the reason the folder
+    assert printed.count(r"m\x1b[31m\x07\u202e") == 3  # version, name, and the version in a reason
     assert printed.replace("\n", "").isprintable()
     assert_one_line(capsys, ["vllm-check", "--url", URL, "--model", "x"], 1, r"it has m\x1b[31m\x07\u202e")
     reach(Recorded(instead=answer))
