@@ -14,6 +14,7 @@ from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.budget import (
     Budget,
     BudgetError,
+    Estimate,
     Options,
     Users,
     block_size_advice,
@@ -186,8 +187,8 @@ def test_changes_that_only_help_together() -> None:
 def test_serve_command() -> None:
     """Catches a flag that is lost, one that only repeats a default, and a short name that the Hub does not know."""
     budget = plan(
-        "Llama-3.1-8B-Instruct", "24GiB", max_model_len=8192, kv_cache_dtype="fp8", block_size=32, max_num_seqs=16,
-        gpu_memory_utilization=0.95, enable_prefix_caching=False, async_scheduling=False,
+        "meta-llama/Llama-3.1-8B-Instruct", "24GiB", max_model_len=8192, kv_cache_dtype="fp8", block_size=32,
+        max_num_seqs=16, gpu_memory_utilization=0.95, enable_prefix_caching=False, async_scheduling=False,
     )  # fmt: skip
     assert budget.serve_command() == (
         "vllm serve meta-llama/Llama-3.1-8B-Instruct --max-model-len 8192 --kv-cache-dtype fp8 --block-size 32 "
@@ -200,6 +201,46 @@ def test_serve_command() -> None:
     assert json.loads(words[words.index("--speculative-config") + 1]) == {
         "model": "meta-llama/Llama-3.2-1B", "num_speculative_tokens": 3,
     }  # fmt: skip
+
+
+def test_serve_lines_that_start() -> None:
+    """Catches what vLLM does not read: a size with our unit, the drafter of a model's own layers as a model's name."""
+    for size in ("4GiB", 4 * GIB, Estimate.known(4 * GIB, "given")):
+        line = plan(LLAMA, kv_cache_memory_bytes=size, max_model_len=8192).serve_command()
+        assert line.endswith("--kv-cache-memory-bytes 4294967296"), size
+    words = shlex.split(
+        plan(
+            "DeepSeek-V3", available_bytes="16GiB", tensor_parallel_size=8, drafter="mtp", num_speculative_tokens=1
+        ).serve_command()
+    )
+    assert json.loads(words[words.index("--speculative-config") + 1]) == {
+        "method": "mtp", "num_speculative_tokens": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "served"),
+    [
+        ("gemma-3-12b", "google/gemma-3-12b-it"),
+        ("opt-13b-hf", "facebook/opt-13b"),
+        ("Qwen3-8B-Instruct", "Qwen/Qwen3-8B"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+    ],
+)
+def test_the_name_that_is_served(given: str, served: str) -> None:
+    """Catches an owner put before a name that this owner has no model of; an id that was given in full stays."""
+    assert plan(given, available_bytes="64GiB").serve_command() == f"vllm serve {served}"
+
+
+def test_more_sequences_than_tokens_of_a_step() -> None:
+    """Catches a line with more sequences than tokens in a step, which vLLM refuses, and a default that it lowers."""
+    budget = plan(LLAMA, "H100", max_model_len=8192, max_num_batched_tokens=512)
+    assert (budget.max_num_batched_tokens, budget.max_num_seqs) == (512, 512)
+    assert plan(LLAMA, "H100", max_model_len=8192, max_num_batched_tokens=2048).max_num_seqs == 1024
+    assert plan(LLAMA, "H100", max_model_len=8192, max_num_batched_tokens=512, max_num_seqs=512).max_num_seqs == 512
+    for settings in ({"max_num_batched_tokens": 512, "max_num_seqs": 513}, {"max_num_seqs": 8193}):
+        with pytest.raises(BudgetError, match=r"max_num_seqs = \d+ is above max_num_batched_tokens = \d+"):
+            plan(LLAMA, "H100", max_model_len=8192, **settings)
 
 
 def test_serve_command_of_a_quantised_checkpoint() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.layers import layer_specs, layers_of_ranks, pipeline_ranks
+from pagedattn_lab.budget.models import load_config
 from pagedattn_lab.kv_cache_groups import (
     UnknownLayoutError,
     blocks_per_request,
@@ -16,6 +17,7 @@ from pagedattn_lab.kv_cache_groups import (
     kv_cache_groups,
 )  # fmt: skip
 from pagedattn_lab.kv_cache_specs import MambaSpec, RequestLimits
+from pagedattn_lab.kv_config import CompleteConfig
 
 LLAMA = {
     "model_type": "llama", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 8, "vocab_size": 100,
@@ -188,6 +190,32 @@ def test_what_does_not_go_together(changes: dict[str, Any], settings: dict[str, 
     """Catches a setting that vLLM would refuse, taken all the same; each message says what to change."""
     with pytest.raises(BudgetError, match=message):
         layer_specs({**LLAMA, **changes}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "message"),
+    [
+        ("SmolLM2-135M", 9, "intermediate_size = 1536 does not divide .* = 9, 6 are left over: use one of 1, 3$"),
+        ("Qwen2.5-7B", 28, "intermediate_size = 18944 .*: use one of 1, 2, 4$"),
+        ("Qwen3-14B", 40, "intermediate_size = 17408 .*: use one of 1, 2, 4, 8$"),
+    ],
+)
+def test_widths_that_do_not_divide(model: str, tp: int, message: str) -> None:
+    """Catches a number of GPUs that divides the heads and not the MLP: vLLM stops while it builds the model."""
+    with pytest.raises(BudgetError, match=message):
+        layer_specs(model, tensor_parallel_size=tp)
+
+
+def test_widths_of_experts() -> None:
+    """Catches experts that cannot be shared, and a width refused that no layer has: all layers have experts there."""
+    config = load_config("Qwen3-30B-A3B")
+    for name, tp in (("moe_intermediate_size", 16), ("intermediate_size", None)):
+        changed = CompleteConfig(config | {name: 8 * 97})
+        if tp:
+            with pytest.raises(BudgetError, match=r"moe_intermediate_size = 776 .*: use one of 1, 2, 4, 8$"):
+                layer_specs(changed, tensor_parallel_size=tp)
+        else:
+            assert layer_specs(changed, tensor_parallel_size=16).specs
 
 
 @pytest.mark.parametrize("missing", ["num_hidden_layers", "num_attention_heads", "hidden_size"])

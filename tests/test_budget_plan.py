@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pagedattn_lab.arithmetic import GIB, cdiv
-from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, plan
+from pagedattn_lab.budget import Budget, BudgetError, Estimate, Options, load_config, plan, plan_longest
 from pagedattn_lab.budget.compute import compute, model_max_len
 from pagedattn_lab.budget.memory import DRIVER_SHARES, gpu_memory, memory_kind
 from pagedattn_lab.hardware import GPUS
@@ -395,9 +395,17 @@ def test_no_gpu_has_as_much(given: dict[str, str]) -> None:
 
 
 def test_contexts_beyond_the_model() -> None:
-    """Catches a length that vLLM refuses, whatever memory there is; and a warning of one that it takes."""
-    (note,) = plan("Qwen3-8B", "H200", max_model_len=202_752).notes
-    assert note.startswith("Qwen/Qwen3-8B takes 40,960 tokens: vLLM refuses --max-model-len 202752 unless VLLM_ALLOW")
+    """Catches a length that vLLM refuses, whatever memory there is; and a warning of one that it takes.
+
+    A server that runs with such a length all the same is computed, and the budget says what it did."""
+    said = "Qwen/Qwen3-8B takes 40,960 tokens, and max_model_len = 40961 is 1 more: vLLM refuses it unless VLLM_ALLOW"
+    options = Options("Qwen3-8B", "H200", max_model_len=40_961)
+    for refuses in (lambda: plan(**vars(options)), lambda: plan_longest(options)):
+        with pytest.raises(BudgetError, match=said) as refused:
+            refuses()
+        assert str(refused.value).endswith("Use at most 40960")
+    (note,) = compute(options).notes
+    assert note == str(refused.value)
     assert plan("Qwen3-8B", "H200", max_model_len=40_960).notes == plan("Qwen3-8B", "H200").notes == ()
 
 
@@ -418,6 +426,18 @@ def test_stretched_positions(changes: dict[str, Any], length: int) -> None:
     assert model_max_len(config | changes) == length
 
 
+@pytest.mark.parametrize(("version", "length"), [("0.9", 131_072), ("0.29", 131_072), ("0.30", 32_768)])
+def test_yarn_before_0_30(version: str, length: int) -> None:
+    """Catches a factor that older releases multiply by and newer ones do not; Qwen2.5's card says to add this."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    config = dict(load_config("Qwen2.5-7B-Instruct")) | {"rope_parameters": yarn}
+    settings = {"available_bytes": 16 * GIB, "vllm_version": version}
+    assert plan(config, **settings).max_model_len == length
+    assert plan(config, max_model_len=length, **settings).notes == ()
+    with pytest.raises(BudgetError, match=f"takes {length:,} tokens"):
+        plan(config, max_model_len=length + 1, **settings)
+
+
 def test_a_stretch_that_costs_something_must_be_asked_for() -> None:
     """Catches longrope's long context by default: vLLM takes the one that the model was trained on first."""
     config = {
@@ -431,6 +451,67 @@ def test_a_stretch_that_costs_something_must_be_asked_for() -> None:
     assert plan(config, **settings).max_model_len == 4096
     asked = plan(config, max_model_len=100_000, **settings)
     assert asked.max_model_len == 100_000 and not asked.notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "block_size"),
+    [
+        ({"gpu": "H200"}, 16),
+        ({"gpu": "H200", "kv_cache_dtype": "fp8"}, 64),
+        ({"gpu": "B200"}, 32),
+        ({"gpu": "B200", "kv_cache_dtype": "fp8"}, 32),
+        ({"gpu": "A100-80GB"}, 16),
+        ({"gpu": "RTX 5090"}, 16),
+        ({"gpu": "H200", "kv_cache_dtype": "fp8", "block_size": 16}, 16),
+        ({"device": "cpu"}, 16),
+        ({"gpu": "H200", "vllm_version": "0.17"}, 64),
+        ({"gpu": "H200", "vllm_version": "0.18"}, 16),
+        ({"gpu": "B200", "vllm_version": "0.10"}, 16),
+        ({"gpu": "B200", "vllm_version": "0.14"}, 128),
+        ({"gpu": "B200", "vllm_version": "0.17"}, 64),
+    ],
+)
+def test_blocks_of_latents(settings: dict[str, Any], block_size: int) -> None:
+    """Catches blocks of latents as long as any others: which kernel reads them, GPU, dtype and release decide."""
+    budget = compute(Options("DeepSeek-V3", tensor_parallel_size=8, available_bytes=8 * GIB, **settings))
+    assert budget.block_size == block_size
+    assert any("latents, in blocks of" in note for note in budget.notes) == (block_size > 16)
+
+
+def test_blocks_of_latents_of_an_odd_head() -> None:
+    """Catches FlashInfer taken for heads that its kernel does not know: CUTLASS has blocks of 128 tokens."""
+    config = dict(load_config("DeepSeek-V3")) | {"qk_nope_head_dim": 96}
+    assert compute(Options(config, "B200", tensor_parallel_size=8, available_bytes=8 * GIB)).block_size == 128
+
+
+@pytest.mark.parametrize("gpu", [None, "141GiB", "MI300X"])
+def test_blocks_of_latents_on_a_gpu_that_is_not_known(gpu: str | None) -> None:
+    """Catches a block size that is guessed and passes for exact."""
+    settings = {"tensor_parallel_size": 8, "available_bytes": 8 * GIB}
+    assert any("16 tokens are assumed" in note for note in compute(Options("DeepSeek-V3", gpu, **settings)).notes)
+    given = compute(Options("DeepSeek-V3", gpu, block_size=64, **settings))
+    assert given.block_size == 64 and not any("assumed" in note for note in given.notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "said"),
+    [
+        (LLAMA, {"gpu": "T4"}, "T4 has compute capability 7.5: vLLM 0.33.0 reads an nvfp4 cache on 8.x, 9.x, 10.x and"),
+        (LLAMA, {"gpu": "MI300X"}, "MI300X has no compute capability"),
+        (LLAMA, {"gpu": "H200", "vllm_version": "0.31"}, "vLLM 0.31.0 reads an nvfp4 cache on 10.x only"),
+        (LLAMA, {"gpu": "RTX 3090"}, ""),
+        (LLAMA, {"gpu": "B200", "vllm_version": "0.31"}, ""),
+        (LLAMA, {"gpu": "24GiB"}, ""),
+        ("openai/gpt-oss-20b", {"gpu": "H200"}, "on H200 vLLM refuses an nvfp4 cache for heads of 64"),
+        ("openai/gpt-oss-20b", {"gpu": "B200"}, ""),
+        (LLAMA, {"device": "cpu"}, "no nvfp4 cache on a CPU"),
+    ],
+)
+def test_who_reads_nvfp4(model: str, settings: dict[str, Any], said: str) -> None:
+    """Catches a cache in four bits for a GPU on which no kernel reads one; and a warning where one does."""
+    notes = compute(Options(model, kv_cache_dtype="nvfp4", available_bytes=GIB, **settings)).notes
+    found = [note for note in notes if "nvfp4 cache" in note]
+    assert len(found) == bool(said) and all(said in note for note in found)
 
 
 def test_context_that_does_not_fit() -> None:

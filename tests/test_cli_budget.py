@@ -145,6 +145,16 @@ def test_least_that_may_be_available_is_not_enough(capsys: pytest.CaptureFixture
         plan("Qwen3-0.6B", available_bytes=low, max_model_len=int(longest) + 1)
 
 
+def test_a_log_of_a_start_that_left_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a failed start whose log is called unreadable: it says how much is missing, and what mends that."""
+    (tmp_path / "failed.log").write_text(LOG.replace("58.11 GiB", "-5.12 GiB").rsplit("INFO", 2)[0])
+    line = ["budget", LLAMA, "--log", str(tmp_path / "failed.log"), "--max-model-len", "8192"]
+    said = "nothing was left for the cache: what else takes memory needs 5.12 GiB more than the share"
+    assert_one_line(capsys, line, 1, f"{said} that vLLM may use. Give --gpu")
+    assert_one_line(capsys, [*line, "--gpu", "A10"], 1, f"{said} that vLLM may use: try --quantization")
+    assert main([*line, "--available", "20GiB"]) == 0
+
+
 def test_a_log_instead_of_estimates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a log's figure that is not taken, one that beats what was given, and rounding that passes for exact."""
     (tmp_path / "start.log").write_text(LOG)

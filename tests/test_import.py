@@ -72,9 +72,9 @@ SPINE = [
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
     "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers",
-    "budget.models", "budget.layers", "budget.quantization", "budget.parameters", "budget.weights", "budget.options",
-    "budget.serve_command", "budget.result", "budget.memory", "budget.compute", "budget.lengths", "budget.advice",
-    "budget.plan", "budget",
+    "budget.models", "budget.mlp_widths", "budget.layers", "budget.quantization", "budget.parameters",
+    "budget.weights", "budget.options", "budget.serve_command", "budget.result", "budget.memory",
+    "budget.attention_backends", "budget.compute", "budget.lengths", "budget.advice", "budget.plan", "budget",
 ]  # fmt: skip
 APPARATUS = [
     "baselines", "baselines.accounting", "baselines.strip", "baselines.contiguous", "baselines.paged",
@@ -99,8 +99,8 @@ APPARATUS = [
     "vllm_log.words", "vllm_log.start_up_log", "vllm_log.settings", "vllm_log.memory", "vllm_log.trouble",
     "vllm_log.meanings", "vllm_log.parse", "vllm_log", "vllm_log.check",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
-    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget", "cli.bench", "cli.compile",
-    "cli.exercises", "cli.serve", "cli.vllm_log", "cli.vllm_check", "cli", "__main__",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget_log", "cli.budget", "cli.bench",
+    "cli.compile", "cli.exercises", "cli.serve", "cli.vllm_log", "cli.vllm_check", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS
 """Every module behind those that it may import: what a server is, then what the book measures and shows it with."""

@@ -63,10 +63,10 @@ CHANGES = (
     ),
     Change(
         (0, 8, 0),
-        "engine V1 is the default: prompts are always computed in chunks, an H100 or H200 has larger batches, and the "
-        "log counts tokens, not blocks",
-        "pull requests 12369, 12569 and 13596",
-        {"tiers": "by name", "lines": "two lines"},
+        "engine V1 is the default: prompts are always computed in chunks, an H100 or H200 has larger batches, the log "
+        "counts tokens, not blocks, and on Hopper latents have blocks of 64 tokens",
+        "pull requests 12369, 12569 and 13596; vllm/platforms/cuda.py",
+        {"tiers": "by name", "lines": "two lines", "latent_blocks": "FlashMLA"},
     ),
     Change(
         (0, 8, 5),
@@ -88,9 +88,9 @@ CHANGES = (
     ),
     Change(
         (0, 11, 0),
-        "layers of one kind may differ in width and share a table",
-        "UniformTypeKVCacheSpecs in vllm/v1/kv_cache_interface.py",
-        {"mixed_widths": "one table"},
+        "layers of one kind may differ in width and share a table; on a B200 latents have blocks of 128 tokens",
+        "UniformTypeKVCacheSpecs in vllm/v1/kv_cache_interface.py, vllm/platforms/cuda.py",
+        {"mixed_widths": "one table", "latent_blocks": "CUTLASS"},
     ),
     Change(
         (0, 12, 0),
@@ -105,10 +105,16 @@ CHANGES = (
         {"available_line": "rounded"},
     ),
     Change(
+        (0, 16, 0),
+        "on a B200 latents have blocks of 64 tokens",
+        "vllm/platforms/cuda.py of 0.14 and 0.16",
+        {"latent_blocks": "FlashInfer"},
+    ),
+    Change(
         (0, 18, 0),
-        "1.25 became 1.5",
-        "pull request 36684",
-        {"near": 1.5},
+        "1.25 became 1.5, and latents have the shortest blocks that the backend takes, 16 tokens or more",
+        "pull request 36684; vllm/platforms/cuda.py",
+        {"near": 1.5, "latent_blocks": "by backend"},
     ),
     Change(
         (0, 20, 0),
@@ -137,15 +143,17 @@ CHANGES = (
     Change(
         (0, 29, 0),
         "the null block is set aside in the check that one request fits, narrow pages are padded where longer blocks "
-        "do not come out even, and the second model runner is the default",
-        "pull request 47272; vllm/v1/core/kv_cache_utils.py, vllm/config/vllm.py",
-        {"null_block": True, "mixed_widths": "all", "v2_runner": True},
+        "do not come out even, the second model runner is the default, and a CPU's blocks are multiples of 32 tokens",
+        "pull request 47272; vllm/v1/core/kv_cache_utils.py, vllm/config/vllm.py, "
+        "vllm/v1/attention/backends/cpu_attn.py",
+        {"null_block": True, "mixed_widths": "all", "v2_runner": True, "cpu_blocks_of_32": True},
     ),
     Change(
         (0, 30, 0),
-        "the log names the device, where it said GPU of a CPU too",
-        "vllm/v1/core/kv_cache_utils.py",
-        {"lines": "device"},
+        "the log names the device, where it said GPU of a CPU too; under YaRN a model's own length is what its "
+        "configuration says, where it was the original length times the factor",
+        "vllm/v1/core/kv_cache_utils.py, _get_and_verify_max_len in vllm/config/model.py",
+        {"lines": "device", "stretches_yarn": False},
     ),
     Change(
         (0, 32, 0),
@@ -156,10 +164,11 @@ CHANGES = (
     Change(
         (0, 33, 0),
         "gated delta nets do the same where FlashInfer computes them, on Hopper and Blackwell, and their blocks are "
-        "multiples of 64 tokens there; a GB10 (DGX Spark) has the small batches whatever its memory",
+        "multiples of 64 tokens there; a GB10 (DGX Spark) has the small batches whatever its memory; FlashInfer reads "
+        "an nvfp4 cache on Ampere, Ada, Hopper and GeForce Blackwell too",
         "vllm/model_executor/layers/mamba/gdn/qwen_gdn_linear_attn.py, vllm/platforms/interface.py, "
-        "vllm/engine/arg_utils.py",
-        {"prefill_checkpoints": "all", "spares_gb10": True},
+        "vllm/engine/arg_utils.py; vllm/v1/attention/backends/flashinfer.py of 0.31 and 0.33",
+        {"prefill_checkpoints": "all", "spares_gb10": True, "nvfp4_majors": (8, 9, 10, 12)},
     ),
 )
 """All changes, oldest first."""

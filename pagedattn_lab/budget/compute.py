@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pagedattn_lab.budget import memory
+from pagedattn_lab.budget.attention_backends import block_size_multiple, nvfp4_caution
+from pagedattn_lab.budget.dtypes import cache_dtype, model_dtype
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.estimate import Estimate
 from pagedattn_lab.budget.layers import LayerSpecs, layer_specs, layers_of_ranks, pipeline_ranks
@@ -16,6 +18,7 @@ from pagedattn_lab.budget.versions import VLLMVersion, vllm_version
 from pagedattn_lab.budget.weights import weight_bytes
 from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, project_groups
 from pagedattn_lab.kv_cache_specs import RequestLimits
+from pagedattn_lab.kv_config import text_fields
 
 GIVEN = ("available_bytes", "kv_cache_memory_bytes", "num_gpu_blocks_override")
 """What makes a GPU unnecessary: any of these says how large the cache is."""
@@ -40,7 +43,16 @@ def compute(options: Options) -> Budget:
     gpu, total = (None, None) if options.gpu is None else memory.gpu_memory(options.gpu)
     if total is None and all(getattr(options, name) is None for name in GIVEN):
         raise BudgetError("nothing says how much memory there is: give gpu, or what vLLM says is available_bytes")
-    max_model_len = options.max_model_len or _default_len(config)
+    max_model_len = options.max_model_len or _default_len(config, version)
+    fields = text_fields(config)
+    multiple, block_note = block_size_multiple(
+        fields,
+        cache_dtype(fields, options.kv_cache_dtype, model_dtype(fields, options.dtype), []),
+        gpu=gpu,
+        device=options.device,
+        version=version,
+        is_given=options.block_size is not None,
+    )
     layers = layer_specs(
         config,
         block_size=options.block_size,
@@ -50,7 +62,7 @@ def compute(options: Options) -> Budget:
         enable_prefix_caching=options.enable_prefix_caching,
         num_speculative_tokens=options.num_speculative_tokens,
         drafter=options.drafter,
-        block_size_multiple=128 if options.device == "cpu" and options.block_size is None else 16,
+        block_size_multiple=multiple,
         max_model_len=max_model_len,
         mamba_ssm_cache_dtype="float32" if options.device == "cpu" else "auto",
         gdn_prefill_backend="flashinfer"
@@ -69,7 +81,13 @@ def compute(options: Options) -> Budget:
         device=options.device,
         world_size=options.tensor_parallel_size * options.pipeline_parallel_size,
     )
-    num_tokens, num_seqs = options.max_num_batched_tokens or num_tokens, options.max_num_seqs or num_seqs
+    num_tokens = options.max_num_batched_tokens or num_tokens
+    num_seqs = options.max_num_seqs or min(num_seqs, num_tokens)
+    if num_seqs > num_tokens:
+        raise BudgetError(
+            f"max_num_seqs = {num_seqs} is above max_num_batched_tokens = {num_tokens}, and each sequence needs a "
+            "token in every step: vLLM refuses it. Lower the one, or raise the other"
+        )
     in_flight = num_tokens * version.concurrent_batches(
         options.pipeline_parallel_size, async_scheduling=options.async_scheduling, device=options.device
     )
@@ -84,23 +102,24 @@ def compute(options: Options) -> Budget:
         version.capacity(groups_of_ranks, [getattr(rank.available, which) for rank in ranks], limits)
         for which in ("low", "likely", "high")
     )
-    cautions = _cautions(options, config, gpu, layers.kv_cache_dtype)
-    notes = (*([version.note] if version.note else []), *layers.notes, *cautions)
+    cautions = _cautions(options, config, gpu, layers.kv_cache_dtype, version)
+    notes = (*(note for note in (version.note, block_note) if note), *layers.notes, *cautions)
     return Budget(
         options, config["name"], gpu, version, config, layers.dtype, layers.kv_cache_dtype, layers.block_size,
         num_tokens, num_seqs, share, total, tuple(groups), ranks, limits, likely, low, high, notes,
     )  # fmt: skip
 
 
-def _cautions(options: Options, config: Mapping[str, Any], gpu: str | None, kv_cache_dtype: str) -> Iterator[str]:
+def _cautions(
+    options: Options, config: Mapping[str, Any], gpu: str | None, kv_cache_dtype: str, version: VLLMVersion
+) -> Iterator[str]:
     """What may keep a server from starting, though there is memory."""
-    if options.max_model_len and isinstance(config.get("max_position_embeddings"), int):
-        own = model_max_len(config)
-        if options.max_model_len > own:
-            yield (
-                f"{config['name']} takes {own:,} tokens: vLLM refuses --max-model-len {options.max_model_len} unless "
-                "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 is set, and what the model then writes may be nonsense"
-            )
+    if too_long := longer_than_model(options, config):
+        yield too_long
+    if kv_cache_dtype == "nvfp4" and (
+        caution := nvfp4_caution(text_fields(config), gpu=gpu, device=options.device, version=version)
+    ):
+        yield caution
     capability = memory.capability_without_fp8(gpu)
     if kv_cache_dtype.startswith(("fp8", "float8")) and capability:
         reads = "FlashInfer does" if capability >= "8" else "FlashInfer needs 8.0"
@@ -110,24 +129,46 @@ def _cautions(options: Options, config: Mapping[str, Any], gpu: str | None, kv_c
         )
 
 
-def model_max_len(config: Mapping[str, Any]) -> int:
+def longer_than_model(options: Options, config: Mapping[str, Any]) -> str:
+    """Say by how much a length that was asked for exceeds the model's own, which vLLM refuses; else nothing."""
+    asked = options.max_model_len
+    if not asked or not isinstance(config.get("max_position_embeddings"), int):
+        return ""
+    own = model_max_len(config, vllm_version(options.vllm_version))
+    if asked <= own:
+        return ""
+    return (
+        f"{config['name']} takes {own:,} tokens, and max_model_len = {asked} is {asked - own:,} more: vLLM refuses it "
+        "unless VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 is set, and what the model then writes may be nonsense. Use at most "
+        f"{own}"
+    )
+
+
+def model_max_len(config: Mapping[str, Any], version: VLLMVersion | None = None) -> int:
     """Read how long a context the model allows: the most that vLLM takes as ``max_model_len``.
+
+    Args:
+        config: of the model.
+        version: of vLLM; by default the newest that is known.
 
     Raises:
         BudgetError: the configuration does not say.
 
-    Source: vLLM 0.33.0, ``_get_and_verify_max_len`` in ``vllm/config/model.py``. Until 0.30 or so it multiplied YaRN's
-    factor as well.
+    Source: vLLM 0.33.0, ``_get_and_verify_max_len`` in ``vllm/config/model.py``. Up to 0.29 the length under YaRN was
+    the original one times the factor; since 0.30 it is what the configuration says, which has the factor already.
     """
     longest = config.get("max_position_embeddings")
     if not isinstance(longest, int):
         raise BudgetError(f"{config['name']} does not say how long a context may be: give max_model_len")
+    rope = _rope(config)
+    if version is not None and version.stretches_yarn and rope["rope_type"] == "yarn" and not _is_gemma3(config):
+        return int((rope.get("original_max_position_embeddings") or longest) * float(rope.get("factor") or 1))
     return int(longest * _stretch(config))
 
 
-def _default_len(config: Mapping[str, Any]) -> int:
+def _default_len(config: Mapping[str, Any], version: VLLMVersion) -> int:
     """What ``max_model_len`` is if nobody sets it: with longrope, longer contexts cost short texts something."""
-    longest, rope = model_max_len(config), _rope(config)
+    longest, rope = model_max_len(config, version), _rope(config)
     original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
     return int(original) if original and rope["rope_type"] == "longrope" else longest
 
@@ -138,13 +179,17 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_type": scaling.get("type"), **scaling}
 
 
+def _is_gemma3(config: Mapping[str, Any]) -> bool:
+    return "gemma3" in str(config.get("model_type"))
+
+
 def _stretch(config: Mapping[str, Any]) -> float:
     """By what positions are stretched, where ``max_position_embeddings`` does not have the factor yet.
 
     It has that of other kinds, and of Gemma 3 (vLLM 0.33, ``_get_and_verify_max_len``).
     """
     scaling = _rope(config)
-    is_left_out = scaling["rope_type"] in ("linear", "dynamic") and "gemma3" not in str(config.get("model_type"))
+    is_left_out = scaling["rope_type"] in ("linear", "dynamic") and not _is_gemma3(config)
     return float(scaling.get("factor") or 1) if is_left_out else 1
 
 

@@ -15,6 +15,7 @@ from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.budget.attention_layers import Heads, chunks, windows
 from pagedattn_lab.budget.dtypes import CACHE_DTYPES, cache_dtype, model_dtype
 from pagedattn_lab.budget.errors import BudgetError
+from pagedattn_lab.budget.mlp_widths import refuse_uneven_widths
 from pagedattn_lab.budget.model_types import MODEL_DTYPE_ONLY, attention_kinds, refuse_unknown_layout
 from pagedattn_lab.budget.models import load_config
 from pagedattn_lab.budget.state_layers import STATE_FAMILIES
@@ -103,7 +104,7 @@ def layer_specs(
 
     Raises:
         UnknownLayoutError: a model that vLLM lays out in a way that is not known here.
-        BudgetError: heads that do not divide, a block size or a dtype that vLLM does not take.
+        BudgetError: heads or widths that do not divide, a block size or a dtype that vLLM does not take.
         ValueError: a figure that the configuration lacks.
 
     Example:
@@ -126,6 +127,7 @@ def layer_specs(
         notes.append(f"vLLM keeps the cache of model type {fields['model_type']!r} in {name} all the same")
         kept_in = name
     heads = Heads.of(fields, tp)
+    refuse_uneven_widths(fields, tp)
     if heads.latent and kept_in == "nvfp4":
         raise BudgetError("vLLM keeps no latents in nvfp4: use kv_cache_dtype fp8")
     kinds = attention_kinds(fields)
@@ -230,6 +232,7 @@ def _drafter_specs(
         raise UnknownLayoutError("a drafter with windows, chunks or states of its own: its layout is not known here")
     notes.append(f"the drafter's {number} layer{'s' if number > 1 else ''} keep a cache too")
     own = Heads.of(other, tp)
+    refuse_uneven_widths(other, tp)
     return {f"drafter.layers.{index}.self_attn": own.spec(block, dtype) for index in range(number)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pagedattn_lab.arithmetic import GIB
 from pagedattn_lab.budget.advice import largest_context, refusal
-from pagedattn_lab.budget.compute import compute
+from pagedattn_lab.budget.compute import compute, longer_than_model
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.options import Options
 from pagedattn_lab.budget.result import Budget
@@ -27,8 +27,8 @@ def plan(model: str | Path | Mapping[str, Any], gpu: str | int | None = None, **
         settings: of the server, named as in :class:`~pagedattn_lab.budget.options.Options`.
 
     Raises:
-        BudgetError: a request of full length does not fit, with by how much and what to change; or model, GPU, version
-            or a setting are unknown.
+        BudgetError: a request of full length does not fit, with by how much and what to change; or it is longer than
+            the model allows; or model, GPU, version or a setting are unknown.
         UnknownLayoutError: vLLM lays the model's layers out in a way that is not known here.
 
     Example:
@@ -44,6 +44,8 @@ def plan(model: str | Path | Mapping[str, Any], gpu: str | int | None = None, **
         (True, '58.11x')
     """
     budget = compute(Options(model, gpu, **settings))
+    if too_long := longer_than_model(budget.asked, budget.config):
+        raise BudgetError(too_long)
     if not budget.fit.fits:
         raise BudgetError(refusal(budget))
     return budget

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pagedattn_lab.budget.estimate import Estimate
 from pagedattn_lab.budget.options import Options
 from pagedattn_lab.budget.quantization import needs_checkpoint
 
@@ -34,7 +33,8 @@ def serve_command(options: Options, known_as: str = "", quantization_config: Map
 
     Args:
         options: the server's.
-        known_as: the model's full id, whose owner is added where a short name was given.
+        known_as: the model's full id in the table, taken where a name without an owner was given: that such a name
+            with an owner before it exists, nobody can know.
         quantization_config: of the model's checkpoint. Where another is needed, its name is left to the reader.
 
     Example:
@@ -43,23 +43,24 @@ def serve_command(options: Options, known_as: str = "", quantization_config: Map
     """
     model = _name(options.model)
     if isinstance(options.model, str) and "/" in known_as and "/" not in model and not Path(model).exists():
-        owner, known = known_as.split("/", 1)
-        model = known_as if model.lower() == known.lower() else f"{owner}/{model}"
+        model = known_as
     if needs_checkpoint(quantization_config, options.quantization):
         model = f"<{str(options.quantization).upper()} checkpoint of {model}>"
     words = ["vllm", "serve", model]
     for name, flag in FLAGS.items():
         value = getattr(options, name)
+        if name == "kv_cache_memory_bytes" and value is not None:  # vLLM does not read all units that we do
+            value = min(size.likely for size in options.per_rank(name) or ())
         if value != getattr(Options, name):
-            words += [flag, str(value.likely if isinstance(value, Estimate) else value)]
+            words += [flag, str(value)]
     if not options.enable_prefix_caching:
         words.append("--no-enable-prefix-caching")
     if options.async_scheduling is not None:
         words.append("--async-scheduling" if options.async_scheduling else "--no-async-scheduling")
     if options.drafter is not None:
-        tokens = options.num_speculative_tokens
+        drafter = {"method": "mtp"} if options.drafter == "mtp" else {"model": _name(options.drafter)}
         words.append("--speculative-config")
-        words.append(json.dumps({"model": _name(options.drafter), "num_speculative_tokens": tokens}))
+        words.append(json.dumps({**drafter, "num_speculative_tokens": options.num_speculative_tokens}))
     return shlex.join(words)
 
 

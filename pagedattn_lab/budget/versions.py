@@ -58,6 +58,12 @@ class VLLMVersion:
         v2_runner: whether the newer model runner is the default for all models; it has one more step in flight under
             pipeline parallelism.
         prefill_checkpoints: which state-space layers hand out a state in the middle of a prompt, for the prefix cache.
+        latent_blocks: which kernel's block size is forced on latents: ``"none"``; ``"FlashMLA"`` on Hopper; besides,
+            ``"CUTLASS"`` or ``"FlashInfer"`` on Blackwell; or ``"by backend"``, where none is forced.
+        cpu_blocks_of_32: whether a CPU takes multiples of 32 tokens only.
+        stretches_yarn: whether a model's own length under YaRN is the original one times the factor, whatever else the
+            configuration says.
+        nvfp4_majors: major compute capabilities of GPUs on which a backend reads an nvfp4 cache.
         chunk: tokens in a chunk of a prompt longer than 32,768, before V1.
         tiers: from how much memory on which batch defaults hold: ``"v0"``, ``"by name"``, ``"70 GiB"``, ``"160 GiB"``.
         spares_a100: whether an A100 keeps the small defaults.
@@ -78,6 +84,10 @@ class VLLMVersion:
     mixed_widths: Literal["none", "one table", "all"] = "none"
     v2_runner: bool = False
     prefill_checkpoints: Literal["none", "mamba2", "all"] = "none"
+    latent_blocks: Literal["none", "FlashMLA", "CUTLASS", "FlashInfer", "by backend"] = "none"
+    cpu_blocks_of_32: bool = False
+    stretches_yarn: bool = True
+    nvfp4_majors: tuple[int, ...] = (10,)
     chunk: int = 512
     tiers: Literal["v0", "by name", "70 GiB", "160 GiB"] = "v0"
     spares_a100: bool = False

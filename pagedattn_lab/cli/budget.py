@@ -26,8 +26,9 @@ from pagedattn_lab.budget.dtypes import CACHE_DTYPES
 from pagedattn_lab.budget.memory import gpu_memory
 from pagedattn_lab.budget.versions import vllm_version
 from pagedattn_lab.cli.arguments import add_json, finite, positive, text, text_of_file
+from pagedattn_lab.cli.budget_log import with_log
 from pagedattn_lab.cli.output import count, did_you_mean, print_json
-from pagedattn_lab.cli.terminal import say, waiting, wrap
+from pagedattn_lab.cli.terminal import waiting, wrap
 from pagedattn_lab.hardware import GPUS
 
 NUM_REQUESTS = 2_000
@@ -180,31 +181,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         "weights_bytes": arguments.weights,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    return Options(**(_logged(arguments.log, arguments.model) | given if arguments.log is not None else given))
-
-
-def _logged(log_text: str, model: str) -> dict[str, Any]:
-    """What a start-up log says, as arguments of a budget; the memory stays as open as its two decimals leave it."""
-    from pagedattn_lab.vllm_log import read_log
-    from pagedattn_lab.vllm_log.check import settings
-
-    log = read_log(log_text)
-    if log.model and Path(log.model).name.lower() != Path(model).name.lower():
-        say(f"the log is of {log.model}, and its memory is taken for {model}", "budget")
-    said = settings(log, model, log.version or Options.vllm_version)
-    if log.available_bytes is None and log.num_gpu_blocks_override is None:
-        raise ValueError("the log does not say how much memory is available for the cache: give its start, up to there")
-    return said | {
-        name: [_open(size) for size in sizes] if isinstance(sizes, list) else _open(sizes)
-        for name, sizes in (("available_bytes", said.get("available_bytes")), ("weights_bytes", log.weights_bytes))
-        if sizes is not None
-    }
-
-
-def _open(size: Estimate | int) -> Estimate:
-    """Give back what rounding to two decimals of a GiB took."""
-    middle = size if isinstance(size, int) else size.likely
-    return Estimate.printed(f"{middle / GIB:.2f}GiB", "the log")
+    return Options(**(given if arguments.log is None else with_log(arguments.log, given)))
 
 
 def _users(budget: Budget, name: str) -> Users:
