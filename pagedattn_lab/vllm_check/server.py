@@ -177,7 +177,8 @@ def scheduler_limits(
 def _card(client: Client, model: str | None) -> Mapping[str, Any]:
     """What the server says of one model."""
     listed = client.get("/v1/models").get("data")
-    cards = [card for card in listed if isinstance(card, dict) and _is_text(card.get("id"))] if _is_list(listed) else []
+    listed = listed if isinstance(listed, list) else []
+    cards = [card for card in listed if isinstance(card, dict) and _is_text(card.get("id"))]
     if not cards:
         raise ServerError(f"{client.url}/v1/models lists no model: is this an OpenAI server?")
     for card in cards:
@@ -214,10 +215,6 @@ class _Optional:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
 
 
 def _is_object(value: Any) -> bool:
