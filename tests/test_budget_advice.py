@@ -25,7 +25,7 @@ from pagedattn_lab.budget import (
     users,
 )  # fmt: skip
 from pagedattn_lab.budget.compute import compute
-from pagedattn_lab.budget.lengths import BLOCK_SIZES
+from pagedattn_lab.budget.lengths import BLOCK_SIZES, RISK, Group, decode_in_flight, held_blocks, kept_by
 from pagedattn_lab.hardware import COMPUTE_CAPABILITY, GPUS
 from pagedattn_lab.workloads import sharegpt
 
@@ -83,6 +83,22 @@ def test_smallest_gpu() -> None:
         smallest_gpu(options, num_requests=1_000, most_gpus=1)
     with pytest.raises(BudgetError, match=r"quantisation|quantization"):
         smallest_gpu(replace(options, quantization="nonsense"))
+
+
+def test_smallest_gpu_that_is_just_enough() -> None:
+    """Catches a GPU passed over that serves as many as were asked for and no more, of the longest or of given lengths.
+
+    Blocks for 2 requests of 8,192 tokens are given, so 2.00 fit everywhere. Of short ones a number fits that is whole.
+    """
+    options = Options(LLAMA, max_model_len=8192, num_gpu_blocks_override=2 * 512)
+    found = smallest_gpu(options, num_requests=2)
+    assert found.max_concurrency == 2 and found.gpu == smallest_gpu(options).gpu
+    with pytest.raises(BudgetError, match="serves 3 requests at once"):
+        smallest_gpu(options, num_requests=3)
+    lengths, options = [(100, 100)], Options(LLAMA, max_model_len=8192)
+    found = smallest_gpu(options, lengths=lengths)
+    most = users(found, lengths).with_risk()
+    assert smallest_gpu(options, most, lengths) == found != smallest_gpu(options, most + 1, lengths)
 
 
 # --- what to change first -------------------------------------------------------------------------------------------
@@ -269,7 +285,7 @@ def test_lengths_beyond_the_context() -> None:
     budget = plan(LLAMA, num_gpu_blocks_override=1001, max_model_len=2048)
     load = users(budget, [(2048, 1), (3000, 5), (2000, 5000), (100, 100)])
     assert (load.num_requests, load.refused) == (4, 2)
-    assert load.mean_blocks_at_end == (128 + 13) / 2
+    assert load.mean_blocks_at_end == (48 * 128 + 100 * 13) / 148
     with pytest.raises(BudgetError, match=r"none of 1 requests .* within 2,048 tokens: raise max_model_len"):
         users(budget, [(4000, 1)])
 
@@ -288,11 +304,85 @@ def test_risk_is_kept() -> None:
         load.with_risk(0.2)
 
 
-def test_windows_hold_less_of_a_long_request() -> None:
-    """Catches lengths charged in full behind a window."""
-    budget = plan("google/gemma-2-9b", num_gpu_blocks_override=10_001, max_model_len=8192, max_num_batched_tokens=512)
-    window, full = 4096 - 1 + 2 * 512, 8000
-    assert users(budget, [(7999, 1)]).mean_blocks_at_end == math.ceil(window / 16) + 1 + full / 16
+def test_risk_counts_whole_requests() -> None:
+    """Catches a request lost to rounding: the root of a whole number, squared, may be less than the number."""
+    for usable in range(1, 2000):
+        for blocks in (1, 2, 3, 7):
+            load = Users(3, 0, float(blocks), 0.0, float(blocks), usable)
+            assert load.mean == load.at_end == usable // blocks, usable
+            assert {load.with_risk(risk) for risk in RISK} == {usable // blocks}, usable
+    for number in range(1, 200):  # a mean that is no binary fraction, of which whole requests fill the cache
+        load = Users(3, 0, 490 / number, 0.0, 490 / number, 490)
+        assert load.mean == load.at_end == number
+        spread = RISK[0.01] * 0.5
+        blocks = (490 - spread * math.sqrt(number)) / number
+        assert Users(3, 0, blocks, 0.5, blocks, 490).with_risk(0.01) == number
+
+
+def test_fewer_fit_at_the_end_than_on_average() -> None:
+    """Catches two averages of different requests: long outputs are most of what runs, at their end as before."""
+    budget = plan(LLAMA, num_gpu_blocks_override=1001, max_model_len=8192)
+    load = users(budget, [(1000, 4000), *[(10, 10)] * 9])
+    assert load.at_end < load.mean
+    assert load.mean_blocks_at_end == pytest.approx((4000 * math.ceil(5000 / 16) + 90 * 2) / 4090)
+
+
+@pytest.mark.parametrize("batch", [512, 8192])
+def test_windows_hold_less_of_a_long_request(batch: int) -> None:
+    """Catches lengths charged in full behind a window, and a request that decodes charged a whole batch of a prompt.
+
+    At 8,000 tokens two are in flight. Of 7,998 settled ones, 3,903 have left the window of 4,096, which are 243 blocks.
+    """
+    budget = plan("google/gemma-2-9b", num_gpu_blocks_override=10_001, max_model_len=8192, max_num_batched_tokens=batch)
+    assert users(budget, [(7999, 1)]).mean_blocks_at_end == (500 - 243) + 500
+
+
+def count_token_by_token(group: Group, last: int, steps: int) -> list[int]:
+    """Let a request decode to ``last`` tokens with so many steps scheduled ahead; list the blocks after each step.
+
+    Blocks are kept in a set. Before a step takes its block, all go whose every token the next one no longer reads,
+    where a token counts as computed when its step has settled.
+    """
+    kind, size, bound = group
+    blocks: set[int] = set()
+    held = []
+    for tokens in range(1, last + 1):
+        settled = max(0, tokens - steps)
+        blocks.add((tokens - 1) // size)
+        oldest = {"full": 0, "window": settled + 1 - bound, "chunk": settled - settled % max(1, bound)}[kind]
+        blocks -= {block for block in blocks if (block + 1) * size <= oldest}
+        held.append(len(blocks))
+    return held
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("group", [["full", 4, 0], ["window", 4, 5], ["window", 4, 16], ["chunk", 4, 12]], ids=str)
+def test_held_blocks_token_by_token(group: Group, steps: int) -> None:
+    """Catches a block that is dropped a token early or late, and steps in flight that are not waited for."""
+    assert [held_blocks(group, tokens, steps)[0] for tokens in range(1, 100)] == count_token_by_token(group, 99, steps)
+
+
+@pytest.mark.parametrize("model", ["google/gemma-3-12b-it", "openai/gpt-oss-20b", LLAMA])
+def test_users_token_by_token(model: str) -> None:
+    """Catches users charged more than a request holds: eight moments of each are at most a block a group off."""
+    budget = compute(Options(model, available_bytes="10GiB", max_model_len=8192))
+    lengths = [(3000, 1000), (100, 2000), (5000, 50)]
+    groups = [kept_by(group.spec, budget.limits) for group in budget.groups]
+    held = [sum(each) for each in zip(*(count_token_by_token(group, 5050, 2) for group in groups), strict=True)]
+    moments = [held[tokens] for prompt, output in lengths for tokens in range(prompt, prompt + output)]
+    assert users(budget, lengths).mean_blocks == pytest.approx(sum(moments) / len(moments), abs=len(groups))
+
+
+def test_tokens_in_flight_of_one_request() -> None:
+    """Catches steps of a pipeline that are charged to each request, and tokens that a drafter guesses left out."""
+    options = Options("google/gemma-3-12b-it", "H100", max_model_len=8192)
+    for changes, tokens in (
+        ({}, 2), ({"async_scheduling": False}, 1), ({"vllm_version": "0.25"}, 1), ({"pipeline_parallel_size": 2}, 2),
+        ({"pipeline_parallel_size": 2, "async_scheduling": False}, 1), ({"device": "cpu", "gpu": "64GiB"}, 1),
+    ):  # fmt: skip
+        assert decode_in_flight(compute(replace(options, **changes))) == tokens, changes
+    drafted = Options(LLAMA, "H100", drafter="meta-llama/Llama-3.2-1B", num_speculative_tokens=3)
+    assert decode_in_flight(compute(drafted)) == 2 * 4
 
 
 @pytest.mark.parametrize("backend", BLOCK_SIZES)

@@ -12,8 +12,9 @@ import pytest
 from traitlets import TraitError
 
 from pagedattn_lab.arithmetic import GIB
-from pagedattn_lab.budget import BudgetError, Options
+from pagedattn_lab.budget import BudgetError, Options, users
 from pagedattn_lab.budget.compute import compute
+from pagedattn_lab.budget.lengths import held_blocks
 from pagedattn_lab.kv_cache_specs import (
     ChunkedLocalAttentionSpec,
     FullAttentionSpec,
@@ -23,7 +24,7 @@ from pagedattn_lab.kv_cache_specs import (
 from pagedattn_lab.viz import calculator, grid
 from pagedattn_lab.viz.calculator import Calculator, draw
 from pagedattn_lab.viz.concurrency import Point, draw_concurrency, place
-from pagedattn_lab.viz.fit import held_blocks, layout_of, most_blocks, tell, times, work_out
+from pagedattn_lab.viz.fit import layout_of, most_blocks, tell, times, work_out
 from pagedattn_lab.viz.player import MIME
 from pagedattn_lab.viz.vram import ALARM, Memory, gib, memory_of, show_vram, spread_labels
 from tests.helpers.calculator_facts import made_up, sample
@@ -99,6 +100,9 @@ def test_numbers_are_the_budgets(gathered: dict[str, Any]) -> None:
         assert (answer.block_size, answer.bytes_per_block) == (budget.block_size, budget.bytes_per_block), options
         assert answer.memory.limit == math.ceil(budget.total.likely * budget.gpu_memory_utilization)
         assert (answer.largest_context >= answer.context) == budget.fit.fits, options
+        if answer.tokens > 1:
+            held = users(budget, [(answer.tokens - 1, 1)]).mean_blocks
+            assert answer.held == held, "the budget's users hold what the calculator's do"
         if budget.fit.fits:
             assert f"vLLM logs {budget.kv_tokens:,} tokens, {budget.max_concurrency:,.2f}x at" in tell(answer)
         else:
@@ -145,7 +149,7 @@ def test_numbers_of_a_log() -> None:
     def logged(room: float, width: int, groups: list[list[Any]]) -> str:
         weights = limit - int(room * GIB)
         facts = FACTS | {
-            "gpus": [{"name": "x", "total": 80 * GIB, "limit": limit, "in_flight": 8192}],
+            "gpus": [{"name": "x", "total": 80 * GIB, "limit": limit, "in_flight": 8192, "decode_in_flight": 2}],
             "models": [
                 {
                     "name": "x",
@@ -174,9 +178,9 @@ def test_blocks_that_are_held() -> None:
         for tokens in range(1, 70):
             first = {"full": 0, "window": max(0, tokens - bound), "chunk": (tokens - 1) // max(bound, 1) * bound}[kind]
             held = {token // 4 for token in range(first, tokens)}
-            assert held_blocks([kind, 4, bound], tokens) == (len(held), 4 * len(held) - (tokens - first))
+            assert held_blocks([kind, 4, bound], tokens, 1) == (len(held), 4 * len(held) - (tokens - first))
             assert len(held) <= most_blocks([kind, 4, bound], tokens, 1)
-    assert held_blocks(["state", 544, 2], 9) == (2, 0) and most_blocks(["state", 544, 2], 9, 1) == 2
+    assert held_blocks(["state", 544, 2], 9, 1) == (2, 0) and most_blocks(["state", 544, 2], 9, 1) == 2
 
 
 def test_blocks_that_a_request_has_at_most() -> None:

@@ -300,10 +300,31 @@ def too_slow(request: httpx.Request) -> httpx.Response | None:
         (status("/v1/models", 200, text="hello"), "/v1/models answers no JSON object: is this an OpenAI server?"),
         (status("/v1/models", 200, json={"data": []}), "/v1/models lists no model"),
         (status("/v1/models", 200, json={"data": [{"id": "x"}]}), "does not say max_model_len of 'x'"),
+        (status("/v1/models", 200, json={"data": 5}), "/v1/models lists no model"),
+        (status("/v1/models", 200, json={"data": [{"id": 5, "max_model_len": 9}]}), "/v1/models lists no model"),
+        (status("/v1/models", 200, json={"data": [{"id": "x", "max_model_len": "4096"}]}), "'4096', not a whole"),
+        (status("/v1/models", 200, json={"data": [{"id": "x", "max_model_len": -3}]}), "of 'x' is -3, not a whole"),
+        (status("/v1/models", 200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip")),
+         "/v1/models answers what cannot be decompressed"),
+        (changed(r"^(vllm:prefix_cache_queries_total\{.*\}) .*$", r"\1 NaN"),
+         "vllm:prefix_cache_queries_total at http://127.0.0.1:8000/metrics is nan, not a count: restart the server"),
+        (changed(r"^(vllm:generation_tokens_total\{.*\}) .*$", r"\1 +Inf"), "generation_tokens_total at http"),
+        (changed(r"^(vllm:num_requests_waiting\{.*\}) .*$", r"\1 -1"), "/metrics is -1, not a count"),
+        (changed(r"^(vllm:num_preemptions_total\{.*\}) .*$", r"\1 NaN", after=True), "is nan, not a count"),
+        *((changed('max_concurrency="[^"]*"', f'max_concurrency="{value}"'), f"is '{value}', not a number from 0")
+          for value in ("lots", "nan", "inf", "-1")),
+        (changed('num_gpu_blocks="129"', f'num_gpu_blocks="{"9" * 5000}"'), "999', not a whole number from 2: is"),
+        *((changed('num_gpu_blocks="129"', f'num_gpu_blocks="{value}"'),
+           f"num_gpu_blocks of vllm:cache_config_info is '{value}', not a whole number from 2")
+          for value in ("0", "-5", "1")),
+        *((changed('block_size="32"', f'block_size="{value}"'), f"is '{value}', not a whole number from 1")
+          for value in ("0", "-16")),
+        (changed('kv_cache_size_tokens="4128"', 'kv_cache_size_tokens="-1"'), "is '-1', not a whole number from 0"),
         (refuses_the_third, "request 3 of 100, "),
         (refuses_the_third, "refused (400 Bad Request: Token id 29999 is out of vocabulary): the rest was not sent"),
         (too_slow, "/v1/completions did not answer in time: raise --timeout"),
         (status("/v1/completions", 200, json={"usage": None}), "came back as None + None tokens, not"),
+        (status("/v1/completions", 200, json={"usage": [1]}), "came back as None + None tokens, not"),
         (changed(r"^(vllm:prompt_tokens_total\{.*\}) .*$", r"\1 9e9"), "during the replay, so it was restarted"),
         (changed(r"^(vllm:prompt_tokens_created\{.*\}) .*$", r"\1 5.0", after=True), "counters began anew during the"),
     ],
@@ -315,6 +336,90 @@ def test_a_server_that_fails(
     recorded = Recorded(instead=instead)
     reach(recorded)
     assert_one_line(capsys, ["vllm-check", "--url", URL, *recorded.options], 1, message)
+
+
+def test_no_server_commands_the_terminal(reach: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a colour, a bell or a turned line that a server's words bring to the screen, in a table or an error."""
+    evil = "m\x1b[31m\x07\u202e"
+    card = {"id": evil, "root": f"/models/{evil}", "max_model_len": 1024}
+
+    def answer(request: httpx.Request) -> httpx.Response | None:
+        if request.url.path == "/version":
+            return httpx.Response(200, json={"version": f"0.1+{evil}"})
+        if request.url.path == "/v1/completions":
+            return httpx.Response(400, json={"error": {"message": evil}})
+        return httpx.Response(200, json={"data": [card]}) if request.url.path == "/v1/models" else None
+
+    reach(Recorded(instead=answer))
+    assert main(["vllm-check", "--url", URL, "--requests", "0", "--config", "HuggingFaceTB/SmolLM2-135M-Instruct"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(r"m\x1b[31m\x07\u202e") == 3  # version, name, and the version in a reason
+    assert printed.replace("\n", "").isprintable()
+    assert_one_line(capsys, ["vllm-check", "--url", URL, "--model", "x"], 1, r"it has m\x1b[31m\x07\u202e")
+    reach(Recorded(instead=answer))
+    assert_one_line(capsys, ["vllm-check", "--url", URL], 1, r"Bad Request: m\x1b[31m\x07\u202e)")
+    report, _ = report_of(capsys, "vllm-check", "--url", URL, "--requests", "0")
+    assert report["model"] == evil, "JSON has the name as requests must give it"
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "notes"),
+    [
+        ("/server_info", {"text": "VllmConfig(model='x')"}, ["What /server_info answers is \"VllmConfig(model='x')\""]),
+        ("/server_info", {"text": "[" * 100_000}, ["What /server_info answers is '[[["]),
+        ("/server_info", {"json": [1]}, ["What /server_info answers is [1]: "]),
+        ("/server_info", {"json": {"vllm_config": "text form"}}, ["vllm_config of /server_info is 'text form': "]),
+        (
+            "/server_info",
+            {"json": {"vllm_config": {"scheduler_config": [1], "model_config": 5, "device_config": "cuda"}}},
+            [f"{name}_config of /server_info is " for name in ("model", "device", "scheduler")],
+        ),
+        (
+            "/server_info",
+            {"json": {"vllm_config": {"scheduler_config": {
+                "max_num_seqs": "x", "max_num_batched_tokens": 0, "policy": 1, "watermark": 2, "async_scheduling": "no",
+                "long_prefill_token_threshold": -1,
+            }}}},
+            ["max_num_seqs of /server_info is 'x': ", "max_num_batched_tokens of /server_info is 0: ", "policy of ",
+             "watermark of /server_info is 2: ", "long_prefill_token_threshold of ", "async_scheduling of "],
+        ),
+        (
+            "/server_info",
+            {"json": {"vllm_config": {
+                "parallel_config": {"tensor_parallel_size": True}, "device_config": {"device": {"type": "cuda"}},
+                "model_config": {"dtype": 16},
+            }}},
+            ["dtype of /server_info is 16: ", "device of /server_info is {", "tensor_parallel_size of "],
+        ),
+        ("/version", {"json": {"version": [1]}}, ["version of /version is [1]: "]),
+        ("/version", {"json": [1]}, ["What /version answers is [1]: "]),
+        ("/version", {"text": "0.32.0 and more"}, ["What /version answers is '0.32.0 and more': "]),
+        (
+            "/v1/models",
+            {"json": {"data": [{"id": "smollm2", "root": 7, "max_model_len": 1024}]}},
+            ["root of /v1/models is 7: "],
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_server_need_not_say_is_left_out_if_it_is_odd(
+    path: str,
+    content: dict[str, Any],
+    notes: list[str],
+    reach: Callable[[Answer], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Catches an error of Python's own, and a field that is dropped in silence or taken as it is."""
+    recorded = Recorded(instead=status(path, 200, **content))
+    reach(recorded)
+    options = "--config", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    report, _ = report_of(capsys, "vllm-check", "--url", URL, "--requests", "0", *options)
+    assert len(report["reasons"]) == len(notes)
+    assert all(reason.startswith(note) for reason, note in zip(report["reasons"], notes, strict=True))
+    assert all(
+        reason.endswith(": this check cannot read that, and goes on without it.") for reason in report["reasons"]
+    )
+    assert report["predicted"]["num_blocks"] == report["observed"]["num_blocks"] == 129
+    assert set(report["limit_sources"].values()) == {"default"}
 
 
 def test_the_rest_is_not_sent(reach: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,6 +496,15 @@ def test_why_figures_differ(queries: int, prompt_tokens: int, words: list[str]) 
     observed = predicted | {"prompt_tokens": prompt_tokens, "prefix_cache_queries": queries}
     reasons = list(Check(server, scheduler_limits(server), {"name": "chat"}, predicted, observed).reasons())
     assert all(word in reason for word, reason in zip(words, reasons, strict=True))
+
+
+def test_counters_that_do_not_say_since_when() -> None:
+    """Catches a server that seems restarted, since what is no number equals nothing."""
+    text = RECORDINGS["chat"]["answers"]["/metrics"][0]["text"]
+    text = re.sub(r"^(vllm:prompt_tokens_created\{.*\}) .*$", r"\1 NaN", text, flags=re.MULTILINE)
+    before, after = read_metrics(text, "here"), read_metrics(text, "here")
+    assert "prompt_tokens" not in before.created and before.created
+    assert set(after.since(before).values()) == {0}
 
 
 def test_counters_that_lag() -> None:

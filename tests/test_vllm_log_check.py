@@ -85,6 +85,17 @@ def test_one_block_beyond_what_the_decimals_allow_does_not_come_out(tokens):
     assert ("less" if off < 0 else "more") in found.said
 
 
+@pytest.mark.parametrize(
+    ("concurrency", "comes_out"), [("1.30", True), ("1.29", False), ("1.31", False), ("3.10", False), ("0.65", False)]
+)
+def test_a_concurrency_that_does_not_follow_does_not_come_out(concurrency, comes_out):
+    """A tolerance wider than two decimals: 42,624 to 42,688 tokens are 1.3008 to 1.3027 times 32,768, so 1.30."""
+    found = check(logged(concurrency=concurrency))
+    assert found.comes_out is comes_out
+    assert [figure.name for figure in found.figures if not figure.comes_out] == ["max_concurrency"] * (not comes_out)
+    assert comes_out or f"requests at once, and the log says {concurrency}, " in found.said
+
+
 def test_by_how_much_and_why():
     """A difference in percent of the wrong figure, and a likely cause that is not named."""
     half = check(logged(tokens="21,312"))

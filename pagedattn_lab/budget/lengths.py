@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.result import Budget
-from pagedattn_lab.kv_cache_groups import blocks_per_request
+from pagedattn_lab.kv_cache_specs import (
+    ChunkedLocalAttentionSpec,
+    KVCacheSpec,
+    MambaSpec,
+    RequestLimits,
+    SlidingWindowSpec,
+)
 
 POINTS = 8
 """At how many moments of its life a request is looked at."""
@@ -31,19 +40,88 @@ BLOCK_SIZES: dict[str, tuple[int, ...]] = {
 """Tokens per block that vLLM 0.33's attention backends take. The first two take all multiples of 16."""
 
 
+Group = Sequence[Any]
+"""What a group of layers keeps, as values that a page can store: its kind ("full", "window", "chunk" or "state"), its
+block size, and the tokens of a window or of a chunk, or the number of states."""
+
+
+def kept_by(spec: KVCacheSpec, limits: RequestLimits) -> Group:
+    """Say what layers of a spec keep.
+
+    Example:
+        >>> kept_by(SlidingWindowSpec(16, 8, 128, "bfloat16", sliding_window=4096), RequestLimits(8192, 2048))
+        ['window', 16, 4096]
+    """
+    if isinstance(spec, SlidingWindowSpec):
+        return ["window", spec.block_size, spec.sliding_window + spec.extra_retained_tokens]
+    if isinstance(spec, ChunkedLocalAttentionSpec):
+        return ["chunk", spec.block_size, spec.attention_chunk_size]
+    if isinstance(spec, MambaSpec) and limits.mamba_cache_mode != "all":
+        return ["state", spec.block_size, spec.max_blocks_per_request(limits)]
+    return ["full", spec.block_size, 0]
+
+
+def decode_in_flight(budget: Budget) -> int:
+    """Count the tokens of a decoding request that are scheduled and not yet settled, once a step is scheduled.
+
+    They are one step's, and with asynchronous scheduling two steps', since the next is scheduled before the last has
+    settled. A pipeline has more steps at once, but one request is in no more of them.
+
+    Example:
+        >>> from pagedattn_lab.budget import plan
+        >>> [decode_in_flight(plan("Llama-3.1-8B", "H100", vllm_version=version)) for version in ("0.25", "0.33")]
+        [1, 2]
+    """
+    options = budget.asked
+    ranks = options.pipeline_parallel_size
+    steps = budget.version.concurrent_batches(ranks, async_scheduling=options.async_scheduling, device=options.device)
+    return (2 if steps > ranks else 1) * (1 + options.num_speculative_tokens)
+
+
+def held_blocks(group: Group, tokens: int, in_flight: int) -> tuple[int, int]:
+    """Count the blocks that a request holds while it decodes, and their slots without a token in use.
+
+    Unlike :meth:`~pagedattn_lab.kv_cache_groups.KVCacheGroup.max_blocks_per_request` this is no bound: a step of
+    decoding brings one token, not a batch of a prompt's. What has left a window is dropped by the tokens that have
+    settled, so those in flight keep a few older ones.
+
+    Args:
+        group: what its layers keep.
+        tokens: of the request, those in flight among them.
+        in_flight: tokens scheduled and not yet settled (:func:`decode_in_flight`).
+
+    Example:
+        >>> held_blocks(["full", 16, 0], 20, 1), [held_blocks(["window", 16, 4], 20, ahead) for ahead in (1, 2)]
+        ((2, 12), [(1, 12), (2, 27)])
+
+    Source: ``get_num_skipped_tokens`` in vLLM's ``vllm/v1/core/single_type_kv_cache_manager.py``, and
+    ``allocate_slots`` in ``kv_cache_manager.py``.
+    """
+    kind, block_size, bound = group
+    if kind == "state":
+        return bound, 0
+    settled, skipped = max(0, tokens - in_flight), 0
+    if kind == "window":
+        skipped = max(0, settled - bound + 1)
+    elif kind == "chunk":
+        skipped = settled // bound * bound
+    blocks = cdiv(tokens, block_size) - skipped // block_size
+    return blocks, blocks * block_size - (tokens - skipped)
+
+
 @dataclass(frozen=True)
 class Users:
     """How many requests of given lengths a cache holds at once.
 
     A request grows while it decodes, so at a random moment some are young and some old. Long outputs stay longer and
-    are met more often: moments are weighted by the length of the output.
+    are met more often: requests are weighted by the length of their output, in every average.
 
     Attributes:
         num_requests: requests whose lengths were looked at.
         refused: of these, prompts that leave no room for an output within ``max_model_len``.
         mean_blocks: blocks that a request holds at a random moment.
         deviation: the standard deviation of that.
-        mean_blocks_at_end: blocks that it holds when it is done.
+        mean_blocks_at_end: blocks that it will hold when it is done.
         usable_blocks: blocks that there are, without the null block.
     """
 
@@ -57,12 +135,12 @@ class Users:
     @property
     def mean(self) -> int:
         """As many as fit on average: half of the time they need more, and someone is preempted."""
-        return int(self.usable_blocks / self.mean_blocks)
+        return self.with_risk(0.5)
 
     @property
     def at_end(self) -> int:
-        """As many as fit if all happen to be as long as they will get."""
-        return int(self.usable_blocks / self.mean_blocks_at_end)
+        """As many as fit on average if all that run happen to be as long as they will get."""
+        return _most(self.usable_blocks, self.mean_blocks_at_end, 0.0)
 
     def with_risk(self, risk: float = 0.01) -> int:
         """As many as need more than there is only so rarely, if they come and go independently of each other.
@@ -77,14 +155,22 @@ class Users:
         """
         if risk not in RISK:
             raise ValueError(f"risk is {risk}: use one of {', '.join(map(str, RISK))}")
-        # n * mean + z * deviation * sqrt(n) = usable, solved for sqrt(n)
-        spread = RISK[risk] * self.deviation
-        root = (math.sqrt(spread**2 + 4 * self.mean_blocks * self.usable_blocks) - spread) / (2 * self.mean_blocks)
-        return int(root**2)
+        return _most(self.usable_blocks, self.mean_blocks, RISK[risk] * self.deviation)
+
+
+def _most(usable: int, mean: float, spread: float) -> int:
+    """Find the largest n with ``n * mean + spread * sqrt(n) <= usable``."""
+    root = (math.sqrt(spread**2 + 4 * mean * usable) - spread) / (2 * mean)
+    number = int(root**2)
+    # The root is rounded, and its square may be a hair below a whole number. The mean is rounded too.
+    needed = (number + 1) * mean + spread * math.sqrt(number + 1)
+    return number + (needed * (1 - 4 * sys.float_info.epsilon) <= usable)
 
 
 def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
     """Count the requests of given lengths that the cache of a budget holds at once.
+
+    All are taken to decode. While a prompt is computed its request can hold more behind a window, for a few steps.
 
     Args:
         budget: the server.
@@ -94,16 +180,22 @@ def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
         BudgetError: no request can be served.
     """
     longest = budget.max_model_len
-    blocks = _blocks(budget)
+    groups = [kept_by(group.spec, budget.limits) for group in budget.groups]
+    in_flight = decode_in_flight(budget)
+
+    @cache
+    def blocks(num_tokens: int) -> int:
+        return sum(held_blocks(group, num_tokens, in_flight)[0] for group in groups)
+
     moments: list[tuple[int, int]] = []  # weight, blocks
-    at_end: list[int] = []
+    at_end: list[tuple[int, int]] = []  # the same, at the end
     num_requests = 0
     for prompt, output in lengths:
         num_requests += 1
         output = min(output, longest - prompt)
         if output < 1:
             continue
-        at_end.append(blocks(prompt + output))
+        at_end.append((output, blocks(prompt + output)))
         # The moments stand for equal parts of its decoding, each in the middle of its part.
         moments += [(output, blocks(prompt + cdiv(output * (2 * i + 1), 2 * POINTS))) for i in range(POINTS)]
     if not at_end:
@@ -111,25 +203,16 @@ def users(budget: Budget, lengths: Iterable[tuple[int, int]]) -> Users:
             f"none of {num_requests:,} requests has a prompt that leaves room for an output within {longest:,} tokens: "
             "raise max_model_len"
         )
-    weight = sum(each for each, _ in moments)
-    mean = sum(each * held for each, held in moments) / weight
-    variance = sum(each * (held - mean) ** 2 for each, held in moments) / weight
+    mean, mean_at_end = _mean(moments), _mean(at_end)
+    variance = _mean([(weight, (held - mean) ** 2) for weight, held in moments])
     return Users(
-        num_requests, num_requests - len(at_end), mean, math.sqrt(variance), sum(at_end) / len(at_end),
+        num_requests, num_requests - len(at_end), mean, math.sqrt(variance), mean_at_end,
         max(0, budget.num_blocks - 1),
     )  # fmt: skip
 
 
-def _blocks(budget: Budget) -> Callable[[int], int]:
-    """Give what computes the blocks of a request by its tokens, and remembers them."""
-    known: dict[int, int] = {}
-
-    def blocks(num_tokens: int) -> int:
-        if num_tokens not in known:
-            known[num_tokens] = blocks_per_request(budget.groups, replace(budget.limits, max_model_len=num_tokens))
-        return known[num_tokens]
-
-    return blocks
+def _mean(weighted: Sequence[tuple[int, float]]) -> float:
+    return sum(weight * value for weight, value in weighted) / sum(weight for weight, _ in weighted)
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ def _url(argument: str) -> str:
 
 
 def _print(check: Check) -> None:
+    from pagedattn_lab.vllm_check.client import printable
     from pagedattn_lab.vllm_check.report import comparison
 
     server, limits, sent = check.server, check.limits, check.workload
@@ -170,9 +171,9 @@ def _print(check: Check) -> None:
         if sent["num_cut"]:
             facts["workload"] += f"; {sent['num_cut']} cut to fit"
     for name, fact in facts.items():
-        print(wrap(f"{name:<12}{fact}", indent=" " * 12))
+        print(wrap(f"{name:<12}{printable(fact)}", indent=" " * 12))
     print(f"\n{'':<26}{'predicted':>13}{'observed':>13}{'difference':>14}")
     for label, predicted, observed, difference in comparison(check.predicted, check.observed):
         print(f"{label:<26}{predicted:>13}{observed:>13}{difference:>14}".rstrip())
     for number, reason in enumerate(check.reasons()):
-        print(("\n" if not number else "") + wrap(f"* {reason}", indent="  "))
+        print(("\n" if not number else "") + wrap(f"* {printable(reason)}", indent="  "))

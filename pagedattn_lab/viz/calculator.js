@@ -26,9 +26,10 @@ const calculated = (() => {
   }
 
   /** The blocks that a request holds while it decodes, and their slots without a token in use. */
-  function heldBlocks([kind, blockSize, bound], tokens) {
+  function heldBlocks([kind, blockSize, bound], tokens, inFlight) {
     if (kind === "state") return [bound, 0];
-    const skipped = kind === "window" ? Math.max(0, tokens - bound) : kind === "chunk" ? div(tokens - 1, bound) * bound : 0;
+    const settled = Math.max(0, tokens - inFlight);
+    const skipped = kind === "window" ? Math.max(0, settled - bound + 1) : kind === "chunk" ? div(settled, bound) * bound : 0;
     const blocks = cdiv(tokens, blockSize) - div(skipped, blockSize);
     return [blocks, blocks * blockSize - (tokens - skipped)];
   }
@@ -59,7 +60,7 @@ const calculated = (() => {
     const room = [gpu.limit - weights - likely, fewest, many];
     const numBlocks = room.map((size) => div(Math.max(0, size), bytesPerBlock)), usable = Math.max(0, numBlocks[0] - 1);
     const reserved = (length) => sum(groups.map((group) => mostBlocks(group, length, gpu.in_flight)));
-    const holds = groups.map((group) => heldBlocks(group, tokens));
+    const holds = groups.map((group) => heldBlocks(group, tokens, gpu.decode_in_flight));
     const held = sum(holds.map(([blocks]) => blocks)), empty = sum(holds.map(([, slots]) => slots));
     const slots = sum(holds.map(([blocks], index) => (groups[index][0] === "state" ? 0 : blocks * groups[index][1])));
     const largestContext = longest(reserved, usable);
@@ -300,9 +301,9 @@ const calculated = (() => {
     const at = positions(facts, index);
     const answer = workOut(facts, at), [, , groups] = layoutOf(facts, at[0], at[1], at[3], at[4]);
     const { memory, numBlocks: [blocks], usable, held, users, tokens, context, blocksPerRequest } = answer;
-    const inFlight = facts.gpus[at[1]].in_flight;
+    const { in_flight: inFlight, decode_in_flight: decoding } = facts.gpus[at[1]];
     const most = LENGTHS.map((length) => [blocks, sum(groups.map((group) => mostBlocks(group, length, inFlight)))]);
-    const holding = LENGTHS.map((length) => [usable, sum(groups.map((group) => heldBlocks(group, length)[0]))]);
+    const holding = LENGTHS.map((length) => [usable, sum(groups.map((group) => heldBlocks(group, length, decoding)[0]))]);
     const points = [
       { tokens: context, requests: [blocks, blocksPerRequest], label: `${times(blocks, blocksPerRequest)}x at ${commas(context)}` },
       { tokens, requests: [usable, held], label: `${commas(div(usable, held))} fit at ${commas(tokens)}` },

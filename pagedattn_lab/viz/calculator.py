@@ -15,17 +15,11 @@ import ipywidgets as widgets
 
 from pagedattn_lab.budget import Budget, BudgetError, Options
 from pagedattn_lab.budget.compute import compute, model_max_len
+from pagedattn_lab.budget.lengths import decode_in_flight, held_blocks, kept_by
 from pagedattn_lab.budget.memory import capability_without_fp8
-from pagedattn_lab.kv_cache_specs import (
-    ChunkedLocalAttentionSpec,
-    KVCacheSpec,
-    MambaSpec,
-    RequestLimits,
-    SlidingWindowSpec,
-)
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.concurrency import CURVE_HEIGHT, LENGTHS, Point, draw_concurrency
-from pagedattn_lab.viz.fit import Facts, Group, held_blocks, layout_of, most_blocks, tell, times, work_out
+from pagedattn_lab.viz.fit import Facts, layout_of, most_blocks, tell, times, work_out
 from pagedattn_lab.viz.grid import offer, pack, positions
 from pagedattn_lab.viz.lesson import Lesson
 from pagedattn_lab.viz.vram import BAR_HEIGHT, describe_memory, draw_memory, memory_of, picture
@@ -129,7 +123,7 @@ def _gpu(name: str, budget: Budget) -> dict[str, Any]:
     in_flight = budget.limits.max_in_flight_tokens
     return {
         "name": name, "total": memory.total, "limit": memory.limit, "in_flight": in_flight,
-        "capability_without_fp8": capability_without_fp8(budget.gpu),
+        "decode_in_flight": decode_in_flight(budget), "capability_without_fp8": capability_without_fp8(budget.gpu),
     }  # fmt: skip
 
 
@@ -141,26 +135,23 @@ def _memory(budget: Budget) -> list[int]:
 
 def _layout(budget: Budget) -> list[Any]:
     """Tokens and bytes of a block, and the groups of layers."""
-    return [budget.block_size, budget.bytes_per_block, [_group(each.spec, budget.limits) for each in budget.groups]]
-
-
-def _group(spec: KVCacheSpec, limits: RequestLimits) -> Group:
-    if isinstance(spec, SlidingWindowSpec):
-        return ["window", spec.block_size, spec.sliding_window + spec.extra_retained_tokens]
-    if isinstance(spec, ChunkedLocalAttentionSpec):
-        return ["chunk", spec.block_size, spec.attention_chunk_size]
-    if isinstance(spec, MambaSpec):
-        return ["state", spec.block_size, spec.max_blocks_per_request(limits)]
-    return ["full", spec.block_size, 0]
+    return [budget.block_size, budget.bytes_per_block, [kept_by(each.spec, budget.limits) for each in budget.groups]]
 
 
 def draw(facts: Facts, at: Sequence[int]) -> Picture:
     """Draw the bar of memory and the curve of requests at once, for one position of the controls."""
     answer = work_out(facts, at)
     _, _, groups = layout_of(facts, at)
-    in_flight, context, blocks = facts["gpus"][at[1]]["in_flight"], answer.context, answer.num_blocks[0]
-    most = [(blocks, sum(most_blocks(group, length, in_flight) for group in groups)) for length in LENGTHS]
-    held = [(answer.usable, sum(held_blocks(group, length)[0] for group in groups)) for length in LENGTHS]
+    gpu, context, blocks = facts["gpus"][at[1]], answer.context, answer.num_blocks[0]
+
+    def most_of(length: int) -> int:
+        return sum(most_blocks(group, length, gpu["in_flight"]) for group in groups)
+
+    def held_of(length: int) -> int:
+        return sum(held_blocks(group, length, gpu["decode_in_flight"])[0] for group in groups)
+
+    most = [(blocks, most_of(length)) for length in LENGTHS]
+    held = [(answer.usable, held_of(length)) for length in LENGTHS]
     per_request, fitting = answer.blocks_per_request, answer.usable // answer.held
     worst = Point(context, (blocks, per_request), f"{times(blocks, per_request)}x at {context:,}")
     typical = Point(answer.tokens, (answer.usable, answer.held), f"{fitting:,} fit at {answer.tokens:,}")

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.budget.lengths import Group, held_blocks
 from pagedattn_lab.viz.vram import Memory, gib
 
 Facts = Mapping[str, Any]
 """What a page needs to know, as JSON values: see :func:`pagedattn_lab.viz.calculator.gather`."""
-Group = Sequence[Any]
-"""One group of layers: its kind ("full", "window", "chunk" or "state"), its block size, and the tokens of a window or
-of a chunk, or the number of states."""
 
 
 @dataclass(frozen=True)
@@ -80,25 +78,6 @@ def most_blocks(group: Group, tokens: int, in_flight: int) -> int:
     return bound if kind == "state" else cdiv(tokens, block_size)
 
 
-def held_blocks(group: Group, tokens: int) -> tuple[int, int]:
-    """Count the blocks that a request of so many tokens holds while it decodes, and their slots without a token in use.
-
-    Example:
-        >>> held_blocks(["full", 16, 0], 20), held_blocks(["window", 16, 4], 20)
-        ((2, 12), (1, 12))
-    """
-    kind, block_size, bound = group
-    if kind == "state":
-        return bound, 0
-    skipped = 0
-    if kind == "window":
-        skipped = max(0, tokens - bound)
-    elif kind == "chunk":
-        skipped = (tokens - 1) // bound * bound
-    blocks = cdiv(tokens, block_size) - skipped // block_size
-    return blocks, blocks * block_size - (tokens - skipped)
-
-
 def layout_of(facts: Facts, at: Sequence[int]) -> tuple[int, int, Sequence[Group]]:
     """Look up the tokens and bytes of a block, and the groups of layers: a GPU's kernels may ask for blocks of more."""
     model_at, gpu_at, _, dtype_at, size_at, *_ = at
@@ -129,7 +108,7 @@ def work_out(facts: Facts, at: Sequence[int]) -> Answer:
     def reserved(length: int) -> int:
         return sum(most_blocks(group, length, in_flight) for group in groups)
 
-    held = [held_blocks(group, tokens) for group in groups]
+    held = [held_blocks(group, tokens, gpu["decode_in_flight"]) for group in groups]
     per_user = sum(blocks for blocks, _ in held)
     slots = sum(blocks * group[1] for (blocks, _), group in zip(held, groups, strict=True) if group[0] != "state")
     empty = sum(empty for _, empty in held)

@@ -74,6 +74,7 @@ def check_server(client: Client, workload: WorkloadOptions, options: ServerOptio
     server = read_server(client, before, options.model)
     limits = scheduler_limits(server, options.max_num_seqs, options.max_num_batched_tokens)
     predicted, num_groups, unknown = _capacity(server, limits, options)
+    unknown = (*server.notes, *unknown)
     observed: dict[str, float | None] = {
         "num_blocks": server.num_blocks, "kv_tokens": server.kv_tokens, "max_concurrency": server.max_concurrency,
     }  # fmt: skip

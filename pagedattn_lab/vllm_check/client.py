@@ -6,6 +6,7 @@ releases 0.32.0 and 0.33.0.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,21 @@ COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "pro
 """What is counted, as vLLM names it between ``vllm:`` and ``_total``."""
 
 
+def printable(text: str) -> str:
+    r"""Spell out what a terminal would obey rather than show: a server's words may hold anything.
+
+    Example:
+        >>> printable("red \x1b[31m, naïve, next\nline")
+        'red \\x1b[31m, naïve, next\\nline'
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 class ServerError(RuntimeError):
     """A server that cannot be asked, or that answers something else. Its message says what, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def read_metrics(text: str, where: str) -> Snapshot:
         where: the address, for messages.
 
     Raises:
-        ServerError: it is no such text; a metric is missing; or the server has several engines.
+        ServerError: it is no such text; a metric is missing or no count; or the server has several engines.
     """
     found: dict[str, float] = {}
     infos: list[Mapping[str, str]] = []
@@ -89,6 +103,9 @@ def read_metrics(text: str, where: str) -> Snapshot:
             f"{where} has no vllm:{missing[0]}: this is no current vLLM server, or it was started with "
             "--disable-log-stats"
         )
+    for name in needed:
+        if not 0 <= found[name] < math.inf:  # nor is it NaN
+            raise ServerError(f"vllm:{name} at {where} is {found[name]}, not a count: restart the server")
     if len(infos) > 1:
         raise ServerError(
             f"{where} tells of {len(infos)} engines, each with a cache of its own: check a server that was started "
@@ -97,7 +114,9 @@ def read_metrics(text: str, where: str) -> Snapshot:
     return Snapshot(
         cache_config=infos[0],
         counters={name: int(found[f"{name}_total"]) for name in COUNTERS},
-        created={name: found[f"{name}_created"] for name in COUNTERS if f"{name}_created" in found},
+        created={
+            name: found[f"{name}_created"] for name in COUNTERS if 0 <= found.get(f"{name}_created", -1) < math.inf
+        },
         num_unfinished=int(found["num_requests_running"] + found["num_requests_waiting"]),
     )
 
@@ -138,10 +157,17 @@ class Client:
         """
         return self._object(path, self._ask("GET", path))
 
-    def get_if_there(self, path: str) -> dict[str, Any]:
-        """Ask for a JSON object that not every server has; an empty one if this one answers anything but success."""
+    def get_if_there(self, path: str) -> Any:
+        """Ask for JSON that not every server has.
+
+        Returns:
+            What it is; the text, if it is no JSON; ``None`` if this server answers anything but success.
+        """
         answer = self._send("GET", path)
-        return self._object(path, answer) if answer.is_success else {}
+        if not answer.is_success:
+            return None
+        content = _json(answer)
+        return answer.text if content is None else content
 
     def metrics(self) -> Snapshot:
         """Read what the counters stand at.
@@ -217,8 +243,8 @@ class Client:
                 f"{who}, {len(prompt):,} tokens and {output_len:,} to come, was refused ({_reason(answer)}): the rest "
                 "was not sent"
             )
-        usage = self._object("/v1/completions", answer).get("usage") or {}
-        got = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        usage = self._object("/v1/completions", answer).get("usage")
+        got = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (None, None)
         if got != (len(prompt), output_len):
             raise ServerError(
                 f"{who} came back as {got[0]} + {got[1]} tokens, not {len(prompt)} + {output_len}: this server changes "
@@ -241,14 +267,13 @@ class Client:
             return self._http.request(method, self.url + path, **what)
         except httpx.TimeoutException:
             raise ServerError(f"{self.url}{path} did not answer in time: raise --timeout") from None
+        except httpx.DecodingError:
+            raise ServerError(f"{self.url}{path} answers what cannot be decompressed: is this a vLLM server?") from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise ServerError(f"nothing answers at {self.url}{path} ({error}): is the server running there?") from None
 
     def _object(self, path: str, answer: httpx.Response) -> dict[str, Any]:
-        try:
-            content = answer.json()
-        except ValueError:
-            content = None
+        content = _json(answer)
         if not isinstance(content, dict):
             raise ServerError(f"{self.url}{path} answers no JSON object: is this an OpenAI server?")
         return content
@@ -279,13 +304,18 @@ class _Turn:
             self._lock.release()
 
 
+def _json(answer: httpx.Response) -> Any:
+    """Read an answer; ``None`` if it is no JSON, or lists within lists without end."""
+    try:
+        return answer.json()
+    except (ValueError, RecursionError):
+        return None
+
+
 def _reason(answer: httpx.Response) -> str:
     """Say why something was refused: the status, and the server's own words if it has any."""
     status = f"{answer.status_code} {answer.reason_phrase}"
-    try:
-        content = answer.json()
-    except ValueError:
-        return status
+    content = _json(answer)
     error = content.get("error", content) if isinstance(content, dict) else content
     words = (error.get("message") or error.get("detail")) if isinstance(error, dict) else None
     return f"{status}: {words}" if isinstance(words, str) and words != answer.reason_phrase else status

@@ -33,7 +33,7 @@ class Check:
         workload: what was sent, in words and numbers; empty if nothing was.
         predicted: by this book.
         observed: by the server.
-        unknown: why something could not be predicted, a sentence each.
+        unknown: what the server said that could not be read, and why something could not be predicted, a sentence each.
     """
 
     server: Server

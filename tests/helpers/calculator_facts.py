@@ -27,6 +27,7 @@ def made_up() -> dict[str, Any]:
             "total": total,
             "limit": math.ceil(total * 0.9),
             "in_flight": 4096,
+            "decode_in_flight": 1 if name == "tiny" else 2,
             "capability_without_fp8": "" if name == "large" else "8.6",
         }
         for name, total in totals.items()
