@@ -42,7 +42,7 @@ def largest_context(budget: Budget, memory: Literal["low", "likely", "high"] = "
         >>> largest_context(compute(Options("meta-llama/Llama-3.1-8B", available_bytes="8GiB")))
         65520
     """
-    limits = replace(budget.limits, max_model_len=model_max_len(budget.config))
+    limits = replace(budget.limits, max_model_len=model_max_len(budget.config, budget.version))
     checks = (budget.version.fit_check(rank.groups, getattr(rank.available, memory), limits) for rank in budget.ranks)
     return min(check.largest_model_len for check in checks)
 

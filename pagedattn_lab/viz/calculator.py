@@ -107,7 +107,7 @@ def gather(
         "models": [
             {
                 "name": name,
-                "max_model_len": model_max_len(budgets[0].config),
+                "max_model_len": model_max_len(budgets[0].config, budgets[0].version),
                 "memory": [_memory(each) for each in budgets],
                 **layouts(name, [_layout(each) for each in budgets]),
             }
