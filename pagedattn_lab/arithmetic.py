@@ -44,6 +44,16 @@ def num_bytes(text: str) -> int:
     return size
 
 
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun.
+
+    Example:
+        >>> count(1, "block"), count(1_024, "token")
+        ('1 block', '1,024 tokens')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def at_least_one(name: str, value: int) -> int:
     """Return a whole number of at least 1, or say what is wrong with it.
 

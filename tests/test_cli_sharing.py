@@ -30,10 +30,10 @@ from transformers import (
 )
 
 from pagedattn_lab import models
+from pagedattn_lab.arithmetic import count as counted
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, reorder, take_copies
 from pagedattn_lab.cli import generate, main
-from pagedattn_lab.cli.output import count as counted
 from pagedattn_lab.engine import beam_search as beam_search_module
 from pagedattn_lab.engine.beam_search import beam_search
 from pagedattn_lab.engine.core import EngineCore

@@ -16,8 +16,8 @@ from pagedattn_lab.budget.versions import VLLMVersion
 from pagedattn_lab.hardware import COMPUTE_CAPABILITY, GPUS
 from pagedattn_lab.kv_config import read_head_dim
 
-_HOPPER, _BLACKWELL = 9, 10
-"""Major compute capabilities: Hopper, and the Blackwell of data centres. That of the GeForce cards is 12."""
+_HOPPER, _BLACKWELL, _GEFORCE_BLACKWELL = 9, 10, 12
+"""Major compute capabilities: Hopper, and Blackwell in data centres and on GeForce cards."""
 
 _FLASHINFER_LATENT_HEADS = (64, 128, 192)
 """Head sizes without positions that FlashInfer's kernel for latents takes."""
@@ -83,6 +83,23 @@ def block_size_multiple(
         )
     backend, tokens = _latent_backend(fields, kv_cache_dtype, capability[0], version)
     return tokens, "" if tokens == 16 else f"on {gpu} {backend} reads the latents, in blocks of {tokens} tokens"
+
+
+def gdn_prefill_backend(gpu: str | None, version: VLLMVersion) -> str:
+    """Name what computes the prompts of gated delta nets: FlashInfer on Hopper, and on Blackwell under CUDA 13.
+
+    Before 0.33 that did not show in the cache. A GPU that is not known counts as one where Triton does it.
+
+    Example:
+        >>> from pagedattn_lab.budget.versions import vllm_version
+        >>> gdn_prefill_backend("H200", vllm_version("0.33")), gdn_prefill_backend("L40S", vllm_version("0.33"))
+        ('flashinfer', 'triton')
+
+    Source: ``_resolve_gdn_prefill_backend`` in ``vllm/model_executor/layers/mamba/gdn/qwen_gdn_linear_attn.py``.
+    """
+    major, _ = COMPUTE_CAPABILITY.get(gpu or "", (0, 0))
+    by_flashinfer = version.prefill_checkpoints == "all" and major in (_HOPPER, _BLACKWELL, _GEFORCE_BLACKWELL)
+    return "flashinfer" if by_flashinfer else "triton"
 
 
 def nvfp4_caution(fields: Mapping[str, Any], *, gpu: str | None, device: str, version: VLLMVersion) -> str:

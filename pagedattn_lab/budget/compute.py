@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pagedattn_lab.budget import memory
-from pagedattn_lab.budget.attention_backends import block_size_multiple, nvfp4_caution
+from pagedattn_lab.budget.attention_backends import block_size_multiple, gdn_prefill_backend, nvfp4_caution
 from pagedattn_lab.budget.dtypes import cache_dtype, model_dtype
 from pagedattn_lab.budget.errors import BudgetError
 from pagedattn_lab.budget.estimate import Estimate
@@ -22,9 +22,6 @@ from pagedattn_lab.kv_config import text_fields
 
 GIVEN = ("available_bytes", "kv_cache_memory_bytes", "num_gpu_blocks_override")
 """What makes a GPU unnecessary: any of these says how large the cache is."""
-
-_FLASHINFER_GPUS = ("H100-80GB", "H200", "B200", "RTX 5090")
-"""Hopper, and Blackwell under CUDA 13, where FlashInfer computes the prompts of gated delta nets."""
 
 Parts = tuple[tuple[str, Estimate], ...]
 
@@ -65,9 +62,7 @@ def compute(options: Options) -> Budget:
         block_size_multiple=multiple,
         max_model_len=max_model_len,
         mamba_ssm_cache_dtype="float32" if options.device == "cpu" else "auto",
-        gdn_prefill_backend="flashinfer"
-        if version.prefill_checkpoints == "all" and gpu in _FLASHINFER_GPUS
-        else "triton",
+        gdn_prefill_backend=gdn_prefill_backend(gpu, version),
         prefill_checkpoints=version.prefill_checkpoints != "none",
     )
     groups = version.kv_cache_groups(layers.specs)

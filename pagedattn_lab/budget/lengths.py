@@ -233,6 +233,16 @@ class BlockSize:
     table_bytes: int
 
 
+def block_table_bytes(block_size: int, max_model_len: int, max_num_seqs: int) -> int:
+    """Count the bytes of a tensor of block tables with room for every request that may run, at its longest.
+
+    Example:
+        >>> block_table_bytes(16, max_model_len=8192, max_num_seqs=256)
+        524288
+    """
+    return TABLE_ENTRY_BYTES * max_num_seqs * cdiv(max_model_len, block_size)
+
+
 def block_size_advice(
     lengths: Sequence[tuple[int, int]], backend: str = "flash_attn", *, max_model_len: int, max_num_seqs: int = 256
 ) -> list[BlockSize]:
@@ -263,6 +273,6 @@ def block_size_advice(
     for size in BLOCK_SIZES[backend]:
         slots = sum(cdiv(prompt + output, size) * size for prompt, output in lengths)
         computed = sum(prompt - (prompt - 1) // size * size for prompt, _ in lengths)
-        table = max_num_seqs * cdiv(max_model_len, size) * TABLE_ENTRY_BYTES
+        table = block_table_bytes(size, max_model_len, max_num_seqs)
         rows.append(BlockSize(size, 1 - tokens / slots, computed / prompts, table))
     return rows

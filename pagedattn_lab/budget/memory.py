@@ -167,7 +167,7 @@ def non_torch(tensor_parallel_size: int = 1) -> Estimate:
 
 
 def cuda_graphs(num_layers: int) -> Estimate:
-    """Memory of recorded graphs, which vLLM sets aside before the cache from 0.21 on (pull request 30515).
+    """Memory of recorded graphs, which vLLM sets aside before the cache from 0.20.0 on (pull request 30515).
 
     Args:
         num_layers: of one rank.

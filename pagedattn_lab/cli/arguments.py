@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from pagedattn_lab.arithmetic import num_bytes
 from pagedattn_lab.cli.output import did_you_mean
@@ -106,12 +107,20 @@ def temperature(argument: str) -> float:
     return number
 
 
-def size(argument: str) -> int:
-    """A number of bytes with its unit, as :func:`~pagedattn_lab.arithmetic.num_bytes` reads it."""
-    try:
-        return num_bytes(argument)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def read_by(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What ``read`` gives; the words of its ValueError say what is wrong."""
+
+    def readable(argument: str) -> Any:
+        try:
+            return read(argument)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return readable
+
+
+size = read_by(num_bytes)
+"""A number of bytes with its unit."""
 
 
 def rate(argument: str) -> float:

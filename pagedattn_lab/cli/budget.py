@@ -10,10 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pagedattn_lab.arithmetic import GIB, UNITS_HELP
+from pagedattn_lab.arithmetic import GIB, UNITS_HELP, count
 from pagedattn_lab.budget import (
     Budget,
-    BudgetError,
     Estimate,
     Options,
     Users,
@@ -25,9 +24,9 @@ from pagedattn_lab.budget import (
 from pagedattn_lab.budget.dtypes import CACHE_DTYPES
 from pagedattn_lab.budget.memory import gpu_memory
 from pagedattn_lab.budget.versions import vllm_version
-from pagedattn_lab.cli.arguments import add_json, finite, positive, text, text_of_file
+from pagedattn_lab.cli.arguments import add_json, finite, positive, read_by, text, text_of_file
 from pagedattn_lab.cli.budget_log import with_log
-from pagedattn_lab.cli.output import count, did_you_mean, print_json
+from pagedattn_lab.cli.output import did_you_mean, print_json
 from pagedattn_lab.cli.terminal import waiting, wrap
 from pagedattn_lab.hardware import GPUS
 
@@ -60,7 +59,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--gpu",
-        type=_gpu,
+        type=read_by(_gpu),
         metavar="NAME|SIZE",
         help=f"{', '.join(GPUS)}, or the memory that a driver reports, such as 24GiB: {UNITS_HELP}",
     )
@@ -100,17 +99,19 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--vllm-version",
-        type=_version,
+        type=read_by(_version),
         metavar="V",
         help=f"whose formulas, defaults and words to use (default: the log's, else {Options.vllm_version})",
     )
     parser.add_argument(
         "--available",
-        type=_printed,
+        type=read_by(_printed),
         metavar="SIZE",
         help="memory for the cache, as vLLM printed it; what its decimals leave open stays a range",
     )
-    parser.add_argument("--weights", type=_printed, metavar="SIZE", help="memory of the weights, as vLLM printed it")
+    parser.add_argument(
+        "--weights", type=read_by(_printed), metavar="SIZE", help="memory of the weights, as vLLM printed it"
+    )
     parser.add_argument("--log", type=text_of_file, metavar="FILE", help="a start-up log, for all that it says")
     parser.add_argument(
         "--workload",
@@ -301,25 +302,16 @@ def _print_load(name: str, load: Users) -> None:
 
 
 def _gpu(argument: str) -> str:
-    try:
-        return gpu_memory(argument)[0]
-    except BudgetError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return gpu_memory(argument)[0]
 
 
 def _version(argument: str) -> str:
-    try:
-        vllm_version(argument)
-    except BudgetError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    vllm_version(argument)
     return argument
 
 
 def _printed(argument: str) -> Estimate:
-    try:
-        return Estimate.printed(argument, "printed")
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return Estimate.printed(argument, "printed")
 
 
 def _workload(argument: str) -> str:

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pagedattn_lab.arithmetic import count
 from pagedattn_lab.assembly import KINDS, Instruction, Listing
 from pagedattn_lab.cli.arguments import add_json, positive
-from pagedattn_lab.cli.output import count, did_you_mean, memory, print_json
+from pagedattn_lab.cli.output import did_you_mean, memory, print_json
 from pagedattn_lab.cli.terminal import WIDTH, waiting, wrap
 from pagedattn_lab.compile_report import TARGETS, compile_kernel
 from pagedattn_lab.kernels import DTYPES, KERNELS

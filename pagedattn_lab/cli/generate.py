@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pagedattn_lab.arithmetic import GIB, cdiv
+from pagedattn_lab.arithmetic import GIB, cdiv, count
 from pagedattn_lab.cli.arguments import add_attention, add_json, finite, positive, seed, temperature, text, text_of_file
-from pagedattn_lab.cli.output import count, memory, print_json
+from pagedattn_lab.cli.output import memory, print_json
 from pagedattn_lab.cli.terminal import waiting, wrap
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.studies.block_savings import Sharing

@@ -8,8 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pagedattn_lab.arithmetic import count
 from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive, seed
-from pagedattn_lab.cli.output import count, print_json
+from pagedattn_lab.cli.output import print_json
 from pagedattn_lab.cli.terminal import say, waiting, wrap
 from pagedattn_lab.studies.hit_rates import MOONCAKE_BLOCK_SIZE, POLICIES, measure
 from pagedattn_lab.workloads import MalformedTraceError, TraceRequest, load_trace

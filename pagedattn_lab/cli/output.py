@@ -7,15 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-
-def count(number: int, noun: str) -> str:
-    """Write a number with its noun.
-
-    Example:
-        >>> count(1, "block"), count(1_024, "token")
-        ('1 block', '1,024 tokens')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+from pagedattn_lab.arithmetic import count
 
 
 def memory(num_bytes: int) -> str:

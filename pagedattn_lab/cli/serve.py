@@ -8,10 +8,10 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from pagedattn_lab.arithmetic import GIB, UNITS_HELP
+from pagedattn_lab.arithmetic import GIB, UNITS_HELP, count
 from pagedattn_lab.cli.arguments import add_attention, add_json, at_least, positive, share, size, text
 from pagedattn_lab.cli.generate import free_memory
-from pagedattn_lab.cli.output import count, memory, print_json
+from pagedattn_lab.cli.output import memory, print_json
 from pagedattn_lab.cli.terminal import say, waiting
 
 if TYPE_CHECKING:

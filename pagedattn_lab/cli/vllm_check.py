@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pagedattn_lab.arithmetic import UNITS_HELP
+from pagedattn_lab.arithmetic import UNITS_HELP, count
 from pagedattn_lab.cli.arguments import add_json, at_least, name_or_file, positive, seed, size, text
-from pagedattn_lab.cli.output import count, print_json
+from pagedattn_lab.cli.output import print_json
 from pagedattn_lab.cli.terminal import waiting, wrap
 from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS
 

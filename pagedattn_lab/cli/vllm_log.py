@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pagedattn_lab.arithmetic import count
 from pagedattn_lab.cli.arguments import add_json, text
-from pagedattn_lab.cli.output import count, print_json
+from pagedattn_lab.cli.output import print_json
 from pagedattn_lab.cli.terminal import WIDTH, paint, wrap
 from pagedattn_lab.vllm_log import LogLine, StartUpLog, read_log
 

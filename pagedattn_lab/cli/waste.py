@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pagedattn_lab.arithmetic import UNITS_HELP
+from pagedattn_lab.arithmetic import UNITS_HELP, count
 from pagedattn_lab.cli.arguments import add_json, at_least, name_or_file, positive, rate, seed, size
-from pagedattn_lab.cli.output import count, memory, print_json
+from pagedattn_lab.cli.output import memory, print_json
 from pagedattn_lab.cli.terminal import paint, say, waiting, wrap
 from pagedattn_lab.studies import memory_shares
 from pagedattn_lab.studies.paper import FIG_2, OPT_13B, PAPER_BUDGET

@@ -11,11 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
+from pagedattn_lab.budget.lengths import block_table_bytes
 from pagedattn_lab.studies.hit_rates import measure
 from pagedattn_lab.workloads.conversations import Prompt, hashed
-
-TABLE_ENTRY_BYTES = 4
-"""A page table's entry is an int32."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def block_size_costs(
     for block_size in block_sizes:
         used = utilisation(lengths, block_size)
         entries = sum(cdiv(num_in + num_out - 1, block_size) for num_in, num_out in lengths) / len(lengths)
-        table = TABLE_ENTRY_BYTES * max_num_seqs * cdiv(max_model_len, block_size)
+        table = block_table_bytes(block_size, max_model_len, max_num_seqs)
         found = measure(hashed(prompts, block_size), num_blocks=None, block_size=block_size).hit_rate
         costs.append(BlockSizeCost(block_size, used, entries, table, found))
     return costs

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pagedattn_lab.arithmetic import cdiv
+from pagedattn_lab.arithmetic import cdiv, count
 from pagedattn_lab.budget.lengths import Group, held_blocks
 from pagedattn_lab.viz.vram import Memory, gib
 
@@ -159,16 +159,6 @@ def times(number: int, of: int) -> str:
     return f"{hundredths // 100:,}.{hundredths % 100:02}"
 
 
-def counted(number: int, thing: str) -> str:
-    """Write a number and what is counted.
-
-    Example:
-        >>> counted(1, "request"), counted(2000, "request")
-        ('1 request', '2,000 requests')
-    """
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
-
-
 def tell(answer: Answer) -> str:
     """Say in two or three sentences what fits."""
     memory, room, context = answer.memory, answer.room[0], answer.context
@@ -181,7 +171,7 @@ def tell(answer: Answer) -> str:
         )
     blocks, fewest, many = answer.num_blocks
     about = "" if fewest == many else f" ({fewest:,} to {many:,}, as other memory is an estimate)"
-    first = f"{gib(room)} GiB for the KV cache: {counted(blocks, 'block')} of {answer.block_size:,} tokens{about}."
+    first = f"{gib(room)} GiB for the KV cache: {count(blocks, 'block')} of {answer.block_size:,} tokens{about}."
     if answer.fp8_capability:
         first += f" At compute capability {answer.fp8_capability}, not every backend of vLLM reads an fp8 cache."
     if answer.largest_context < context:
@@ -197,16 +187,16 @@ def tell(answer: Answer) -> str:
     logged = f"vLLM logs {kv_tokens:,} tokens, {times(blocks, answer.blocks_per_request)}x at {context:,}{most}."
     wanted, usable, running = answer.users * answer.held, answer.usable, answer.running
     allowed = " (the context allows no more)" if answer.is_full else ""
-    load = f"{counted(answer.users, 'request')} of {counted(answer.tokens, 'token')}{allowed}"
+    load = f"{count(answer.users, 'request')} of {count(answer.tokens, 'token')}{allowed}"
     if running < answer.users:
         waiting, missing = answer.users - running, wanted - usable
         return (
             f"{first} {logged} {load}: {running:,} {'runs' if running == 1 else 'run'} and {waiting:,} "
-            f"{'waits' if waiting == 1 else 'wait'}; {counted(missing, 'block')} ({gib(memory.overrun)} GiB) "
+            f"{'waits' if waiting == 1 else 'wait'}; {count(missing, 'block')} ({gib(memory.overrun)} GiB) "
             f"{'is' if missing == 1 else 'are'} missing."
         )
     empty, slots = answer.empty
     return (
-        f"{first} {logged} {load} {'holds' if answer.users == 1 else 'hold'} {wanted:,} of {counted(usable, 'block')}, "
+        f"{first} {logged} {load} {'holds' if answer.users == 1 else 'hold'} {wanted:,} of {count(usable, 'block')}, "
         f"{times(100 * empty, max(1, slots))} % of their slots empty; {usable // answer.held:,} would fit."
     )
