@@ -16,7 +16,7 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups",
+    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "kv_layers",
     "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
     "assembly", "kernels", "compile_report", "baselines.accounting", "baselines.strip", "baselines.contiguous",
     "baselines.paged", "baselines.kv_manager",
@@ -56,7 +56,8 @@ def test_import_time() -> None:
 
 SPINE = [
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "budget.errors", "budget.changes", "budget.versions",
+    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "kv_layers", "budget.errors", "budget.changes",
+    "budget.versions",
     "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
     "assembly",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
