@@ -116,8 +116,8 @@ class InputBatch:
     def _update(self, table: BlockTable, step: Sequence[Sequence[BlockTable]]) -> int:
         """Write to a table's row what it has not got yet, and give its number.
 
-        A list of blocks grows at its end, and copy-on-write replaces its last block; a table that changes otherwise
-        gets another list.
+        A list of blocks grows at its end, copy-on-write replaces its last block, and the null block its first ones; a
+        table that changes otherwise gets another list.
         """
         row = self._row_of.get(id(table))
         if row is None:
@@ -133,6 +133,8 @@ class InputBatch:
             self._rows = np.pad(self._rows, ((0, 0), (0, 2 * len(blocks) - self._rows.shape[1])))
         first = max(written - 1, 0)
         self._rows[row, first : len(blocks)] = [block.block_id for block in blocks[first:]]
+        if table.num_skipped_blocks:
+            self._rows[row, : table.num_skipped_blocks] = 0
         self._known[row] = table, blocks, len(blocks)
         return row
 

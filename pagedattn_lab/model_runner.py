@@ -66,6 +66,25 @@ class _ForwardContext:
 _forward_context: ContextVar[_ForwardContext] = ContextVar("forward_context")
 
 
+def kv_shape_of(model: PreTrainedModel, kv_cache_dtype: str = "auto") -> KVShape:
+    """Give the shape in which a model's keys and values are cached, or refuse the model.
+
+    Args:
+        model, kv_cache_dtype: as for :class:`ModelRunner`.
+
+    Raises:
+        UnsupportedModelError: as for :class:`ModelRunner`.
+        ValueError: an unknown ``kv_cache_dtype``.
+    """
+    if kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ValueError(f"kv_cache_dtype {kv_cache_dtype!r} is unknown: use one of {', '.join(KV_CACHE_DTYPES)}")
+    refuse_unsupported(model)
+    try:
+        return KVShape.from_config(model.config, KV_CACHE_DTYPES[kv_cache_dtype] or model.dtype)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
+
+
 class ModelRunner:
     """A decoder together with the paged cache that it reads and writes.
 
@@ -132,13 +151,7 @@ class ModelRunner:
         check_name(attention)
         if forward not in FORWARDS:
             raise ValueError(f"forward {forward!r} is unknown: use one of {', '.join(FORWARDS)}")
-        if kv_cache_dtype not in KV_CACHE_DTYPES:
-            raise ValueError(f"kv_cache_dtype {kv_cache_dtype!r} is unknown: use one of {', '.join(KV_CACHE_DTYPES)}")
-        refuse_unsupported(model)
-        try:
-            shape = KVShape.from_config(model.config, KV_CACHE_DTYPES[kv_cache_dtype] or model.dtype)
-        except ValueError as error:
-            raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
+        shape = kv_shape_of(model, kv_cache_dtype)
         self.model, self.attention = model, attention
         self._latent_layers = latent_layers(model) if shape.latent else []
         self.groups = None if groups is None else tuple(groups)
