@@ -67,7 +67,7 @@ def layer_specs(config: Any, block_size: int, dtype: Any = None) -> dict[str, KV
     Args:
         config: a transformers model, its configuration, or the mapping in its ``config.json``.
         block_size: tokens per block.
-        dtype: of the cache; by default the one the configuration names.
+        dtype: of the cache; by default the model's, or the one that the configuration names.
 
     Returns:
         A spec for each layer, by :func:`layer_name`, in the model's order.
@@ -81,7 +81,8 @@ def layer_specs(config: Any, block_size: int, dtype: Any = None) -> dict[str, KV
         >>> [(name, spec.kind, spec.page_size_bytes) for name, spec in layer_specs(config, block_size=16).items()]
         [('model.layers.0.self_attn', 'sliding window', 4096), ('model.layers.1.self_attn', 'full attention', 4096)]
     """
-    config = getattr(config, "config", config)
+    if hasattr(config, "config"):
+        config, dtype = config.config, dtype or config.dtype
     shape, fields = KVShape.from_config(config, dtype), text_fields(config)
     others = set(fields["layer_types"] or ()) - _KINDS
     if others:
