@@ -119,7 +119,7 @@ class ReplicaCache:
         blocks, several = self._blocks, self._several
         new = dict.fromkeys(reversed(hash_ids))
         if len(new) == len(hash_ids) and blocks.keys().isdisjoint(new) and several.keys().isdisjoint(new):
-            blocks.update(new)
+            blocks.update(new)  # type: ignore[arg-type]  # a dict of int is one of keys, too
             return list(new)
         stored = []
         for hash_id in reversed(hash_ids):

@@ -165,7 +165,7 @@ class PrefixLoadRouter(PrefixRouter):
         ValueError: a negative weight.
     """
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 0.25) -> None:
         if not weight >= 0:
             raise ValueError(f"weight is {weight!r}: give 0 or more")
         self.weight = weight
