@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
+from pagedattn_lab.kv_cache_groups import KVCacheGroup
+from pagedattn_lab.kv_cache_specs import SlidingWindowSpec
 from pagedattn_lab.recorder.sentences import counted
 from pagedattn_lab.viz import BLUE, ORANGE, Picture
-from pagedattn_lab.viz.looks import INK
-
-if TYPE_CHECKING:
-    from pagedattn_lab.kv_cache_groups import KVCacheGroup
 
 MOST_BLOCKS = 32
 LEAST_WIDTH = 400
 NULL = 0  # the number of the null block
-_LEFT, _MOST_CELL, _LEAST_CELL, _BOX, _ROW = 10, 44, 24, 22, 84  # pixels
+_LEFT, _TOP, _MOST_CELL, _LEAST_CELL, _BOX, _ROW = 10, 24, 44, 24, 22, 84  # pixels
 
 
 class GroupView(NamedTuple):
@@ -31,10 +29,12 @@ class GroupView(NamedTuple):
     Attributes:
         name: what stands above its row.
         window: the tokens that its layers read, the newest among them; ``None`` for full attention.
+        num_layers: how many layers read the table; ``None`` if it does not matter.
     """
 
     name: str
     window: int | None = None
+    num_layers: int | None = None
 
 
 class GroupTables(NamedTuple):
@@ -59,15 +59,18 @@ def group_views(groups: Sequence[KVCacheGroup]) -> list[GroupView]:
         >>> from pagedattn_lab.kv_cache_specs import FullAttentionSpec, SlidingWindowSpec
         >>> full = FullAttentionSpec(block_size=4, num_kv_heads=1, head_size=8, dtype="float32")
         >>> window = SlidingWindowSpec(4, 1, 8, "float32", sliding_window=6)
-        >>> group_views(kv_cache_groups({"layer 0": full, "layer 1": window}))
-        [GroupView(name='full attention, 1 layer', window=None), GroupView(name='sliding window, 1 layer', window=6)]
+        >>> for view in group_views(kv_cache_groups({"layer 0": full, "layer 1": window})):
+        ...     print(view)
+        GroupView(name='full attention', window=None, num_layers=1)
+        GroupView(name='sliding window', window=6, num_layers=1)
     """
-    windows = [getattr(group.spec, "sliding_window", None) for group in groups]
-    kept = [
-        None if group.spec.table == "every token" else window for group, window in zip(groups, windows, strict=True)
-    ]
-    names = [f"{group.spec.kind}, {counted(len(group.layers), 'layer')}" for group in groups]
-    return [GroupView(name, window) for name, window in zip(names, kept, strict=True)]
+    kinds = [group.spec.kind for group in groups]
+    views = []
+    for at, (kind, group) in enumerate(zip(kinds, groups, strict=True)):
+        name = kind if kinds.count(kind) == 1 else f"{kind} {kinds[: at + 1].count(kind)}"
+        window = group.spec.sliding_window if isinstance(group.spec, SlidingWindowSpec) else None
+        views.append(GroupView(name, window, len(group.layers)))
+    return views
 
 
 def show_groups(
@@ -97,23 +100,7 @@ def show_groups(
         Token 13 is computed: full attention holds 4 blocks, window 3 blocks. Full attention: blocks 1, 2, 5, 7; reads tokens 1–13. Window, 6 tokens: blocks null, 4, 6, 8; reads tokens 8–13.
     """  # noqa: E501
     _check(tables, groups, block_size)
-    columns = max(map(len, tables.block_ids))
-    cell = max(_LEAST_CELL, min(_MOST_CELL, (LEAST_WIDTH - 2 * _LEFT) // columns))
-    width, height = max(LEAST_WIDTH, 2 * _LEFT + cell * columns), 24 + _ROW * len(groups) + 24
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="sans-serif" font-size="12"><rect width="{width}" height="{height}" fill="#fff"/>',
-        _text(_LEFT, 16, f"{counted(tables.num_tokens, 'token')}, {counted(block_size, 'token')} a block"),
-    ]
-    for number, (ids, group) in enumerate(zip(tables.block_ids, groups, strict=True)):
-        old = before.block_ids[number] if before is not None else ids
-        parts.append(_row(ids, old, group, _read(tables, group), 24 + _ROW * number, cell, width, block_size))
-    held = [_held(ids) for ids in tables.block_ids]
-    full = len(groups) * cdiv(tables.num_tokens, block_size)
-    total = f"{counted(sum(held), 'block')} held; every group with full attention would hold {full}"
-    parts.append(_text(_LEFT, height - 8, total, bold=True))
-    caption = _caption(tables, groups, held, before)
-    return Picture("\n".join([*parts, "</svg>"]), f"{caption} {_listing(tables, groups)}", caption)
+    return _draw(tables, groups, block_size, before, max(map(len, tables.block_ids)))
 
 
 def windows(steps: Sequence[GroupTables], groups: Sequence[GroupView], block_size: int) -> list[Picture]:
@@ -127,7 +114,39 @@ def windows(steps: Sequence[GroupTables], groups: Sequence[GroupView], block_siz
         >>> print(windows(steps, groups, block_size=4)[1].caption)
         Token 9 is computed: full attention takes block 5; window gives back block 2, takes block 6.
     """
-    return [show_groups(step, groups, block_size, steps[at - 1] if at else None) for at, step in enumerate(steps)]
+    if not steps:
+        raise ValueError("there is no step to draw: give the tables of at least one")
+    for step in steps:
+        _check(step, groups, block_size)
+    columns = max(len(ids) for step in steps for ids in step.block_ids)  # cells are as wide in all pictures
+    befores = [None, *steps[:-1]]
+    return [_draw(step, groups, block_size, before, columns) for step, before in zip(steps, befores, strict=True)]
+
+
+def _draw(
+    tables: GroupTables, groups: Sequence[GroupView], block_size: int, before: GroupTables | None, columns: int
+) -> Picture:
+    cell = max(_LEAST_CELL, min(_MOST_CELL, (LEAST_WIDTH - 2 * _LEFT) // columns))
+    width, height = max(LEAST_WIDTH, 2 * _LEFT + cell * columns), _TOP + _ROW * len(groups) + 20
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="12" fill="#222"><rect width="{width}" height="{height}" fill="#fff"/>',
+        f'<text x="{_LEFT}" y="15">{counted(tables.num_tokens, "token")}, {block_size} to a block</text>',
+    ]
+    for number, (ids, group) in enumerate(zip(tables.block_ids, groups, strict=True)):
+        y = _TOP + _ROW * number
+        parts.append(
+            f'<text x="{_LEFT}" y="{y + 14}" font-weight="bold">{escape(_title(group))}{_layers(group)}</text>'
+            f'<text x="{width - _LEFT}" y="{y + 14}" text-anchor="end">holds {_held(ids)} of {len(ids)}</text>'
+        )
+        old = before.block_ids[number] if before is not None else ids
+        parts.append(_table(ids, old, group, y + 34, cell))
+        parts.append(_bracket(_read(tables, group), block_size, y + 60, cell, width))
+    held = [_held(ids) for ids in tables.block_ids]
+    total = f"{counted(sum(held), 'block')} held; without a window {len(groups) * cdiv(tables.num_tokens, block_size)}"
+    parts.append(f'<text x="{_LEFT}" y="{height - 8}" font-weight="bold">{total}</text>')
+    caption = _caption(tables, groups, held, before)
+    return Picture("".join([*parts, "</svg>"]), f"{caption} {_listing(tables, groups)}", caption)
 
 
 def _check(tables: GroupTables, groups: Sequence[GroupView], block_size: int) -> None:
@@ -141,8 +160,8 @@ def _check(tables: GroupTables, groups: Sequence[GroupView], block_size: int) ->
     for ids, group in zip(tables.block_ids, groups, strict=True):
         if not cdiv(tables.num_tokens, block_size) <= len(ids) <= MOST_BLOCKS:
             raise ValueError(
-                f"{group.name}: {counted(len(ids), 'entry').replace('entrys', 'entries')} for {tables.num_tokens} "
-                f"tokens: give {cdiv(tables.num_tokens, block_size)} to {MOST_BLOCKS}"
+                f"{group.name}: a table of {len(ids)} for {counted(tables.num_tokens, 'token')}: give "
+                f"{cdiv(tables.num_tokens, block_size)} to {MOST_BLOCKS} entries"
             )
         first, last = (position // block_size for position in _read(tables, group))
         for logical in range(first, last + 1):
@@ -164,67 +183,56 @@ def _held(ids: Sequence[int]) -> int:
     return sum(block_id != NULL for block_id in ids)
 
 
-def _row(
-    ids: Sequence[int],
-    old: Sequence[int],
-    group: GroupView,
-    read: tuple[int, int],
-    y: int,
-    cell: int,
-    width: int,
-    block_size: int,
-) -> str:
-    """One group: its name and what it holds, the logical numbers, the entries, and a bracket under what is read."""
-    parts = [
-        _text(_LEFT, y + 14, _title(group), bold=True),
-        _text(width - _LEFT, y + 14, f"holds {_held(ids)} of {len(ids)}", "end"),
-    ]
+def _table(ids: Sequence[int], old: Sequence[int], group: GroupView, y: int, cell: int) -> str:
+    """The entries of a page table under their logical numbers: a block's number, or hatching and "null"."""
     fill, ink = (BLUE, "#fff") if group.window is None else (ORANGE, "#000")
+    boxes: dict[str, list[str]] = {}  # one path for all that look alike
+    small, numbers = [], []
     for logical, block_id in enumerate(ids):
         x = _LEFT + cell * logical
-        changed = logical >= len(old) or old[logical] != block_id
-        parts.append(_text(x + cell // 2, y + 30, str(logical), "middle", 'class="pa-soft" fill="#5f5f5f"', 11))
-        parts.append(_entry(group, logical, block_id, x, y + 34, cell, fill, ink, changed))
+        is_null, is_changed = block_id == NULL, logical >= len(old) or old[logical] != block_id
+        look = 'fill="#f4f4f4" stroke-dasharray="3 2"' if is_null else f'fill="{fill}"'
+        look += ' stroke="#222" stroke-width="3"' if is_changed else ' stroke="#777"'
+        boxes.setdefault(look, []).append(f"M{x + 1},{y}h{cell - 2}v{_BOX}h{2 - cell}z")
+        small.append(f'<text x="{x + cell // 2}" y="{y - 4}">{logical}</text>')
+        if is_null:
+            boxes.setdefault('fill="none" stroke="#d9d9d9"', []).append(_hatching(x + 1, y, cell - 2, _BOX))
+            small.append(f'<text x="{x + cell // 2}" y="{y + 15}">null</text>')
+        else:
+            numbers.append(f'<text x="{x + cell // 2}" y="{y + 15}" fill="{ink}">{block_id}</text>')
+    paths = [f'<path d="{"".join(lines)}" {look}/>' for look, lines in boxes.items()]
+    return "".join([*paths, '<g text-anchor="middle"><g font-size="11">', *small, "</g>", *numbers, "</g>"])
+
+
+def _hatching(x: int, y: int, width: int, height: int) -> str:
+    """Lines at 45 degrees, cut to their box by hand: a clip path would need an id, and a picture has none."""
+    lines = []
+    for offset in range(8, width + height, 8):  # from the top left corner along both edges
+        left, bottom = max(0, offset - height), min(offset, height)
+        length = min(offset, width) - left
+        lines.append(f"M{x + left},{y + bottom}l{length},-{length}")
+    return "".join(lines)
+
+
+def _bracket(read: tuple[int, int], block_size: int, y: int, cell: int, width: int) -> str:
+    """A bracket under the tokens that are read, and their numbers."""
     left, right = (_LEFT + round(cell * position / block_size) for position in (read[0], read[1] + 1))
-    parts.append(f'<path d="M{left},{y + 60}v5H{right}v-5" fill="none" stroke="#222" stroke-width="2"/>')
     words = _reads(read)
-    room = len(words) * 6
-    middle = max(_LEFT + room // 2, min((left + right) // 2, width - _LEFT - room // 2))
-    return "".join([*parts, _text(middle, y + 79, words, "middle")])
-
-
-def _entry(
-    group: GroupView, logical: int, block_id: int, x: int, y: int, cell: int, fill: str, ink: str, changed: bool
-) -> str:
-    """One entry of a page table: the number of its block, or hatching and "null"."""
-    frame = 'stroke="#222" stroke-width="3"' if changed else 'stroke="#777"'
-    size = f'width="{cell - 2}" height="{_BOX}"'
-    if block_id == NULL:
-        words = "the null block, behind the window"
-        hatch = "".join(_hatch_line(x + 1, y, cell - 2, _BOX, offset) for offset in range(6, cell - 2 + _BOX, 6))
-        box = f'<rect x="{x + 1}" y="{y}" {size} fill="#f4f4f4" stroke-dasharray="3 2" {frame}/>'
-        box += f'<path d="{hatch}" fill="none" stroke="#d9d9d9"/>'
-        text = _text(x + cell // 2, y + 15, "null", "middle", size=10)
-    else:
-        words = f"block {block_id}"
-        box = f'<rect x="{x + 1}" y="{y}" {size} fill="{fill}" {frame}/>'
-        text = _text(x + cell // 2, y + 16, str(block_id), "middle", f'fill="{ink}"')
-    return f"<g><title>{escape(f'{group.name}, logical block {logical}: {words}')}</title>{box}{text}</g>"
-
-
-def _hatch_line(x: int, y: int, width: int, height: int, offset: int) -> str:
-    """A line at 45 degrees, cut to its box by hand: a clip path would need an id, and a picture has none.
-
-    It leaves the box's edge ``offset`` pixels from the top left corner, to the right and downwards.
-    """
-    left, top = max(0, offset - height), min(offset, height)
-    right, bottom = min(offset, width), max(0, offset - width)
-    return f"M{x + left},{y + top}L{x + right},{y + bottom}"
+    room = 4 * len(words)  # to either side of its middle
+    middle = max(_LEFT + room, min((left + right) // 2, width - _LEFT - room))
+    return (
+        f'<path d="M{left},{y}v5H{right}v-5" fill="none" stroke="#222" stroke-width="2"/>'
+        f'<text x="{middle}" y="{y + 18}" text-anchor="middle">{words}</text>'
+    )
 
 
 def _title(group: GroupView) -> str:
     name = group.name[:1].upper() + group.name[1:]
     return name if group.window is None else f"{name}, {counted(group.window, 'token')}"
+
+
+def _layers(group: GroupView) -> str:
+    return "" if group.num_layers is None else f" · {counted(group.num_layers, 'layer')}"
 
 
 def _reads(read: tuple[int, int]) -> str:
@@ -265,8 +273,3 @@ def _listing(tables: GroupTables, groups: Sequence[GroupView]) -> str:
         entries = ", ".join("null" if block_id == NULL else str(block_id) for block_id in ids)
         rows.append(f"{_title(group)}: blocks {entries}; {_reads(_read(tables, group))}.")
     return " ".join(rows)
-
-
-def _text(x: int, y: int, text: str, anchor: str = "start", ink: str = INK, size: int = 12, bold: bool = False) -> str:
-    weight = ' font-weight="bold"' if bold else ""
-    return f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}"{weight} {ink}>{escape(text)}</text>'
