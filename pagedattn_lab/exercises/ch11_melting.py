@@ -132,6 +132,14 @@ _BY_HAND: list[tuple[list[Entry], int, str]] = [
 ]
 
 
+def _renumbered(log: list[Entry], order: list[int]) -> list[Entry]:
+    """Give replicas other numbers, since routers send what is undecided to the first one."""
+    return [
+        (blocks, [hits[at] for at in order], [queues[at] for at in order], order.index(chosen))
+        for blocks, hits, queues, chosen in log
+    ]
+
+
 def _melting_cases() -> list[Case]:
     cases = [Case((log, price), about) for log, price, about in _BY_HAND]
     rng = random.Random(53)
@@ -140,17 +148,19 @@ def _melting_cases() -> list[Case]:
     for number in range(30):
         router = routers[number % len(routers)]
         num_replicas, price = rng.randint(2, 4), rng.randint(1, 5)
+        num_requests, strangers = rng.randint(6, 10 + 2 * number), router is chase_first
         traffic = Traffic(
             num_replicas,
             num_blocks=rng.randint(20, 90),
-            num_requests=rng.randint(6, 10 + 2 * number),
-            num_active=rng.randint(3, 4 * num_replicas),
-            shared=rng.choice([0.3, 0.6, 0.9]),
+            num_requests=num_requests,
+            num_active=num_requests if strangers else rng.randint(3, 4 * num_replicas),
+            shared=0 if strangers else rng.choice([0.3, 0.6, 0.9]),
             gap=rng.randint(0, 3),
             seed=number,
         )
         made = round_robin() if router is round_robin else weigh(price) if router is weigh else router
-        cases.append(Case((log_of(traffic, made), price), about))
+        order = rng.sample(range(num_replicas), num_replicas)
+        cases.append(Case((_renumbered(log_of(traffic, made), order), price), about))
     return cases
 
 

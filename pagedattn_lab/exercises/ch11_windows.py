@@ -121,9 +121,9 @@ window_table = Exercise(
         "only older ones: as many entries point at block 0.",
     ),
     explanation="A block goes when all of its tokens are behind the window, so a window that begins inside a block "
-    "holds one block more than its tokens fill. The table keeps its length, because a kernel finds the block of a position "
-    "at `position // block_size`. It never reads the entries that point at the null block, since its window begins "
-    "behind them. To read on: `SlidingWindowManager` in vLLM's `vllm/v1/core/single_type_kv_cache_manager.py`, "
+    "holds one block more than its tokens fill. The table keeps its length, because a kernel finds the block of a "
+    "position at `position // block_size`. It never reads the entries that point at the null block, since its window "
+    "begins behind them. To read on: `SlidingWindowManager` in vLLM's `vllm/v1/core/single_type_kv_cache_manager.py`, "
     "methods `get_num_skipped_tokens` and `remove_skipped_blocks`.",
     wrong={
         "let a token read itself and `window` tokens before it": _behind(lambda n, size, window: (n - window) // size),
