@@ -142,7 +142,7 @@ class EventIndex:
                 parent_block_hash=hashes[start - 1] if start else None,
                 token_ids=request.token_ids[start * size : stop * size],
                 block_size=size,
-                extra_keys=[tuple(value for _, value in of_block) or None for of_block in keys],
+                extra_keys=[tuple(value for _, value in of_block) or None for of_block in keys] or None,
                 group_idx=group_idx,
             )
         )
