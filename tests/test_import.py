@@ -16,8 +16,9 @@ PACKAGE = Path(pagedattn_lab.__file__).parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget", "distributed"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups",
-    "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "kv_layers",
+    "kv_events", "swap_space", "kv_manager", "kv_group_managers", "kv_groups",
+    "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
     "assembly", "kernels", "compile_report", "baselines.accounting", "baselines.strip", "baselines.contiguous",
     "baselines.paged", "baselines.kv_manager",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
@@ -57,8 +58,10 @@ def test_import_time() -> None:
 
 SPINE = [
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "budget.errors", "budget.changes", "budget.versions",
-    "kv_events", "swap_space", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "kv_layers", "budget.errors", "budget.changes",
+    "budget.versions",
+    "kv_events", "swap_space", "kv_manager", "kv_group_managers", "kv_groups",
+    "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
     "assembly",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
@@ -69,7 +72,8 @@ SPINE = [
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
     "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop",
-    "engine.output_processor", "engine.core", "engine.sampling", "engine.beam_search", "engine.metrics",
+    "engine.output_processor", "engine.capacity", "engine.core", "engine.sampling", "engine.beam_search",
+    "engine.metrics",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
     "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.prefix_cache import PrefixCacheStats
 from pagedattn_lab.request import Request
@@ -285,7 +286,7 @@ class Metrics:
             "hit_rate": over(totals.prefix_cache_hits, totals.prefix_cache_queries),
         }
 
-    def _look_ups(self, manager: KVCacheManager) -> tuple[int, int]:
+    def _look_ups(self, manager: KVCacheManager | GroupedKVCacheManager) -> tuple[int, int]:
         """Tokens looked up, and found, since the last call; a cache that was reset counts from 0 again."""
         queries, hits = manager.stats.queries, manager.stats.hits
         counted, old_queries, old_hits = self._seen
@@ -299,7 +300,7 @@ class Metrics:
             logger(stats)
 
 
-def kv_cache_usage(manager: KVCacheManager) -> float:
+def kv_cache_usage(manager: KVCacheManager | GroupedKVCacheManager) -> float:
     """Give the share of the blocks that requests hold, the null block not counted.
 
     Example:
