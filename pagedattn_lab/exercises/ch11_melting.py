@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pagedattn_lab.exercises.cases import Case
-from pagedattn_lab.exercises.ch11_fleet import Choose, Traffic, chase, chase_first, entry, round_robin, weigh
+from pagedattn_lab.exercises.ch11_fleet import Choose, Traffic, chase, chase_first, round_robin, weigh
 from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.exercises.values import same
 
@@ -16,20 +16,29 @@ Entry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 """A request in the log: its blocks, hits and queues by replica, and the replica that was chosen."""
 Finding = dict[str, Any]
 
-_EXAMPLE = Traffic(3, 40, 14, 6, 0.8, 1, seed=5)
+_EXAMPLE = Traffic(3, 40, 12, 6, 0.6, 1, seed=3)
 
 
 def log_of(traffic: Traffic, choose: Choose) -> list[Entry]:
-    """Serve a load with a router, and write down each choice."""
-    return [entry(*served) for served in traffic.serve(choose)]
+    """Serve a load with a router, and write down what it knew of each request, and what it chose."""
+    log: list[Entry] = []
+
+    def noted(request: Any, fleet: Any) -> int:
+        every, chosen = range(fleet.num_replicas), choose(request, fleet)
+        hits, queues = [fleet.hit_blocks(at, request) for at in every], [fleet.load(at) for at in every]
+        log.append((list(request.hash_ids), hits, queues, chosen))
+        return chosen
+
+    traffic.serve(noted)
+    return log
 
 
 def example_in_words() -> str:
     """Tell a log of a router that chases prefixes, a line a request.
 
     Example:
-        >>> print(example_in_words().splitlines()[0])
-        0: blocks [1, 2, 3, 4, 5, 6, 7, 8], hits [0, 0, 0], queues [0, 0, 0], to replica 0
+        >>> print(example_in_words().splitlines()[2])
+        2: blocks [1, 2, 3, 4, 5, 6, 11, 12], hits [6, 0, 0], queues [2, 0, 0], to replica 0
     """
     return "\n".join(
         f"{number}: blocks {blocks}, hits {hits}, queues {queues}, to replica {chosen}"
