@@ -24,13 +24,12 @@ SHAPES = ("FW", "WF", "FWW", "WFV", "FFW", "WV", "FVWV", "LW", "LFW", "WWFF", "F
 """Kinds of groups: full attention, latents, a window, and a second width of window."""
 
 
-def draw_tokens(rng: random.Random, block_size: int) -> list[int]:
-    """Make a prompt of few different tokens that begins as others do and ends on or off the end of a block."""
-    length = rng.choice([rng.randint(1, 3 * block_size + 2), block_size * rng.randint(1, 8)]) + rng.randint(0, 1)
-    tokens: list[int] = []
-    while len(tokens) < length:
-        tokens += [rng.choice([0, 0, 1])] * rng.choice([block_size, block_size, block_size, 1])
-    return tokens[:length]
+def draw_tokens(rng: random.Random, texts: list[list[int]], block_size: int) -> list[int]:
+    """Make a prompt that begins as others do, and ends on or off the end of a block."""
+    longest = len(texts[0])
+    shared = rng.choice([rng.randint(1, longest), block_size * rng.randint(1, longest // block_size)])
+    own = rng.choice([0, 1, 1, rng.randint(1, 2 * block_size + 1)])
+    return rng.choice(texts)[:shared] + [rng.randint(0, 1) for _ in range(own)]
 
 
 def draw_settings(rng: random.Random, seed: int) -> dict[str, Any]:
@@ -38,12 +37,14 @@ def draw_settings(rng: random.Random, seed: int) -> dict[str, Any]:
     shape, block_size = SHAPES[seed % len(SHAPES)], rng.choice([1, 2, 3, 4, 16])
     width, other = rng.sample(range(1 if seed % 7 == 0 else 2, 4 * block_size + 3), 2)
     extra = rng.choice([0, 0, 0, 0, 2])
-    groups = [["F"] if kind == "F" else ["L"] if kind == "L" else [width if kind == "W" else other, extra] for kind in shape]
+    groups = [
+        ["F"] if kind == "F" else ["L"] if kind == "L" else [width if kind == "W" else other, extra] for kind in shape
+    ]
     has_window = "W" in shape
     return {
         "groups": groups,
         "block_size": block_size,
-        "num_blocks": rng.randint(4, 16) * len(groups) + 1,
+        "num_blocks": rng.randint(7, 24) * len(groups) + 1,
         "enable_prefix_caching": seed % 10 > 0,
         "retention_interval": rng.choice([0, 0, 0, None, block_size, 3 * block_size]) if has_window else 0,
         "max_in_flight_tokens": rng.choice([None, 1, 3, 8, 40]),
@@ -55,7 +56,12 @@ def vllm_groups(settings: dict[str, Any]) -> list[Any]:
     import torch
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, MLAAttentionSpec, SlidingWindowSpec
 
-    size: dict[str, Any] = {"block_size": settings["block_size"], "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
+    size: dict[str, Any] = {
+        "block_size": settings["block_size"],
+        "num_kv_heads": 1,
+        "head_size": 8,
+        "dtype": torch.float32,
+    }
     groups = []
     for number, (kind, *extra) in enumerate(settings["groups"]):
         if kind == "F":
@@ -80,6 +86,8 @@ class Recorder:
         init_none_hash(sha256)
         self.rng = random.Random(seed)
         self.settings = draw_settings(self.rng, seed)
+        length = 6 * self.settings["block_size"] + 1
+        self.texts = [[number] + [self.rng.randint(0, 1) for _ in range(length)] for number in (0, 0, 1)]
         self.block_size, caching = self.settings["block_size"], self.settings["enable_prefix_caching"]
         self.manager = KVCacheManager(
             KVCacheConfig(
@@ -128,8 +136,8 @@ class Recorder:
         from vllm.v1.request import Request
 
         rng = self.rng
-        name, salt = f"r{self.num_made}", rng.choice([None, None, None, None, "a"])
-        tokens = draw_tokens(rng, self.block_size)
+        name, salt = f"r{self.num_made}", rng.choice([None] * 7 + ["a"])
+        tokens = draw_tokens(rng, self.texts, self.block_size)
         self.num_made += 1
         request = Request(
             request_id=name,
@@ -189,11 +197,11 @@ class Recorder:
     def run(self, num_operations: int) -> dict[str, Any]:
         for _ in range(num_operations):
             chance = self.rng.random()
-            if chance < 0.3 or not self.requests:
+            if chance < 0.33 or not self.requests:
                 self.admit()
-            elif chance < 0.84:
+            elif chance < 0.76:
                 self.step()
-            elif chance < 0.98:
+            elif chance < 0.99:
                 self.free()
             else:
                 self.reset()
@@ -217,7 +225,7 @@ def main(first: int = 0, stop: int = 60, file: str | Path = TRANSCRIPT) -> None:
     """Record managers, sixty of them unless said otherwise."""
     import vllm
 
-    runs = ",\n".join(json.dumps(Recorder(seed).run(60), separators=(",", ":")) for seed in range(first, stop))
+    runs = ",\n".join(json.dumps(Recorder(seed).run(120), separators=(",", ":")) for seed in range(first, stop))
     Path(file).write_text(f'{{"vllm": "{vllm.__version__}", "runs": [\n{runs}\n]}}\n')
     print(f"wrote {file}")
 
