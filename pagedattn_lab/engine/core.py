@@ -68,7 +68,7 @@ class EngineCore:
         scheduler: who runs next.
 
     Raises:
-        ValueError: an index or an option that does not fit.
+        ValueError: an index or an option that does not fit, or a tier for which the cache has no host blocks.
 
     Example:
         Two requests go on with token 7 once, and then end:
@@ -100,6 +100,12 @@ class EngineCore:
         self._parents: tuple[int, ...] | None = None  # of those that go on, as the last step's requests were numbered
         self._is_running = False
         self.manager = manager or KVCacheManager(cache.num_blocks, cache.block_size, enable_prefix_caching, index)
+        tier = self.manager.tier
+        if tier is not None and tier.num_blocks >= cache.num_host_blocks:
+            raise ValueError(
+                f"the manager has a tier of {tier.num_blocks} blocks, numbered from 1, and the runner's cache has "
+                f"{cache.num_host_blocks} host blocks: make it with num_host_blocks={tier.num_blocks + 1}"
+            )
         self.scheduler = Scheduler(self.manager, **options)
 
     def step(self, choose: Choose, on_scheduled: Callable[[SchedulerOutput], None] | None = None) -> SchedulerOutput:
@@ -206,6 +212,11 @@ class EngineCore:
         requests, cache = output.requests, self.runner.cache
         cache.copy_out(output.swap_out)
         cache.copy_in(output.swap_in)
+        if self.manager.tier is not None:
+            cache.copy_out(output.stores)
+            self.manager.tier.complete_stores()  # whatever fails from here on, these are right
+            cache.copy_in(output.loads)
+            self.manager.tier.complete_loads()
         if not requests:
             return (), torch.empty(0)
         query_lens = [output.num_scheduled_tokens[request.request_id] for request in requests]

@@ -69,6 +69,7 @@ class LLMEngine:
         policy: ``"fcfs"``, who came first, or ``"priority"``.
         preemption: what happens to a request that loses its blocks: ``"recompute"``, or ``"swap"`` to host memory.
         num_host_blocks: blocks of host memory to swap to.
+        num_offload_blocks: blocks of host memory for what the prefix cache evicts, a second tier.
         kv_policy: one of :data:`KV_POLICIES`. What is contiguous has no prefix cache, and preempts nobody.
         attention, forward, kv_cache_dtype: as for :class:`pagedattn_lab.model_runner.ModelRunner`.
         seed: of requests that bring none.
@@ -107,6 +108,7 @@ class LLMEngine:
         policy: Literal["fcfs", "priority"] = "fcfs",
         preemption: Literal["recompute", "swap"] = "recompute",
         num_host_blocks: int = 0,
+        num_offload_blocks: int = 0,
         kv_policy: str = "paged",
         attention: str = "auto",
         forward: str = "auto",
@@ -119,6 +121,10 @@ class LLMEngine:
             raise ValueError(f"kv_policy {kv_policy!r} is unknown: use one of {', '.join(KV_POLICIES)}")
         if kv_policy != "paged" and (num_host_blocks or preemption == "swap"):
             raise ValueError(f"kv_policy {kv_policy!r} preempts nobody: leave preemption and num_host_blocks away")
+        if num_offload_blocks:
+            at_least_one("num_offload_blocks", num_offload_blocks)
+            if kv_policy != "paged":
+                raise ValueError(f"kv_policy {kv_policy!r} has no prefix cache: leave num_offload_blocks away")
         at_least_one("block_size", block_size)
         if num_blocks is None:
             shape = KVShape.from_config(model.config, KV_CACHE_DTYPES.get(kv_cache_dtype) or model.dtype)
@@ -132,7 +138,13 @@ class LLMEngine:
         num_slots = (num_blocks - 1) * block_size
         self.max_model_len = _check_length(model, max_model_len, num_slots, is_paged=kv_policy == "paged")
         runner = ModelRunner(
-            model, num_blocks, block_size, attention, kv_cache_dtype, forward=forward, num_host_blocks=num_host_blocks
+            model,
+            num_blocks,
+            block_size,
+            attention,
+            kv_cache_dtype,
+            forward=forward,
+            num_host_blocks=num_offload_blocks + 1 if num_offload_blocks else num_host_blocks,
         )
         if kv_policy != "paged":
             # Late, and the one thing that a server takes from the book's apparatus: what it is compared with.
@@ -141,7 +153,13 @@ class LLMEngine:
             reserve = kv_policy.removeprefix("contiguous-")
             manager = ContiguousKVCacheManager(num_blocks, block_size, reserve, max_model_len=self.max_model_len)
         else:
-            manager = KVCacheManager(num_blocks, block_size, enable_prefix_caching, num_host_blocks=num_host_blocks)
+            manager = KVCacheManager(
+                num_blocks,
+                block_size,
+                enable_prefix_caching,
+                num_host_blocks=num_host_blocks,
+                num_offload_blocks=num_offload_blocks,
+            )
         self.core = EngineCore(
             runner,
             manager=manager,
