@@ -283,8 +283,8 @@ def describe(report: Mapping[str, Any]) -> str:
         if report["pays_from"] is None
         else f"Reloading took less time in every repetition from {report['pays_from']:,} tokens on.",
         "",
-        f"In the model: {model['name']} on {model['gpu']}, a roofline, and PCIe 5.0 x16 at "
-        f"{model['link_bytes_per_s'] / 1e9:.0f} GB/s.",
+        f"In the model: {model['name']} on {model['gpu']} by its roofline, copies over PCIe 5.0",
+        f"at {model['link_bytes_per_s'] / 1e9:.0f} GB/s.",
         "",
         f"{'tokens':>7}{'recomputed':>13}{'reloaded':>11}{'resident':>11}{'gain':>34}",
     ]
