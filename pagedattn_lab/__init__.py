@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pagedattn_lab.engine.sampling_params import SamplingParams
     from pagedattn_lab.engine.scheduler import Scheduler
     from pagedattn_lab.kv_cache import PagedKVCache
+    from pagedattn_lab.kv_groups import GroupedKVCacheManager
     from pagedattn_lab.kv_manager import KVCacheManager
     from pagedattn_lab.kv_shape import KVShape
     from pagedattn_lab.model_runner import ModelRunner
@@ -57,6 +58,7 @@ _HOMES = {
     "engine.sampling_params": ("SamplingParams",),
     "engine.scheduler": ("Scheduler",),
     "kv_cache": ("PagedKVCache",),
+    "kv_groups": ("GroupedKVCacheManager",),
     "kv_manager": ("KVCacheManager",),
     "kv_shape": ("KVShape",),
     "model_runner": ("ModelRunner",),

@@ -301,9 +301,9 @@ class Observer(Protocol):
         """The table that began is done.
 
         Args:
-            kind: ``"append"``, ``"copy-on-write"``, ``"fork"``, ``"hit"`` or ``"free"``.
+            kind: ``"append"``, ``"copy-on-write"``, ``"fork"``, ``"hit"``, ``"skip"`` or ``"free"``.
             blocks: those taken (append), the shared one and its private copy (copy-on-write), those that are shared
-                now (fork, hit), or those given back (free).
+                now (fork, hit), or those given back (skip: the first ones, which nothing reads any more; free: all).
             table: the same as at the beginning, after its event.
             num_tokens: how many were appended or found; 0 for the other kinds.
         """

@@ -6,6 +6,9 @@ Token ``i`` of a sequence lies in logical block ``i // block_size``. The table m
 Any number of tables may name one block as long as none of them writes to it. So a table that is about to write to a
 block that others name too takes a block of its own first: copy-on-write.
 
+Layers with a window stop reading a sequence's first blocks. A table of such layers gives them back and names the null
+block in their places, so that token ``i`` still stands at ``i // block_size``.
+
 Source: Kwon et al. 2023, sections 4.3 and 4.4; slots as in vLLM's ``slot_mapping``.
 """
 
@@ -25,9 +28,11 @@ class BlockTable:
         name: of the request, for pictures.
 
     Attributes:
-        blocks: physical block of each logical block; another table may name them too. The list grows at its end, and
-            its last block may be replaced by a copy; where anything else changes, the table gets another list.
+        blocks: physical block of each logical block; another table may name them too. The list grows at its end, its
+            last block may be replaced by a copy, and its first ones by the null block; where anything else changes, the
+            table gets another list.
         num_tokens: length of the sequence.
+        num_skipped_blocks: how many entries at the beginning name the null block, since nothing reads them any more.
         pending_copy: ``(source, destination)`` block numbers of a copy that :func:`take_copies` has not handed out yet.
 
     Example:
@@ -45,13 +50,14 @@ class BlockTable:
         7
     """
 
-    __slots__ = ("blocks", "name", "num_tokens", "pending_copy", "pool")
+    __slots__ = ("blocks", "name", "num_skipped_blocks", "num_tokens", "pending_copy", "pool")
 
     def __init__(self, pool: BlockPool, name: str | None = None) -> None:
         self.pool = pool
         self.name = name
         self.blocks: list[KVCacheBlock] = []
         self.num_tokens = 0
+        self.num_skipped_blocks = 0
         self.pending_copy: tuple[int, int] | None = None
 
     @property
@@ -147,19 +153,60 @@ class BlockTable:
     def adopt(self, blocks: Sequence[KVCacheBlock]) -> None:
         """Begin an empty table with full blocks that hold its first tokens already: a hit in the prefix cache.
 
+        The first of them may be the null block, where layers with a window do not read that far back.
+
         Raises:
             ValueError: the table is not empty, or the pool refuses a block.
         """
         if self.blocks:
             raise ValueError(f"a table of {self.num_tokens} tokens cannot adopt blocks: only an empty one can")
+        num_skipped = 0
+        while num_skipped < len(blocks) and blocks[num_skipped] is self.pool.null_block:
+            num_skipped += 1
+        found = blocks[num_skipped:]
         watched = self.pool.observers and blocks
         if watched:
-            self.pool.check_own(blocks)
+            self.pool.check_own(found)
             self._begin()
-        self.pool.touch(blocks)
+        self.pool.touch(found)
         self.blocks, self.num_tokens = list(blocks), len(blocks) * self.pool.block_size
+        self.num_skipped_blocks = num_skipped
         if watched:
-            self._end("hit", self.blocks, self.num_tokens)
+            self._end("hit", found, self.num_tokens)
+
+    def remove_skipped_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
+        """Give the first blocks back, last first, and name the null block in their places.
+
+        Args:
+            num_blocks: how many of the first blocks nothing reads any more; those given back before are among them.
+
+        Returns:
+            The blocks that went.
+
+        Example:
+            A window of 5 tokens, of which the last 4 have been computed: the next token reads tokens 6 to 10.
+
+            >>> pool = BlockPool(num_blocks=8, block_size=4)
+            >>> table = BlockTable(pool)
+            >>> _ = table.append_tokens(10)
+            >>> _ = table.remove_skipped_blocks((10 - 5 + 1) // 4)
+            >>> table.block_ids, table.num_tokens, pool.num_free_blocks
+            ([0, 2, 3], 10, 5)
+        """
+        freed = self.blocks[self.num_skipped_blocks : num_blocks][::-1]
+        if not freed:
+            return []
+        watched = self.pool.observers
+        if watched:
+            self.pool.check_held(freed)
+            self._begin()
+        self.pool.free_blocks(freed)
+        stop = self.num_skipped_blocks + len(freed)
+        self.blocks[self.num_skipped_blocks : stop] = [self.pool.null_block] * len(freed)
+        self.num_skipped_blocks = stop
+        if watched:
+            self._end("skip", freed)
+        return freed
 
     def fork(self, name: str | None = None) -> BlockTable:
         """Make a second table of the same tokens: it shares every block, and no block is copied.
@@ -218,13 +265,13 @@ class BlockTable:
 
     def release(self) -> None:
         """Give every block back, last first, and become the empty table. On an empty table it does nothing."""
-        freed = self.blocks[::-1]
-        watched = self.pool.observers and freed
+        freed = self.blocks[self.num_skipped_blocks :][::-1]
+        watched = self.pool.observers and self.blocks
         if watched:
             self.pool.check_held(freed)
             self._begin()
         self.pool.free_blocks(freed)
-        self.blocks, self.num_tokens, self.pending_copy = [], 0, None
+        self.blocks, self.num_tokens, self.num_skipped_blocks, self.pending_copy = [], 0, 0, None
         if watched:
             self._end("free", freed)
 

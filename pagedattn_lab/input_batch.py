@@ -10,6 +10,7 @@ and removed; here a row is taken for a table that has none, and given up when ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -58,35 +59,65 @@ class InputBatch:
         Raises:
             ValueError: no table, tables of two pools, lists of different lengths, or a query longer than its sequence.
         """
+        [metadata] = self.prepare_groups([tables], query_lens)
+        return metadata
+
+    def prepare_groups(
+        self, tables_of_groups: Sequence[Sequence[BlockTable]], query_lens: Sequence[int] | None = None
+    ) -> tuple[AttentionMetadata, ...]:
+        """Lay out one step of a model whose layers read several page tables.
+
+        Args:
+            tables_of_groups: for each group of layers one table per sequence, as for :meth:`prepare`. A table names the
+                null block where a window has dropped one.
+            query_lens: as for :meth:`prepare`.
+
+        Returns:
+            The step for each group. What does not hang on a page table is laid out once, and shared.
+
+        Raises:
+            ValueError: as :meth:`prepare`, or a sequence that has more tokens in one group than in another.
+        """
+        tables = tables_of_groups[0]
         query_lens = [1] * len(tables) if query_lens is None else query_lens
         block_size = check_step(tables, query_lens).block_size
-        rows = np.array([self._update(table, tables) for table in tables])  # [num_seqs]
         lens = np.array([table.num_tokens for table in tables])
         queries = np.array(query_lens)
         ends = np.cumsum(queries)
-        block_tables = self._rows[rows, : max(len(table.blocks) for table in tables)]
         # Token j of the batch, of sequence i, is number j - starts[i] of this step: number first[i] + that of sequence.
         positions = np.arange(ends[-1]) + np.repeat(lens - ends, queries)
-        blocks = self._rows[np.repeat(rows, queries), positions // block_size]
-        return AttentionMetadata(
-            block_tables=self._tensor(block_tables),
-            seq_lens=self._tensor(lens.astype(np.int32)),
-            query_start_loc=self._tensor(np.concatenate([[0], ends]).astype(np.int32)),
-            slot_mapping=self._tensor(blocks.astype(np.int64) * block_size + positions % block_size),
-            positions=self._tensor(positions),
-            max_seq_len=int(lens.max()),
-            cascade=self._cascade(tables, block_tables, lens, queries),
-            tables=tuple(tables),
-        )
+        places, offsets = np.divmod(positions, block_size)
+        common = {
+            "seq_lens": self._tensor(lens.astype(np.int32)),
+            "query_start_loc": self._tensor(np.concatenate([[0], ends]).astype(np.int32)),
+            "positions": self._tensor(positions),
+            "max_seq_len": int(lens.max()),
+        }
+        if len(tables_of_groups) > 1:
+            _check_groups(tables_of_groups, query_lens)
+        groups = []
+        for tables in tables_of_groups:
+            rows = np.array([self._update(table, tables_of_groups) for table in tables])  # [num_seqs]
+            block_tables = self._rows[rows, : max(len(table.blocks) for table in tables)]
+            blocks = self._rows[np.repeat(rows, queries), places]
+            step = AttentionMetadata(
+                block_tables=self._tensor(block_tables),
+                slot_mapping=self._tensor(blocks.astype(np.int64) * block_size + offsets),
+                cascade=self._cascade(tables, block_tables, lens, queries),
+                tables=tuple(tables),
+                **common,
+            )
+            groups.append(step)
+        return tuple(groups)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    def _update(self, table: BlockTable, step: Sequence[BlockTable]) -> int:
+    def _update(self, table: BlockTable, step: Sequence[Sequence[BlockTable]]) -> int:
         """Write to a table's row what it has not got yet, and give its number.
 
-        A list of blocks grows at its end, and copy-on-write replaces its last block; a table that changes otherwise
-        gets another list.
+        A list of blocks grows at its end, copy-on-write replaces its last block, and the null block its first ones; a
+        table that changes otherwise gets another list.
         """
         row = self._row_of.get(id(table))
         if row is None:
@@ -102,13 +133,15 @@ class InputBatch:
             self._rows = np.pad(self._rows, ((0, 0), (0, 2 * len(blocks) - self._rows.shape[1])))
         first = max(written - 1, 0)
         self._rows[row, first : len(blocks)] = [block.block_id for block in blocks[first:]]
+        if table.num_skipped_blocks:
+            self._rows[row, : table.num_skipped_blocks] = 0
         self._known[row] = table, blocks, len(blocks)
         return row
 
-    def _take_row(self, step: Sequence[BlockTable]) -> int:
+    def _take_row(self, step: Sequence[Sequence[BlockTable]]) -> int:
         """Find a free row; where there is none, take those of tables that are not in the step, or else make more."""
         if not self._free:
-            kept = {id(table) for table in step}
+            kept = set(map(id, chain.from_iterable(step)))
             for owner in self._row_of.keys() - kept:
                 row = self._row_of.pop(owner)
                 del self._known[row]
@@ -127,3 +160,17 @@ class InputBatch:
             return None
         block_size = tables[0].pool.block_size
         return plan_cascade(rows.tolist(), lens.tolist(), queries.tolist(), block_size, self.device)
+
+
+def _check_groups(tables_of_groups: Sequence[Sequence[BlockTable]], query_lens: Sequence[int]) -> None:
+    """Refuse groups that do not hold the same tokens of the same sequences in one pool."""
+    first = tables_of_groups[0]
+    for number, tables in enumerate(tables_of_groups[1:], 1):
+        if check_step(tables, query_lens) is not first[0].pool:
+            raise ValueError("the groups of a step take their blocks from two pools: a cache has one")
+        for one, other in zip(first, tables, strict=True):
+            if one.num_tokens != other.num_tokens:
+                raise ValueError(
+                    f"a sequence has {one.num_tokens} tokens in group 0 and {other.num_tokens} in group {number}: let "
+                    "its tables grow together"
+                )

@@ -1,6 +1,8 @@
 """The tensors behind the page table: one pair of block arrays per layer (chapters 04 and 08).
 
 The layout ``[num_blocks, block_size, num_kv_heads, head_dim]`` is that of vLLM's FlashAttention and Triton backends.
+
+Layers of different groups share a pair, because a block belongs to one group at a time (chapter 11).
 """
 
 from __future__ import annotations
@@ -44,10 +46,13 @@ class PagedKVCache:
             exceeds 448 scales, or 127 for int8, is cut.
         num_host_blocks: blocks per layer in host memory, for :meth:`copy_out` and :meth:`copy_in`, its null block
             included; 0 for none.
+        tensor_of_layer: in which pair of tensors each layer keeps its blocks, counted from 0; by default each has its
+            own. Layers that share one must own different blocks: see :func:`pagedattn_lab.kv_layers.layer_places`.
 
     Attributes:
         key_caches, value_caches: one tensor per layer, ``[num_blocks, block_size, num_kv_heads, head_dim]``; values may
-            have a head_dim of their own. Of latents, a value cache is a view of the key cache's first elements.
+            have a head_dim of their own. Of latents, a value cache is a view of the key cache's first elements. Layers
+            that share a tensor have the same one here.
         k_scales, v_scales: what a layer's attention needs beside them: ``None``, or a float32 tensor of one element, or
             ``[num_blocks, block_size, num_kv_heads]``. The value in a latent has the scale of the latent.
 
@@ -76,6 +81,7 @@ class PagedKVCache:
         k_scale: float | None = None,
         v_scale: float | None = None,
         num_host_blocks: int = 0,
+        tensor_of_layer: Sequence[int] | None = None,
     ) -> None:
         if shape.dtype not in CACHE_DTYPES:
             raise ValueError(f"a paged cache of {shape.dtype} is not supported: use one of {', '.join(CACHE_DTYPES)}")
@@ -92,19 +98,24 @@ class PagedKVCache:
         self.num_host_blocks = num_host_blocks
 
         rows = (num_blocks, block_size, shape.num_kv_heads)
+        places = list(range(shape.num_layers) if tensor_of_layer is None else tensor_of_layer)
+        self._owners = [places.index(place) for place in range(max(places) + 1)]  # of each tensor, the first layer
 
-        def blocks(dim: int) -> torch.Tensor:
-            return _zeros((*rows, dim), CACHE_DTYPES[shape.dtype], torch.device(device))
+        def blocks(dim: int) -> list[torch.Tensor]:
+            """Make the tensors, and name one for each layer."""
+            made = [_zeros((*rows, dim), CACHE_DTYPES[shape.dtype], torch.device(device)) for _ in self._owners]
+            return [made[place] for place in places]
 
-        self.key_caches = [blocks(shape.head_dim) for _ in range(shape.num_layers)]
+        self.key_caches = blocks(shape.head_dim)
         if shape.latent:
             self.value_caches = [latents[..., : shape.value_dim] for latents in self.key_caches]
         else:
-            self.value_caches = [blocks(shape.value_dim) for _ in range(shape.num_layers)]
+            self.value_caches = blocks(shape.value_dim)
 
         def scales(of_all: float | None) -> list[torch.Tensor | None]:
             if self._per_token_head:
-                return [torch.zeros(rows, device=device) for _ in range(shape.num_layers)]
+                made = [torch.zeros(rows, device=device) for _ in self._owners]
+                return [made[place] for place in places]
             is_8_bit = CACHE_DTYPES[shape.dtype] in EIGHT_BIT
             common = torch.tensor([1.0 if of_all is None else of_all], device=device) if is_8_bit else None
             return [common] * shape.num_layers
@@ -126,9 +137,10 @@ class PagedKVCache:
 
     def _in_blocks(self) -> list[torch.Tensor]:
         """Give every tensor whose first dimension counts blocks: what belongs to a block lies in all of these."""
-        keys = self.key_caches + (self.k_scales if self._per_token_head else [])
-        values = self.value_caches + (self.v_scales if self._per_token_head else [])
-        return keys if self.shape.latent else keys + values
+        keys = self.key_caches, *([self.k_scales] if self._per_token_head else [])
+        values = self.value_caches, *([self.v_scales] if self._per_token_head else [])
+        of_layers = keys if self.shape.latent else keys + values
+        return [tensors[layer] for tensors in of_layers for layer in self._owners]
 
     def write(
         self, layer: int, key: torch.Tensor, value: torch.Tensor | None, slot_mapping: torch.Tensor | Sequence[int]

@@ -3,17 +3,17 @@
 A router in front of several servers sends a request where most of its prompt is cached. It learns who caches what from
 these events, in the order in which they happened.
 
-Source: vLLM's ``vllm/distributed/kv_events.py``, release 0.33.0, whose names and fields these are, for one group of
-full-attention layers and without adapters. ``tests/test_vllm_transcript.py`` compares them with those of that release.
+Source: vLLM's ``vllm/distributed/kv_events.py``, release 0.33.0, whose names and fields these are, without
+adapters. ``tests/test_vllm_transcript.py`` and ``tests/test_vllm_groups.py`` compare them with those of that release.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pagedattn_lab.block_pool import KVCacheBlock
-from pagedattn_lab.prefix_cache import HashIndex, PrefixIndex
+from pagedattn_lab.prefix_cache import HashIndex, PrefixIndex, hash_and_group
 from pagedattn_lab.request import Request
 
 MEDIUM_GPU = "GPU"
@@ -35,7 +35,7 @@ class BlockStored:
     Attributes:
         block_hashes: one for each block, as :func:`external_hash` gives it.
         parent_block_hash: of the block before the first; ``None`` if there is none.
-        token_ids: of all these blocks.
+        token_ids: of all these blocks, and of those between them that a group with a window does not remember.
         block_size: tokens per block.
         medium: where they lie: :data:`MEDIUM_GPU` or :data:`MEDIUM_CPU`.
         extra_keys: for each block, what beside tokens decides what it holds, a salt for instance; ``None`` for nothing.
@@ -118,40 +118,56 @@ class EventIndex:
         """As :class:`pagedattn_lab.prefix_cache.HashIndex` does."""
         return self.index.hashes(request)
 
-    def find(self, request: Request, num_blocks: int) -> list[KVCacheBlock]:
+    def find(self, request: Request, num_blocks: int, group_idx: int = 0) -> list[KVCacheBlock]:
         """As :class:`pagedattn_lab.prefix_cache.HashIndex` does."""
-        return self.index.find(request, num_blocks)
+        return self.index.find(request, num_blocks, group_idx)
 
-    def holds(self, request: Request, blocks: Sequence[KVCacheBlock]) -> bool:
+    def find_one(self, request: Request, index: int, group_idx: int = 0) -> KVCacheBlock | None:
         """As :class:`pagedattn_lab.prefix_cache.HashIndex` does."""
-        return self.index.holds(request, blocks)
+        return self.index.find_one(request, index, group_idx)
 
-    def insert(self, request: Request, blocks: Sequence[KVCacheBlock], start: int, stop: int) -> None:
-        """Make blocks known, and tell it in one event.
+    def holds(self, request: Request, blocks: Sequence[KVCacheBlock], start: int = 0, group_idx: int = 0) -> bool:
+        """As :class:`pagedattn_lab.prefix_cache.HashIndex` does."""
+        return self.index.holds(request, blocks, start, group_idx)
+
+    def insert(
+        self,
+        request: Request,
+        blocks: Sequence[KVCacheBlock],
+        start: int,
+        stop: int,
+        group_idx: int = 0,
+        only: Collection[int] | None = None,
+    ) -> None:
+        """Make blocks known, and tell it in one event, even if it is about ``only`` some of them, or none.
 
         Raises:
             ValueError: as for :class:`pagedattn_lab.prefix_cache.HashIndex`; nothing is told then.
         """
-        self.index.insert(request, blocks, start, stop)
+        self.index.insert(request, blocks, start, stop, group_idx, only)
         if start == stop:
             return
         hashes, size = [external_hash(block_hash) for block_hash in self.index.hashes(request)[:stop]], self.block_size
-        keys = [request.extra_keys(at, at + size) for at in range(start * size, stop * size, size)]
+        stored = range(start, stop) if only is None else only
+        keys = [request.extra_keys(index * size, (index + 1) * size) for index in stored]
         self.record(
             BlockStored(
-                block_hashes=hashes[start:],
+                block_hashes=[hashes[index] for index in stored],
                 parent_block_hash=hashes[start - 1] if start else None,
                 token_ids=request.token_ids[start * size : stop * size],
                 block_size=size,
-                extra_keys=[tuple(value for _, value in of_block) or None for of_block in keys],
+                extra_keys=[tuple(value for _, value in of_block) or None for of_block in keys] or None,
+                group_idx=group_idx,
             )
         )
 
     def forget(self, block: KVCacheBlock) -> None:
         """Drop a block, and tell it."""
         self.index.forget(block)
-        if isinstance(block.block_hash, bytes):
-            self.record(BlockRemoved([external_hash(block.block_hash)]))
+        known = hash_and_group(block.block_hash)
+        if known is not None:
+            block_hash, group_idx = known
+            self.record(BlockRemoved([external_hash(block_hash)], group_idx=group_idx))
 
     def clear(self) -> None:
         """Drop every block, and tell it in one event."""

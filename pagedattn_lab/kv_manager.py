@@ -105,6 +105,19 @@ class KVCacheManager:
                 f"{self.block_pool.num_blocks - 1}: shorten it or give the cache more blocks"
             )
 
+    def num_blocks_to_admit(
+        self, request: Request, num_new_tokens: int = 1, computed_blocks: Sequence[KVCacheBlock] = ()
+    ) -> int:
+        """Count the free blocks that a request needs if all its tokens, not only the next, are to have a slot.
+
+        Args:
+            request: holds no blocks.
+            num_new_tokens: those that it computes first; they are among its tokens.
+            computed_blocks: what :meth:`get_computed_blocks` found; blocks that others hold are not needed again.
+        """
+        num_held = sum(block.ref_cnt > 0 for block in computed_blocks)
+        return cdiv(request.num_tokens, self.block_pool.block_size) - num_held
+
     def get_computed_blocks(self, request: Request) -> tuple[list[KVCacheBlock], int]:
         """Find the full blocks that hold a request's first tokens already. Nothing changes.
 
@@ -236,6 +249,10 @@ class KVCacheManager:
         """Physical blocks of a request, in the order of its tokens; none if it holds none."""
         table = self.tables.get(request_id)
         return [] if table is None else table.block_ids
+
+    def uncomputed_block_ids(self, request: Request) -> list[int]:
+        """Physical blocks of a request with tokens that are not computed yet, as ``num_computed_tokens`` says."""
+        return self.block_ids(request.request_id)[request.num_computed_tokens // self.block_pool.block_size :]
 
     def free(self, request: Request) -> None:
         """Let a request's blocks go, last first, so that the end of a sequence is evicted before its beginning.

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,8 @@ from pagedattn_lab.attention.variant import EIGHT_BIT, PLAIN, Variant
 from pagedattn_lab.block_table import take_copies
 from pagedattn_lab.input_batch import InputBatch
 from pagedattn_lab.kv_cache import PagedKVCache
+from pagedattn_lab.kv_cache_groups import KVCacheGroup
+from pagedattn_lab.kv_layers import LayerPlace, layer_places
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.models.implementation import attention_of
 from pagedattn_lab.models.latents import latent_layers, latents_kept, up_projections
@@ -54,13 +57,32 @@ FORWARDS = ("modules", "fused", "auto")
 class _ForwardContext:
     """What the attention function must know about the step under way."""
 
-    metadata: AttentionMetadata
+    metadata: Sequence[AttentionMetadata]  # of each layer: that of its group
     cache: PagedKVCache
     backend: str
-    layers_done: set[int] = field(default_factory=set)
+    windows: dict[int, int | None] = field(default_factory=dict)  # of the layers that have attended
 
 
 _forward_context: ContextVar[_ForwardContext] = ContextVar("forward_context")
+
+
+def kv_shape_of(model: PreTrainedModel, kv_cache_dtype: str = "auto") -> KVShape:
+    """Give the shape in which a model's keys and values are cached, or refuse the model.
+
+    Args:
+        model, kv_cache_dtype: as for :class:`ModelRunner`.
+
+    Raises:
+        UnsupportedModelError: as for :class:`ModelRunner`.
+        ValueError: an unknown ``kv_cache_dtype``.
+    """
+    if kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ValueError(f"kv_cache_dtype {kv_cache_dtype!r} is unknown: use one of {', '.join(KV_CACHE_DTYPES)}")
+    refuse_unsupported(model)
+    try:
+        return KVShape.from_config(model.config, KV_CACHE_DTYPES[kv_cache_dtype] or model.dtype)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
 
 
 class ModelRunner:
@@ -80,10 +102,15 @@ class ModelRunner:
             :class:`pagedattn_lab.models.fused_decoder.FusedDecoder`, a loop for models of Llama's kind on a CPU. It
             keeps a copy of all weights, since the model's own stay. ``"auto"`` is fused where that can be.
         num_host_blocks: blocks per layer in host memory, for requests that are swapped out.
+        groups: of layers that read page tables of their own, by
+            :func:`~pagedattn_lab.kv_cache_groups.kv_cache_groups` of
+            :func:`~pagedattn_lab.kv_layers.layer_specs`. A block then holds a page of each layer of one group, and the
+            cache ``num_blocks`` times ``bytes_per_block(groups)`` bytes. By default all layers read one table.
 
     Attributes:
         cache: the tensors. A pool of as many blocks hands them out: two pools would hand out the same ones.
         forward: ``"modules"`` or ``"fused"``: what computes the steps.
+        groups: as above, ``None`` where all layers read one table.
         input_batch: lays steps out, faster than :func:`pagedattn_lab.attention.metadata.attention_metadata`.
 
     Sliding windows, soft-capping, attention sinks and values of another width than keys are the model's own: it passes
@@ -93,7 +120,8 @@ class ModelRunner:
         UnsupportedModelError: an encoder-decoder, chunked windows, layers that do not cache alike, a model without
             ``position_ids``, or attention that is not causal or does not go through transformers' interface; or under
             ``"fused"`` a model, cache or backend that the loop does not have.
-        ValueError: an unknown backend, forward or dtype of the cache, or an impossible number or size of blocks.
+        ValueError: an unknown backend, forward or dtype of the cache, an impossible number or size of blocks, or groups
+            that are not those of the model's layers.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -118,20 +146,23 @@ class ModelRunner:
         kv_cache_dtype: str = "auto",
         forward: str = "modules",
         num_host_blocks: int = 0,
+        groups: Sequence[KVCacheGroup] | None = None,
     ) -> None:
         check_name(attention)
         if forward not in FORWARDS:
             raise ValueError(f"forward {forward!r} is unknown: use one of {', '.join(FORWARDS)}")
-        if kv_cache_dtype not in KV_CACHE_DTYPES:
-            raise ValueError(f"kv_cache_dtype {kv_cache_dtype!r} is unknown: use one of {', '.join(KV_CACHE_DTYPES)}")
-        refuse_unsupported(model)
-        try:
-            shape = KVShape.from_config(model.config, KV_CACHE_DTYPES[kv_cache_dtype] or model.dtype)
-        except ValueError as error:
-            raise UnsupportedModelError(f"{type(model).__name__}: {error}") from error
+        shape = kv_shape_of(model, kv_cache_dtype)
         self.model, self.attention = model, attention
         self._latent_layers = latent_layers(model) if shape.latent else []
-        self.cache = PagedKVCache(shape, num_blocks, block_size, model.device, num_host_blocks=num_host_blocks)
+        self.groups = None if groups is None else tuple(groups)
+        if groups is None:
+            self._places = [LayerPlace(0, layer, None) for layer in range(shape.num_layers)]
+        else:
+            self._places = layer_places(groups, shape, block_size)
+        self.cache = PagedKVCache(
+            shape, num_blocks, block_size, model.device, num_host_blocks=num_host_blocks,
+            tensor_of_layer=[place.tensor for place in self._places],
+        )  # fmt: skip
         self.input_batch = InputBatch(model.device)
         key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
         sizes = (key_cache.dtype, key_cache.shape[3], value_cache.shape[3])
@@ -146,7 +177,8 @@ class ModelRunner:
         if self.forward == "fused":
             from pagedattn_lab.models.fused_decoder import FusedDecoder  # late: numba is optional
 
-            self._fused = FusedDecoder(model, self.cache)
+            self._fused = FusedDecoder(model, self.cache, [place.group for place in self._places])
+            self._check_windows(dict(enumerate(self._fused.windows)))
 
     def _fused_obstacle(self) -> str | None:
         if self.attention not in ("auto", "cpu"):
@@ -168,14 +200,18 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(
-        self, token_ids: Sequence[int], metadata: AttentionMetadata, logits_of: Sequence[int] | None = None
+        self,
+        token_ids: Sequence[int],
+        metadata: AttentionMetadata | Sequence[AttentionMetadata],
+        logits_of: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Compute one step of a ragged batch: copy blocks, then run the model, which writes and attends in every layer.
 
         Args:
             token_ids: the step's tokens, sequence after sequence.
             metadata: where they stand and where their keys and values go; see
-                :func:`pagedattn_lab.attention.metadata.attention_metadata`.
+                :func:`pagedattn_lab.attention.metadata.attention_metadata`. Of a runner with groups, one for each; see
+                :meth:`pagedattn_lab.input_batch.InputBatch.prepare_groups`.
             logits_of: indices of the sequences whose logits are wanted, in the order in which they are; by default all.
                 A chunk in the middle of a prompt needs none, and the product with the vocabulary is a large one.
 
@@ -183,11 +219,16 @@ class ModelRunner:
             ``[len(logits_of), vocab_size]`` logits that follow each of these sequences' last token.
 
         Raises:
-            ValueError: not as many tokens as slots, page tables on a pool whose blocks are not those of the cache, or
-                logits of a sequence that is not there.
-            UnsupportedModelError: a layer bypassed the paged cache or asks for something that it cannot express, or a
-                sequence is longer than the model's rotary embedding stays the same for.
+            ValueError: not as many tokens as slots, page tables of more or fewer groups than the runner has or on a
+                pool whose blocks are not those of the cache, or logits of a sequence that is not there.
+            UnsupportedModelError: a layer bypassed the paged cache, reads more tokens than its group keeps or asks for
+                something that the cache cannot express, or a sequence is longer than the model's rotary embedding stays
+                the same for.
         """
+        groups = (metadata,) if isinstance(metadata, AttentionMetadata) else tuple(metadata)
+        if len(groups) != len(self.groups or (None,)):
+            raise ValueError(f"page tables of {len(groups)} groups for {len(self.groups or (None,))}: give one for each")
+        metadata = groups[0]  # what groups have in common is looked up here
         if len(token_ids) != len(metadata.slot_mapping):
             raise ValueError(f"{len(token_ids)} tokens but {len(metadata.slot_mapping)} slots: give one slot per token")
         pool = metadata.tables[0].pool
@@ -205,22 +246,23 @@ class ModelRunner:
         num_seqs = len(metadata.seq_lens)
         if logits_of is not None and not all(0 <= sequence < num_seqs for sequence in logits_of):
             raise ValueError(f"logits_of is {list(logits_of)}: the step has sequences 0 to {num_seqs - 1}")
-        self.cache.copy_blocks(take_copies(metadata.tables))
+        self.cache.copy_blocks(take_copies(chain.from_iterable(group.tables for group in groups)))
         last_tokens = metadata.query_start_loc[1:].long() - 1  # [num_seqs]
         if logits_of is not None:
             last_tokens = last_tokens[torch.tensor([*logits_of], dtype=torch.int64, device=last_tokens.device)]
         if self.forward == "fused":
-            return self._fused.logits(token_ids, metadata, last_tokens)
-        return self._through_modules(token_ids, metadata, last_tokens)
+            return self._fused.logits(token_ids, groups, last_tokens)
+        return self._through_modules(token_ids, groups, last_tokens)
 
     def _through_modules(
-        self, token_ids: Sequence[int], metadata: AttentionMetadata, last_tokens: torch.Tensor
+        self, token_ids: Sequence[int], groups: Sequence[AttentionMetadata], last_tokens: torch.Tensor
     ) -> torch.Tensor:
         """Run the model's own code; give the logits of ``last_tokens``."""
+        metadata = groups[0]
         # Without a GPU a Triton kernel is interpreted, and a prompt would take minutes: only decode goes to it by name.
         by_name = metadata.is_decode or self.attention in ("reference", "cpu")
         backend = self.attention if by_name else "auto"
-        context = _ForwardContext(metadata, self.cache, backend)
+        context = _ForwardContext([groups[place.group] for place in self._places], self.cache, backend)
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
         ours = attention_of(self.model, ATTENTION_NAME)
         with ours, latents_kept(self._latent_layers), _set_forward_context(context):
@@ -230,13 +272,26 @@ class ModelRunner:
                 use_cache=False,
                 **keep,
             ).logits[0]  # [len(last_tokens), vocab_size], or [num_tokens, vocab_size] of a model that cannot keep fewer
-        missing = set(range(self.cache.shape.num_layers)) - context.layers_done
+        missing = set(range(self.cache.shape.num_layers)) - context.windows.keys()
         if missing:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} computed attention outside transformers' interface in layers "
                 f"{sorted(missing)}: their keys and values are not in the paged cache"
             )
+        if self.groups is not None:
+            self._check_windows(context.windows)
         return logits if self._takes_logits_to_keep else logits[last_tokens]
+
+    def _check_windows(self, windows: Mapping[int, int | None]) -> None:
+        """Refuse layers that read more than their group keeps: what they read beyond it may be another's."""
+        for layer, window in windows.items():
+            kept = self._places[layer].window
+            if kept is not None and (window is None or window > kept):
+                read = "every token" if window is None else f"a window of {window} tokens"
+                raise UnsupportedModelError(
+                    f"layer {layer} of {type(self.model).__name__} reads {read}, and its group keeps {kept}: form the "
+                    "groups of what the model reads, or give none"
+                )
 
 
 def _attention_through_page_table(
@@ -257,16 +312,17 @@ def _attention_through_page_table(
     ``s_aux`` is transformers' name for sinks.
     """
     context = _forward_context.get()
-    metadata, cache, layer = context.metadata, context.cache, module.layer_idx
+    cache, layer = context.cache, module.layer_idx
+    metadata = context.metadata[layer]
     window = getattr(attention_mask, "window", None)  # what _window_in_place_of_mask put there; no other mask has it
     if window is not None:
         sliding_window, attention_mask = window, None
-    refuse_layer(module, key, value, attention_mask, sliding_window, cache.shape, layer in context.layers_done)
+    refuse_layer(module, key, value, attention_mask, sliding_window, cache.shape, layer in context.windows)
     scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling)
     flat_query = query[0].transpose(0, 1)  # [num_tokens, num_heads, head_dim]
     flat_value = None if cache.shape.latent else value[0].transpose(0, 1)
     cache.store(layer, key[0].transpose(0, 1), flat_value, metadata.slot_mapping)
-    context.layers_done.add(layer)
+    context.windows[layer] = sliding_window
     if cache.shape.latent:
         w_uk, w_uv = up_projections(module)
         flat_query = absorbed_query(flat_query, w_uk)

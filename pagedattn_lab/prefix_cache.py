@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -214,9 +214,24 @@ def check_cacheable(request: Request, blocks: Sequence[KVCacheBlock], start: int
             raise ValueError(f"block {block.block_id} is cached already: start behind it")
 
 
+def _mark(block_hash: bytes, group_idx: int) -> Hashable:
+    """What a block of a group of layers is known by: groups keep other keys and values of the same tokens."""
+    return (block_hash, group_idx) if group_idx else block_hash
+
+
+def hash_and_group(mark: Hashable) -> tuple[bytes, int] | None:
+    """Read a block's mark: the hash of its tokens and the group of layers that it belongs to; ``None`` for no mark."""
+    if isinstance(mark, bytes):
+        return mark, 0
+    return mark if isinstance(mark, tuple) else None
+
+
 class HashIndex:
     """Cached blocks by hash. One hash may name several: page tables only ever grow, so a block that was computed twice
     stays twice.
+
+    Where layers form several groups (:mod:`pagedattn_lab.kv_groups`), a block belongs to one of them, ``group_idx``,
+    and is found by that one alone.
 
     Args:
         block_size: tokens per block.
@@ -240,31 +255,46 @@ class HashIndex:
         self.root = default if root is None else root
         self._blocks: dict[Hashable, dict[int, KVCacheBlock]] = {}
 
-    def find(self, request: Request, num_blocks: int) -> list[KVCacheBlock]:
+    def find(self, request: Request, num_blocks: int, group_idx: int = 0) -> list[KVCacheBlock]:
         """Look hashes up one after the other and stop at the first miss. Of several blocks the oldest is given."""
         found: list[KVCacheBlock] = []
         for block_hash in self.hashes(request)[:num_blocks]:
-            blocks = self._blocks.get(block_hash)
+            blocks = self._blocks.get(_mark(block_hash, group_idx))
             if blocks is None:
                 break
             found.append(next(iter(blocks.values())))
         return found
 
-    def holds(self, request: Request, blocks: Sequence[KVCacheBlock]) -> bool:
-        """Compare the marks of blocks with a request's hashes: nothing is looked up."""
-        return [block.block_hash for block in blocks] == self.hashes(request)[: len(blocks)]
+    def find_one(self, request: Request, index: int, group_idx: int = 0) -> KVCacheBlock | None:
+        """Look one full block of a request up, whatever is known of those before it: windows do not read them."""
+        blocks = self._blocks.get(_mark(self.hashes(request)[index], group_idx))
+        return None if blocks is None else next(iter(blocks.values()))
 
-    def insert(self, request: Request, blocks: Sequence[KVCacheBlock], start: int, stop: int) -> None:
-        """Give blocks ``start`` to ``stop - 1`` their hashes.
+    def holds(self, request: Request, blocks: Sequence[KVCacheBlock], start: int = 0, group_idx: int = 0) -> bool:
+        """Compare the marks of blocks ``start`` and following with a request's hashes: nothing is looked up."""
+        hashes = self.hashes(request)[start : start + len(blocks)]
+        return [block.block_hash for block in blocks] == [_mark(block_hash, group_idx) for block_hash in hashes]
+
+    def insert(
+        self,
+        request: Request,
+        blocks: Sequence[KVCacheBlock],
+        start: int,
+        stop: int,
+        group_idx: int = 0,
+        only: Collection[int] | None = None,
+    ) -> None:
+        """Give blocks ``start`` to ``stop - 1`` their hashes, or ``only`` those of them that are named.
 
         Raises:
             ValueError: a block has a hash already, or is not full; none of them is changed.
         """
         hashes = self.hashes(request)
         check_cacheable(request, blocks, start, stop, self.block_size)
-        for block, block_hash in zip(blocks[start:stop], hashes[start:stop], strict=True):
-            block.block_hash = block_hash
-            self._blocks.setdefault(block_hash, {})[block.block_id] = block
+        for index in range(start, stop) if only is None else only:
+            block, mark = blocks[index], _mark(hashes[index], group_idx)
+            block.block_hash = mark
+            self._blocks.setdefault(mark, {})[block.block_id] = block
 
     def forget(self, block: KVCacheBlock) -> None:
         """Drop one block; others of the same hash stay."""

@@ -57,6 +57,8 @@ class Request:
         num_computed_tokens: how many have keys and values in the cache; whoever runs the model advances it.
         status: where it is on its way; whoever runs it says so.
         num_preemptions: how often it has lost its blocks to others.
+        shared_prefix_boundary: up to which token others have begun alike, though not all groups of layers remember it;
+            0 if they do. :mod:`pagedattn_lab.kv_groups` notes it.
         hashes: of its full blocks (vLLM: ``block_hashes``), kept by :func:`pagedattn_lab.prefix_cache.block_hashes`, so
             that each is computed once.
 
@@ -101,6 +103,7 @@ class Request:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_preemptions = 0
+        self.shared_prefix_boundary = 0
         self.status = RequestStatus.WAITING
         self.hashes: dict[Hashable, list[bytes]] = {}
 

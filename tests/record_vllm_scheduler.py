@@ -60,10 +60,9 @@ class Recorder:
         self.num_made = 0
 
     def make_scheduler(self) -> Any:
-        import torch
+        """Make vLLM's scheduler of the options that were drawn."""
         from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
         from vllm.v1.core.sched.scheduler import Scheduler
-        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager
 
         budget, max_num_seqs = self.options["max_num_batched_tokens"], self.options["max_num_seqs"]
@@ -76,7 +75,7 @@ class Recorder:
             scheduler_config=SchedulerConfig(
                 max_model_len=8192,
                 is_encoder_decoder=False,
-                max_num_batched_tokens=8192,
+                max_num_batched_tokens=self.max_in_flight_tokens(),
                 max_num_scheduled_tokens=budget or 8192,
                 max_num_seqs=max_num_seqs or 256,
                 policy=self.options["policy"],
@@ -86,21 +85,35 @@ class Recorder:
             ),
         )
         config.cache_config.num_gpu_blocks = self.num_blocks
+        return Scheduler(config, self.cache_config(), StructuredOutputManager(config), block_size=self.block_size)
+
+    def max_in_flight_tokens(self) -> int:
+        """Tokens of one step at most, as far as windows count on it."""
+        return 8192
+
+    def cache_config(self) -> Any:
+        """One group of layers with full attention."""
+        import torch
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+
         spec = FullAttentionSpec(block_size=self.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
-        return Scheduler(
-            config,
-            KVCacheConfig(self.num_blocks, [], [KVCacheGroupSpec(["layer"], spec)]),
-            StructuredOutputManager(config),
-            block_size=self.block_size,
-        )
+        return KVCacheConfig(self.num_blocks, [], [KVCacheGroupSpec(["layer"], spec)])
 
     def note_preemption(self, request: Any, *arguments: Any, **options: Any) -> None:
-        [manager] = self.scheduler.kv_cache_manager.coordinator.single_type_managers
+        manager = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]  # all have dealt with as many
         num_remembered = manager.num_cached_block.get(request.request_id, 0) * self.block_size
         if self.caching and num_remembered > request.num_computed_tokens:
             raise Remembered
         self.preempt(request, *arguments, **options)
         self.preempted.append(request.request_id)
+
+    def most_tokens(self) -> int:
+        """Tokens that all blocks can hold."""
+        return (self.num_blocks - 1) * self.block_size
+
+    def block_ids(self, name: str) -> list:
+        """The blocks of a request that runs."""
+        return self.scheduler.kv_cache_manager.get_block_ids(name)[0]
 
     def come(self) -> list:
         """Add a request that begins as others do, and that all blocks can hold."""
@@ -109,7 +122,7 @@ class Recorder:
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher
         from vllm.v1.request import Request
 
-        rng, most = self.rng, (self.num_blocks - 1) * self.block_size
+        rng, most = self.rng, self.most_tokens()
         length = rng.randint(1, min(most, rng.choice([1, 3, 4 * self.block_size + 1, 8 * self.block_size])))
         max_tokens = rng.randint(1, min(most - length + 1, rng.choice([2, 40, 40])))
         tokens: list[int] = []
@@ -150,10 +163,7 @@ class Recorder:
         self.preempted = []
         output = scheduler.schedule()
         scheduled = dict(output.num_scheduled_tokens)
-        running = {
-            request.request_id: scheduler.kv_cache_manager.get_block_ids(request.request_id)[0]
-            for request in scheduler.running
-        }
+        running = {request.request_id: self.block_ids(request.request_id) for request in scheduler.running}
         waiting = [request.request_id for request in scheduler.waiting]
         sampled = {}
         for name in scheduled:

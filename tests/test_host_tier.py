@@ -370,6 +370,28 @@ def test_it_comes_back() -> None:
     assert (manager.stats.hits, manager.stats.external_hits, manager.stats.queries) == (0, 6, 24)
 
 
+def test_a_copy_that_nobody_waits_for_is_not_made() -> None:
+    """Catches a block that is read before its contents have come back to it, or written after others have taken it: a
+    request was to be reloaded, and in the same step it lost its blocks to another.
+    """
+    manager = KVCacheManager(num_blocks=3, block_size=2, num_offload_blocks=4)
+    for name, tokens in (("Ada", range(4)), ("Bo", range(50, 54))):
+        manager.allocate_slots(Request(name, tokens), 4)
+        manager.tier.complete_stores()
+        manager.free(Request(name, tokens))
+    before = manager.tier.contents
+    cleo = Request("Cleo", range(3))
+    manager.allocate_slots(cleo, 1, [], 2)
+    (host, block) = manager.tier.copies().loads[0]
+    assert host == before[block_hashes(cleo, 2)[0]]
+    manager.free(cleo)
+    manager.allocate_slots(Request("Cy", range(90, 94)), 4)
+    assert block in manager.block_ids("Cy") and manager.tier.copies().loads == []
+    assert block not in [source for source, _ in manager.tier.copies().stores[2:]] and not manager.tier._pins
+    manager.tier.complete_stores()
+    assert manager.tier.find(block_hashes(Request("Ada", range(4)), 2)[:1]) == 1
+
+
 def test_the_tier_goes_on_where_the_device_ends() -> None:
     """Catches a tier that is searched from the first block on, or behind a gap."""
     manager = KVCacheManager(num_blocks=6, block_size=2, num_offload_blocks=5)

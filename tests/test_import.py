@@ -13,16 +13,18 @@ import pytest
 import pagedattn_lab
 
 PACKAGE = Path(pagedattn_lab.__file__).parent
-HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
+HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget", "distributed"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups",
-    "kv_events", "swap_space", "host_tier", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware",
-    "occupancy", "assembly", "kernels", "compile_report", "baselines.accounting", "baselines.strip",
-    "baselines.contiguous", "baselines.paged", "baselines.kv_manager",
+    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "kv_layers",
+    "kv_events", "swap_space", "host_tier", "kv_manager", "kv_group_managers", "kv_groups",
+    "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "assembly", "kernels", "compile_report", "baselines.accounting", "baselines.strip", "baselines.contiguous",
+    "baselines.paged", "baselines.kv_manager",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
-    "studies.scheduling", "studies.block_size",
+    "studies.scheduling", "studies.block_size", "studies.fleet", "studies.fleet.sweep", "studies.fleet.cluster",
+    "cli.fleet",
     "bench.allocator", "bench.slots", "bench.prefix", "bench.tier", "bench.serving", "bench.vllm_worker",
     "bench.engine", "vllm_check.workload", "vllm_check.check",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
@@ -56,9 +58,11 @@ def test_import_time() -> None:
 
 SPINE = [
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
-    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "budget.errors", "budget.changes", "budget.versions",
-    "kv_events", "swap_space", "host_tier", "kv_manager", "engine.scheduler_output", "engine.scheduler", "hardware",
-    "occupancy", "assembly",
+    "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "kv_layers", "budget.errors", "budget.changes",
+    "budget.versions",
+    "kv_events", "swap_space", "host_tier", "kv_manager", "kv_group_managers", "kv_groups",
+    "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
+    "assembly",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
     "attention.shared_prefix", "attention.cascade", "attention.metadata",
     "attention.launch", "attention.quantize", "attention.triton_cache", "attention.triton_decode",
@@ -68,7 +72,8 @@ SPINE = [
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
     "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop",
-    "engine.output_processor", "engine.core", "engine.sampling", "engine.beam_search", "engine.metrics",
+    "engine.output_processor", "engine.capacity", "engine.core", "engine.sampling", "engine.beam_search",
+    "engine.metrics",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
     "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers",
@@ -83,6 +88,9 @@ APPARATUS = [
     "studies.report", "studies.simulate", "studies.memory_shares",
     "studies.block_savings", "studies.hit_rates", "studies.reuse_distances", "studies.scheduling",
     "studies.block_size",
+    "studies.fleet.requests", "studies.fleet.cache", "studies.fleet.events", "studies.fleet.report",
+    "studies.fleet.servers", "studies.fleet.routers", "studies.fleet.prefix_routers", "studies.fleet.simulation",
+    "studies.fleet", "studies.fleet.sweep", "studies.fleet.cluster",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "bench.attention", "bench.attention_gpu", "bench.step", "bench.tier",
     "bench.serving", "bench.vllm_worker", "bench.peers", "bench.engine", "bench.forward",
@@ -99,7 +107,7 @@ APPARATUS = [
     "vllm_log.words", "vllm_log.start_up_log", "vllm_log.settings", "vllm_log.memory", "vllm_log.trouble",
     "vllm_log.meanings", "vllm_log.parse", "vllm_log", "vllm_log.check",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
-    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget_log", "cli.budget", "cli.bench",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.fleet", "cli.budget_log", "cli.budget", "cli.bench",
     "cli.compile", "cli.exercises", "cli.serve", "cli.vllm_log", "cli.vllm_check", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS

@@ -35,14 +35,14 @@ def assert_same(got: AttentionMetadata, expected: AttentionMetadata) -> None:
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 5))
 def test_a_step_is_laid_out_as_from_nothing(seed: int, num_rows: int, block_size: int) -> None:
     """Catches a row that keeps a block which a copy replaced, blocks of a table that was released and fills up again,
-    another table's row, and an entry left behind a table's last block.
+    another table's row, an entry left behind a table's last block, and one of a block that a window has given back.
     """
     source, pool = random.Random(seed), BlockPool(300, block_size)
     batch, tables = InputBatch(num_rows=num_rows), [BlockTable(pool) for _ in range(3)]
     for _ in range(25):
-        act = source.choice(["grow", "grow", "grow", "fork", "release", "replace", "adopt"])
+        act = source.choice(["grow", "grow", "grow", "fork", "release", "replace", "adopt", "skip"])
         table = source.choice(tables)
-        if act == "fork" and len(tables) < 8:
+        if act == "fork" and len(tables) < 8 and not table.num_skipped_blocks:
             tables.append(table.fork())
         elif act == "release":
             table.release()
@@ -51,7 +51,9 @@ def test_a_step_is_laid_out_as_from_nothing(seed: int, num_rows: int, block_size
             tables[tables.index(table)] = BlockTable(pool)
         elif act == "adopt" and not table.blocks:
             other = source.choice(tables)
-            table.adopt(other.blocks[: other.num_tokens // block_size])
+            table.adopt(other.blocks[: other.num_tokens // block_size])  # null blocks among them
+        elif act == "skip" and table.num_tokens:
+            table.remove_skipped_blocks(source.randrange(len(table.blocks)))
         step = source.sample(tables, source.randint(1, len(tables)))
         query_lens = [source.randint(1, 2 * block_size + 1) for _ in step]
         for each, query_len in zip(step, query_lens, strict=True):
@@ -128,3 +130,40 @@ def test_a_step_that_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             batch.prepare(tables, query_lens)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(2, 3), st.integers(1, 4))
+def test_groups_are_laid_out_as_each_by_itself(seed: int, block_size: int, num_groups: int, num_rows: int) -> None:
+    """Catches the page table or the slots of another group, and a row that one group takes from another in a step."""
+    source, pool = random.Random(seed), BlockPool(400, block_size)
+    batch = InputBatch(num_rows=num_rows)
+    sequences = [[BlockTable(pool) for _ in range(num_groups)] for _ in range(4)]
+    for _ in range(12):
+        step = source.sample(sequences, source.randint(1, len(sequences)))
+        query_lens = [source.randint(1, 2 * block_size + 1) for _ in step]
+        for tables, query_len in zip(step, query_lens, strict=True):
+            for number, table in enumerate(tables):
+                table.remove_skipped_blocks(number * len(table.blocks) // num_groups)
+                table.append_tokens(query_len)
+        groups = [[tables[number] for tables in step] for number in range(num_groups)]
+        got = batch.prepare_groups(groups, query_lens)
+        assert len(got) == num_groups
+        for one, tables in zip(got, groups, strict=True):
+            assert_same(one, attention_metadata(tables, query_lens))
+            assert one.positions is got[0].positions and one.seq_lens is got[0].seq_lens
+
+
+def test_groups_that_do_not_go_together_are_refused() -> None:
+    """Catches sequences that are longer in one group than in another, and groups on two pools or of other sequences."""
+    pool, batch = BlockPool(20, 4), InputBatch()
+    one, other, longer, elsewhere = BlockTable(pool), BlockTable(pool), BlockTable(pool), BlockTable(BlockPool(20, 4))
+    for table, num_tokens in ((one, 3), (other, 3), (longer, 4), (elsewhere, 3)):
+        table.append_tokens(num_tokens)
+    for groups, reason in (
+        ([[one], [longer]], "3 tokens in group 0 and 4 in group 1"),
+        ([[one], [elsewhere]], "two pools"),
+        ([[one], [other, other]], "2 tables but 1 query lengths"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            batch.prepare_groups(groups, [2])

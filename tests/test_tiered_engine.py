@@ -23,6 +23,7 @@ from pagedattn_lab.engine.sampling_params import SamplingParams
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from tests.helpers.engine import VOCAB, StopHereError, assert_at_rest, failing, greedy_small, poison, shuffle, small
+from tests.helpers.models import tiny
 
 
 def engine_of(**options: Any) -> LLMEngine:
@@ -278,3 +279,16 @@ def test_a_runner_without_host_blocks() -> None:
     with pytest.raises(ValueError, match="make it with num_host_blocks=5"):
         EngineCore(ModelRunner(small(), 8, 2, num_host_blocks=4), manager=manager)
     assert EngineCore(ModelRunner(small(), 8, 2, num_host_blocks=5), manager=manager).manager is manager
+
+
+def test_layers_with_windows() -> None:
+    """Catches a tier that mixes up the blocks of groups of layers, and one refused where there is one table."""
+    model = tiny("mistral")
+    with pytest.raises(ValueError, match="give hybrid_kv_cache_manager=False"):
+        LLMEngine(model, None, num_blocks=9, block_size=2, num_offload_blocks=20)
+    prompts = [[20 + (7 * token + place) % 60 for place in range(13)] for token in (1, 2, 3)]
+    said = []
+    for options in ({}, {"hybrid_kv_cache_manager": False, "num_offload_blocks": 20}):
+        engine = LLMEngine(model, None, num_blocks=9 if options else 99, block_size=2, **options)
+        said.append([engine.generate([prompt], greedily(3))[0].outputs[0].token_ids for prompt in prompts * 2])
+    assert said[0] == said[1] and engine.core.manager.stats.external_hits > 0

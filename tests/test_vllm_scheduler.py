@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from pagedattn_lab.engine.scheduler import Scheduler
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.request import Request, RequestStatus
 from tests.record_vllm_scheduler import STOP, TRANSCRIPT
@@ -19,9 +20,15 @@ class Replay:
     """Gives our scheduler what vLLM's was given, and compares what each step makes of it."""
 
     def __init__(self, run: dict) -> None:
-        self.manager = KVCacheManager(run["num_blocks"], run["block_size"], run["enable_prefix_caching"])
+        self.manager = self.make_manager(run)
         self.scheduler = Scheduler(self.manager, **run["options"])
         self.requests: dict[str, Request] = {}
+
+    def make_manager(self, run: dict) -> KVCacheManager | GroupedKVCacheManager:
+        return KVCacheManager(run["num_blocks"], run["block_size"], run["enable_prefix_caching"])
+
+    def block_ids(self, name: str) -> list:
+        return list(self.manager.block_ids(name))
 
     def step(
         self,
@@ -50,7 +57,7 @@ class Replay:
         assert [request.request_id for request in output.requests] == list(scheduled)
         assert [request.request_id for request in output.preempted] == preempted
         assert [request.request_id for request in scheduler.running] == list(running)
-        assert [self.manager.block_ids(name) for name in running] == list(running.values())
+        assert [self.block_ids(name) for name in running] == list(running.values())
         assert [request.request_id for request in scheduler.waiting] == waiting
 
         scheduler.update(output)

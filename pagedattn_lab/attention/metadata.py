@@ -19,6 +19,9 @@ from pagedattn_lab.block_table import BlockTable
 class AttentionMetadata:
     """What a step needs to know about where its tokens lie: :meth:`pagedattn_lab.model_runner.ModelRunner.execute`.
 
+    It holds for the layers that read these page tables: for all of a model, or for those of one group. The groups of a
+    step differ in ``block_tables``, ``slot_mapping``, ``cascade`` and ``tables``, and share the other tensors.
+
     Attributes:
         block_tables: ``[num_seqs, max_blocks_per_seq]`` int32; unused entries name the null block.
         seq_lens: ``[num_seqs]`` int32, tokens in the cache, those of this step included.

@@ -33,7 +33,9 @@ def reference_attention(
     lse = query.new_empty(query.shape[:2], dtype=compute)
     for sequence, seq_len in enumerate(lens):
         rows = slice(starts[sequence], starts[sequence + 1])
-        positions = torch.arange(seq_len, device=query.device)
+        # What is behind the window of the first query is not read: the page table may name the null block there.
+        begin = max(0, seq_len - (rows.stop - rows.start) + 1 - (variant.sliding_window or seq_len))
+        positions = torch.arange(begin, seq_len, device=query.device)
         blocks, offsets = block_tables[sequence, positions // block_size].long(), positions % block_size
         # [seq_len, num_kv_heads, head_dim]
         key = dequantized(key_cache[blocks, offsets], variant.k_scale, blocks, offsets, compute)

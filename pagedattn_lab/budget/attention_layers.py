@@ -19,6 +19,7 @@ from pagedattn_lab.kv_cache_specs import (
     SlidingWindowSpec,
 )  # fmt: skip
 from pagedattn_lab.kv_config import read_head_dim, read_num_kv_heads, required
+from pagedattn_lab.kv_layers import layer_windows
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,10 @@ def windows(fields: Mapping[str, Any], number: int, notes: list[str]) -> list[in
         return [None] * number
     if kinds and not some:
         return [None] * number
-    if model_type == "cohere2":
-        window += 1  # its window does not count the token itself
+    found = layer_windows(fields, number)
     if not mixed:
-        notes.append(f"every layer has a window of {window:,} tokens")
-    return [window if not kinds or kind == "sliding_attention" else None for kind in kinds or [None] * number]
+        notes.append(f"every layer has a window of {found[0]:,} tokens")
+    return found
 
 
 def chunks(fields: Mapping[str, Any], number: int) -> list[int | None]:

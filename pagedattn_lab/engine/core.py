@@ -24,6 +24,7 @@ import torch
 from pagedattn_lab.block_pool import NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.engine.scheduler import Scheduler, SchedulerOutput
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.prefix_cache import PrefixIndex
@@ -60,15 +61,19 @@ class EngineCore:
         runner: the model and its cache. Give it to one engine at a time: two would hand out the same blocks.
         enable_prefix_caching: whether full blocks are remembered after, and while, they are used.
         index: where cached blocks are looked up, as for :class:`pagedattn_lab.kv_manager.KVCacheManager`.
-        manager: another manager of the runner's blocks, in place of one made from the two arguments before.
+        manager: another manager of the runner's blocks, in place of one made from the two arguments before. A runner
+            with groups of layers has a :class:`pagedattn_lab.kv_groups.GroupedKVCacheManager` of the same groups.
         options: of :class:`pagedattn_lab.engine.scheduler.Scheduler`. Without any, all requests run in every step.
 
     Attributes:
         manager: the blocks; it lives as long as the engine, and so does its prefix cache.
         scheduler: who runs next.
 
+    With groups of layers a request goes on once in each step: nothing is forked, so several outputs of one prompt are
+    requests of their own, which share its blocks by the prefix cache.
+
     Raises:
-        ValueError: an index or an option that does not fit, or a tier for which the cache has no host blocks.
+        ValueError: an index, a manager or an option that does not fit, or a tier without host blocks in the cache.
 
     Example:
         Two requests go on with token 7 once, and then end:
@@ -91,7 +96,7 @@ class EngineCore:
         *,
         enable_prefix_caching: bool = True,
         index: PrefixIndex | None = None,
-        manager: KVCacheManager | None = None,
+        manager: KVCacheManager | GroupedKVCacheManager | None = None,
         **options: Any,
     ) -> None:
         self.runner = runner
@@ -99,13 +104,23 @@ class EngineCore:
         self._num_forks = 0  # they give forks their names
         self._parents: tuple[int, ...] | None = None  # of those that go on, as the last step's requests were numbered
         self._is_running = False
-        self.manager = manager or KVCacheManager(cache.num_blocks, cache.block_size, enable_prefix_caching, index)
-        tier = self.manager.tier
-        if tier is not None and tier.num_blocks >= cache.num_host_blocks:
-            raise ValueError(
-                f"the manager has a tier of {tier.num_blocks} blocks, numbered from 1, and the runner's cache has "
-                f"{cache.num_host_blocks} host blocks: make it with num_host_blocks={tier.num_blocks + 1}"
+        if manager is None and runner.groups is None:
+            manager = KVCacheManager(cache.num_blocks, cache.block_size, enable_prefix_caching, index)
+        elif manager is None:
+            if index is not None:
+                raise ValueError("groups of layers are looked up by hash: leave the index away, or the runner's groups")
+            most = options.get("max_num_batched_tokens")
+            manager = GroupedKVCacheManager(
+                runner.groups, cache.num_blocks, enable_prefix_caching, max_num_batched_tokens=most
             )
+        if getattr(manager, "groups", None) != runner.groups:
+            raise ValueError("the manager and the runner have different groups of layers: give both the same")
+        if manager.tier is not None and manager.tier.num_blocks >= cache.num_host_blocks:
+            raise ValueError(
+                f"the manager has a tier of {manager.tier.num_blocks} blocks, numbered from 1, and the runner has "
+                f"{cache.num_host_blocks} host blocks: make it with num_host_blocks={manager.tier.num_blocks + 1}"
+            )
+        self.manager = manager
         self.scheduler = Scheduler(self.manager, **options)
 
     def step(self, choose: Choose, on_scheduled: Callable[[SchedulerOutput], None] | None = None) -> SchedulerOutput:
@@ -126,6 +141,8 @@ class EngineCore:
                 on_scheduled(output)
             sampled, logits = self._execute(output)
             choices = _plain(choose(sampled, logits), len(sampled)) if sampled else []
+            if self.runner.groups is not None:
+                _refuse_forks(choices, sampled)
         except BaseException:
             self.scheduler.roll_back(output)
             raise
@@ -149,13 +166,16 @@ class EngineCore:
             NoFreeBlocksError: blocks ran out.
             ValueError: one name given to two requests, or to one that holds blocks already; a prompt that all blocks
                 together cannot hold; limits of the scheduler that leave a request out of a step; a choice of a request
-                that is not there, or of what is no token.
+                that is not there, of what is no token, or of one request twice with groups of layers; ``on_step`` with
+                groups of layers, since it is told of one page table each.
             RuntimeError: called from within a run, by a client or by ``on_step``, or while others wait or run.
         """
         if self._is_running or self.scheduler.has_unfinished:
             raise RuntimeError(
                 "a run is under way: blocks of its step are known and not computed yet; let it end first"
             )
+        if on_step is not None and self.runner.groups is not None:
+            raise ValueError("on_step is told of one page table for each request, and there is one for each group here")
         requests = list(requests)
         names = [request.request_id for request in requests]
         taken = self.manager.tables.keys() & set(names)
@@ -228,7 +248,11 @@ class EngineCore:
             token_ids += request.token_ids[request.num_computed_tokens : stop]
             if stop == request.num_tokens:
                 sampled.append(place)
-        metadata = self.runner.input_batch.prepare(tables, query_lens)
+        input_batch = self.runner.input_batch
+        if self.runner.groups is None:
+            metadata = input_batch.prepare(tables, query_lens)
+        else:
+            metadata = input_batch.prepare_groups(list(zip(*tables, strict=True)), query_lens)
         logits = self.runner.execute(token_ids, metadata, sampled)
         return tuple(requests[place] for place in sampled), logits
 
@@ -274,3 +298,15 @@ def _plain(choices: Sequence[Choice], num_requests: int) -> list[Choice]:
         if not 0 <= parent < num_requests:
             raise ValueError(f"a choice continues request {parent} of {num_requests}: give an index among them")
     return plain
+
+
+def _refuse_forks(choices: Sequence[Choice], requests: Sequence[Request]) -> None:
+    """Refuse to continue one request twice, while the step can still be rolled back."""
+    continued: set[int] = set()
+    for parent, _ in choices:
+        if parent in continued:
+            raise ValueError(
+                f"request {requests[parent].request_id!r} would go on twice, and with groups of layers nothing is "
+                "forked: let each output be a request of its own, or keep all layers in one table"
+            )
+        continued.add(parent)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
+from pagedattn_lab.engine.capacity import check_length, groups_with_windows, longest_in_groups
 from pagedattn_lab.engine.core import Choice, EngineCore
 from pagedattn_lab.engine.metrics import Metrics
 from pagedattn_lab.engine.output_processor import RunningOutput, RunningRequest
@@ -23,11 +24,11 @@ from pagedattn_lab.engine.sampler import SamplingState, sample_tokens
 from pagedattn_lab.engine.sampling_params import SamplingParams
 from pagedattn_lab.engine.scheduler import SchedulerOutput
 from pagedattn_lab.engine.stop import StopChecker
+from pagedattn_lab.kv_cache_groups import bytes_per_block
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_manager import KVCacheManager
-from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
-from pagedattn_lab.model_runner import ModelRunner
+from pagedattn_lab.model_runner import ModelRunner, kv_shape_of
 from pagedattn_lab.models import configured_stop_token_ids
-from pagedattn_lab.models.support import rotary_limit
 from pagedattn_lab.request import Request, RequestStatus, is_whole
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ class LLMEngine:
         num_host_blocks: blocks of host memory to swap to.
         num_offload_blocks: blocks of host memory for what the prefix cache evicts, a second tier.
         kv_policy: one of :data:`KV_POLICIES`. What is contiguous has no prefix cache, and preempts nobody.
+        hybrid_kv_cache_manager: whether layers with a window give blocks back once no token will read them: layers then
+            form groups with page tables of their own. It matters to models with windows only. There is one table all
+            the same where requests are swapped out or ``kv_policy`` is contiguous, which know no groups; vLLM does so
+            too with what its manager of several groups lacks.
         attention, forward, kv_cache_dtype: as for :class:`pagedattn_lab.model_runner.ModelRunner`.
         seed: of requests that bring none.
 
@@ -110,6 +115,7 @@ class LLMEngine:
         num_host_blocks: int = 0,
         num_offload_blocks: int = 0,
         kv_policy: str = "paged",
+        hybrid_kv_cache_manager: bool = True,
         attention: str = "auto",
         forward: str = "auto",
         kv_cache_dtype: str = "auto",
@@ -126,25 +132,39 @@ class LLMEngine:
             if kv_policy != "paged":
                 raise ValueError(f"kv_policy {kv_policy!r} has no prefix cache: leave num_offload_blocks away")
         at_least_one("block_size", block_size)
+        shape = kv_shape_of(model, kv_cache_dtype)
+        groups = None
+        if hybrid_kv_cache_manager and kv_policy == "paged" and preemption == "recompute" and not num_host_blocks:
+            groups = groups_with_windows(model.config, block_size, shape.dtype)
+        if groups is not None and num_offload_blocks:
+            raise ValueError(
+                f"num_offload_blocks is {num_offload_blocks}, and layers with a window form groups, which a tier does "
+                "not know: leave it away, or give hybrid_kv_cache_manager=False"
+            )
+        block_bytes = shape.bytes_per_block(block_size) if groups is None else bytes_per_block(groups)
         if num_blocks is None:
-            shape = KVShape.from_config(model.config, KV_CACHE_DTYPES.get(kv_cache_dtype) or model.dtype)
-            num_blocks = kv_memory // shape.bytes_per_block(block_size)
+            num_blocks = kv_memory // block_bytes
             if num_blocks < 2:
                 raise ValueError(
-                    f"kv_memory of {kv_memory:,} bytes holds {num_blocks} blocks of "
-                    f"{shape.bytes_per_block(block_size):,} bytes: at least 2 are needed, one of them the null block"
+                    f"kv_memory of {kv_memory:,} bytes holds {num_blocks} blocks of {block_bytes:,} bytes: at least 2 "
+                    "are needed, one of them the null block"
                 )
         self.model, self.tokenizer = model, tokenizer
-        num_slots = (num_blocks - 1) * block_size
-        self.max_model_len = _check_length(model, max_model_len, num_slots, is_paged=kv_policy == "paged")
+        if groups is None:
+            # A last token that is not continued needs no slot. What is contiguous reserves one for it all the same.
+            longest = (num_blocks - 1) * block_size + (kv_policy == "paged")
+        else:
+            longest = longest_in_groups(groups, num_blocks, max_num_batched_tokens) + 1
+        self.max_model_len = check_length(model, max_model_len, longest)
         runner = ModelRunner(
             model,
             num_blocks,
             block_size,
             attention,
             kv_cache_dtype,
-            forward=forward,
-            num_host_blocks=num_offload_blocks + 1 if num_offload_blocks else num_host_blocks,
+            forward,
+            num_offload_blocks + 1 if num_offload_blocks else num_host_blocks,
+            groups=groups,
         )
         if kv_policy != "paged":
             # Late, and the one thing that a server takes from the book's apparatus: what it is compared with.
@@ -152,6 +172,10 @@ class LLMEngine:
 
             reserve = kv_policy.removeprefix("contiguous-")
             manager = ContiguousKVCacheManager(num_blocks, block_size, reserve, max_model_len=self.max_model_len)
+        elif groups is not None:
+            manager = GroupedKVCacheManager(
+                groups, num_blocks, enable_prefix_caching, max_num_batched_tokens=max_num_batched_tokens
+            )
         else:
             manager = KVCacheManager(
                 num_blocks,
@@ -381,24 +405,6 @@ class LLMEngine:
     @property
     def _vocab_size(self) -> int:
         return self.model.config.get_text_config().vocab_size
-
-
-def _check_length(model: PreTrainedModel, max_model_len: int | None, num_slots: int, *, is_paged: bool) -> int:
-    """Say how long a sequence may be: as asked, if the model was made for it and the cache can hold it."""
-    # A last token that is not continued needs no slot. What is contiguous reserves one for it all the same.
-    limits = {"all blocks hold": num_slots + is_paged}
-    made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if made_for is not None:
-        limits["the model was made for"] = made_for
-    rotary = rotary_limit(model)
-    if rotary is not None:
-        limits["the model's rotary angles allow"] = rotary
-    what, limit = min(limits.items(), key=lambda item: item[1])
-    if max_model_len is None:
-        return limit
-    if not 2 <= max_model_len <= limit:
-        raise ValueError(f"max_model_len is {max_model_len}: give 2 to {limit}, which is what {what}")
-    return max_model_len
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int | None, list[int]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.prefix_cache import PrefixCacheStats
 from pagedattn_lab.request import Request
@@ -290,7 +291,7 @@ class Metrics:
             "hit_rate": over(totals.prefix_cache_hits + totals.external_prefix_cache_hits, totals.prefix_cache_queries),
         }
 
-    def _look_ups(self, manager: KVCacheManager) -> tuple[int, int, int]:
+    def _look_ups(self, manager: KVCacheManager | GroupedKVCacheManager) -> tuple[int, int, int]:
         """Tokens looked up, found, and found on the host, since the last call; a cache that was reset starts again."""
         stats = manager.stats
         queries, hits, external_hits = stats.queries, stats.hits, stats.external_hits
@@ -305,7 +306,7 @@ class Metrics:
             logger(stats)
 
 
-def kv_cache_usage(manager: KVCacheManager) -> float:
+def kv_cache_usage(manager: KVCacheManager | GroupedKVCacheManager) -> float:
     """Give the share of the blocks that requests hold, the null block not counted.
 
     Example:

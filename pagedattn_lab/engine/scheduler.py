@@ -14,12 +14,12 @@ from __future__ import annotations
 import sys
 from bisect import insort
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, Literal
 
-from pagedattn_lab.arithmetic import at_least_one, cdiv
-from pagedattn_lab.block_pool import KVCacheBlock, NoFreeBlocksError
+from pagedattn_lab.arithmetic import at_least_one
+from pagedattn_lab.block_pool import NoFreeBlocksError
 from pagedattn_lab.engine.scheduler_output import SchedulerOutput, StepInTheMaking
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.request import Request, RequestStatus
 
@@ -80,7 +80,7 @@ class Scheduler:
 
     def __init__(
         self,
-        manager: KVCacheManager,
+        manager: KVCacheManager | GroupedKVCacheManager,
         *,
         max_num_batched_tokens: int | None = None,
         max_num_seqs: int | None = None,
@@ -98,6 +98,8 @@ class Scheduler:
         self.manager = manager
         self.policy, self.preemption, self.watermark = policy, preemption, watermark
         self.max_num_batched_tokens = _limit("max_num_batched_tokens", max_num_batched_tokens)
+        if isinstance(manager, GroupedKVCacheManager):
+            self._check_groups(manager)
         self.max_num_seqs = _limit("max_num_seqs", max_num_seqs)
         self.long_prefill_token_threshold = _limit("long_prefill_token_threshold", long_prefill_token_threshold)
         self.waiting: deque[Request] = deque()
@@ -172,12 +174,12 @@ class Scheduler:
         output = step.output()
         if output.requests or output.preempted:
             self._in_flight = output
-        elif self.waiting and self._num_blocks(self.waiting[0].num_tokens) > self._max_num_blocks:
+        elif self.waiting and self.manager.num_blocks_to_admit(self.waiting[0]) > self._max_num_blocks:
             request = self.waiting[0]
             raise NoFreeBlocksError(
                 f"request {request.request_id!r} has grown to {request.num_tokens} tokens, which need "
-                f"{self._num_blocks(request.num_tokens)} blocks, and there are {self._max_num_blocks}: finish it, or "
-                "give it max_tokens"
+                f"{self.manager.num_blocks_to_admit(request)} blocks, and there are {self._max_num_blocks}: finish it, "
+                "or give it max_tokens"
             )
         return output
 
@@ -306,12 +308,13 @@ class Scheduler:
     def _admit(self, request: Request, step: StepInTheMaking) -> bool:
         """Give a request the blocks of its first chunk, those found in the cache included, if all of it would fit."""
         manager = self.manager
+        blocks: Any  # one list, or one for each group of layers: only the manager looks into them
         blocks, num_hit_tokens = manager.get_computed_blocks(request)
         num_new_tokens = step.num_new_tokens(request, num_hit_tokens)
-        hits: tuple[Any, ...] = (blocks,)
-        if manager.tier is not None:  # it may have more than these blocks hold
-            hits = blocks, num_hit_tokens - len(blocks) * manager.block_pool.block_size
-        if not self._fits(request, blocks) or manager.allocate_slots(request, num_new_tokens, *hits) is None:
+        if not self._fits(request, num_new_tokens, blocks):
+            return False
+        hits = (blocks,) if manager.tier is None else (blocks, num_hit_tokens - len(blocks) * manager.tier.block_size)
+        if manager.allocate_slots(request, num_new_tokens, *hits) is None:
             return False
         request.num_computed_tokens = num_hit_tokens
         self._run(self.waiting.popleft(), num_new_tokens, step)
@@ -319,11 +322,11 @@ class Scheduler:
 
     def _swap_in(self, request: Request, step: StepInTheMaking) -> bool:
         """Bring all blocks of a swapped request back, and give it those of its next tokens."""
-        pairs = self.manager.swap_in(request) if self._fits(request) else None
+        num_new_tokens = step.num_new_tokens(request, request.num_computed_tokens)
+        pairs = self.manager.swap_in(request) if self._fits(request, num_new_tokens) else None
         if pairs is None:
             return False
         step.swap_in += pairs
-        num_new_tokens = step.num_new_tokens(request, request.num_computed_tokens)
         self._run(self.swapped.popleft(), num_new_tokens, step)  # whatever happens next, it is known where it is
         if self.manager.allocate_slots(request, num_new_tokens) is not None:
             return True
@@ -337,21 +340,28 @@ class Scheduler:
         request.status = RequestStatus.RUNNING
         step.add(request, num_new_tokens)
 
-    def _fits(self, request: Request, hits: Sequence[KVCacheBlock] = ()) -> bool:
+    def _fits(self, request: Request, num_new_tokens: int, hits: Any = ()) -> bool:
         """Whether all tokens of a request fit beside what runs, with the watermark free on top of it."""
-        num_needed = self._num_blocks(request.num_tokens) - sum(block.ref_cnt > 0 for block in hits)
         pool = self.manager.block_pool
         num_kept_free = int(self.watermark * pool.num_blocks) if self.running else 0
-        return num_needed + num_kept_free <= pool.num_free_blocks
+        return self.manager.num_blocks_to_admit(request, num_new_tokens, hits) + num_kept_free <= pool.num_free_blocks
 
     # --- what steps have in common
+
+    def _check_groups(self, manager: GroupedKVCacheManager) -> None:
+        """Refuse what a manager of several groups cannot do, or does not count on."""
+        if self.preemption == "swap":
+            raise ValueError("preemption is 'swap', and groups of layers have no host blocks: use 'recompute'")
+        most, counted_on = self.max_num_batched_tokens, manager.max_num_batched_tokens
+        if counted_on is not None and (most is None or most > counted_on):
+            raise ValueError(
+                f"max_num_batched_tokens is {most}, and the manager admits requests that compute at most {counted_on} "
+                "tokens in one step: give both the same limit"
+            )
 
     @property
     def _max_num_blocks(self) -> int:
         return self.manager.block_pool.num_blocks - 1  # all but the null block
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return cdiv(num_tokens, self.manager.block_pool.block_size)
 
     def _knows(self, request: Request) -> bool:
         return self._requests.get(request.request_id) is request
@@ -389,8 +399,7 @@ class Scheduler:
 
     def _free(self, request: Request) -> None:
         """Give a request's blocks back. Those of a step that has not run must not be found in the cache."""
-        first = request.num_computed_tokens // self.manager.block_pool.block_size
-        self.manager.evict_blocks(self.manager.block_ids(request.request_id)[first:])
+        self.manager.evict_blocks(self.manager.uncomputed_block_ids(request))
         self.manager.free(request)
         request.num_computed_tokens = 0
 

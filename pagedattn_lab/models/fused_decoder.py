@@ -73,6 +73,7 @@ class _Layer(NamedTuple):
     key_slots: np.ndarray  # [num_slots, num_kv_heads, head_dim]
     value_slots: np.ndarray
     window: int | None
+    group: int
 
 
 class FusedDecoder:
@@ -83,9 +84,10 @@ class FusedDecoder:
             which takes as much memory again as the model, and later changes of them are not seen. The model's own stay,
             so that it can still run by itself.
         cache: in the model's dtype.
+        groups: whose page tables each layer reads, a number for each.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: PagedKVCache) -> None:
+    def __init__(self, model: PreTrainedModel, cache: PagedKVCache, groups: Sequence[int]) -> None:
         config, decoder = model.config, model.model
         first = decoder.layers[0].self_attn
         self._dtype, self._epsilon = model.dtype, np.float32(config.rms_norm_eps)
@@ -94,10 +96,15 @@ class FusedDecoder:
         self._norm, self._head = _weight(decoder.norm), fused_linear([model.lm_head])
         self._layers = [
             _layer(*layer_and_caches)
-            for layer_and_caches in zip(decoder.layers, cache.key_caches, cache.value_caches, strict=True)
+            for layer_and_caches in zip(decoder.layers, cache.key_caches, cache.value_caches, groups, strict=True)
         ]
         self._cos = self._sin = np.empty((0, self._head_dim // 2), np.float32)
         self._buffers = self._make_buffers(0, config.hidden_size, config.intermediate_size)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Tokens that each layer reads, itself included; ``None`` for all."""
+        return [layer.window for layer in self._layers]
 
     def warm_up(self) -> None:
         """Have numba compile the kernels, on no tokens; the one of attention is its backend's to compile."""
@@ -111,40 +118,44 @@ class FusedDecoder:
         rotate_and_write(qkv, none, none, self._cos, self._sin, *norms, query, layer.key_slots, layer.value_slots)
         silu_and_mul(gate_up, activated)
 
-    def logits(self, token_ids: Sequence[int], metadata: AttentionMetadata, last_tokens: torch.Tensor) -> torch.Tensor:
+    def logits(
+        self, token_ids: Sequence[int], groups: Sequence[AttentionMetadata], last_tokens: torch.Tensor
+    ) -> torch.Tensor:
         """Compute a step.
 
         Args:
-            token_ids, metadata: as for :meth:`pagedattn_lab.model_runner.ModelRunner.execute`, checked there.
+            token_ids: as for :meth:`pagedattn_lab.model_runner.ModelRunner.execute`, checked there.
+            groups: the step for each group of layers.
             last_tokens: which tokens' logits are wanted, int64.
 
         Returns:
             ``[len(last_tokens), vocab_size]``.
         """
-        num_tokens = len(token_ids)
+        num_tokens, metadata = len(token_ids), groups[0]
         self._grow(num_tokens, metadata.max_seq_len)
         x, query, attended, activated = (buffer[:num_tokens] for buffer in self._buffers)
         x_array, query_array, activated_array = as_array(x), as_array(query), as_array(activated)
-        positions, slots = metadata.positions.numpy(), metadata.slot_mapping.numpy()
+        positions, slots = metadata.positions.numpy(), [group.slot_mapping.numpy() for group in groups]
         flat = attended.view(num_tokens, -1)
 
         ids = torch.from_numpy(np.fromiter(token_ids, np.int64, num_tokens))
         residual = self._embedding[ids].float()
         stream = residual.numpy()
         delta = np.empty((0, stream.shape[1]), x_array.dtype)
-        plans: dict[int | None, Plan] = {}
+        plans: dict[tuple[int, int | None], Plan] = {}
         for layer in self._layers:
             add_rms_norm(stream, delta, layer.attention_norm, self._epsilon, x_array)
             rotate_and_write(
-                as_array(layer.qkv(x)), positions, slots, self._cos, self._sin, layer.q_norm, layer.k_norm,
+                as_array(layer.qkv(x)), positions, slots[layer.group], self._cos, self._sin, layer.q_norm, layer.k_norm,
                 self._epsilon, query_array, layer.key_slots, layer.value_slots,
             )  # fmt: skip
             window = None if layer.window is None or metadata.max_seq_len <= layer.window else layer.window
-            if window not in plans:
-                tensors = metadata.block_tables, metadata.seq_lens, metadata.query_start_loc
-                variant = Variant(sliding_window=window)
-                plans[window] = Plan(self._num_heads, layer.caches, *tensors, variant, metadata.cascade)
-            plans[window].attend(query, layer.caches, self._scale, attended)
+            way = layer.group, window
+            if way not in plans:
+                group, variant = groups[layer.group], Variant(sliding_window=window)
+                tensors = group.block_tables, group.seq_lens, group.query_start_loc
+                plans[way] = Plan(self._num_heads, layer.caches, *tensors, variant, group.cascade)
+            plans[way].attend(query, layer.caches, self._scale, attended)
             add_rms_norm(stream, as_array(layer.out(flat)), layer.mlp_norm, self._epsilon, x_array)
             silu_and_mul(as_array(layer.gate_up(x)), activated_array)
             delta = as_array(layer.down(activated))
@@ -176,7 +187,7 @@ def _weight(norm: nn.Module | None) -> np.ndarray:
     return np.empty(0, np.float32) if norm is None else norm.weight.detach().float().numpy()
 
 
-def _layer(layer: nn.Module, key_cache: torch.Tensor, value_cache: torch.Tensor) -> _Layer:
+def _layer(layer: nn.Module, key_cache: torch.Tensor, value_cache: torch.Tensor, group: int) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     slots = [as_array(cache.view(-1, *cache.shape[2:])) for cache in (key_cache, value_cache)]
     return _Layer(
@@ -192,6 +203,7 @@ def _layer(layer: nn.Module, key_cache: torch.Tensor, value_cache: torch.Tensor)
         key_slots=slots[0],
         value_slots=slots[1],
         window=window_of(attention),
+        group=group,
     )
 
 

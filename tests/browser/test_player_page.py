@@ -13,13 +13,17 @@ import players
 import pytest
 from accessibility import violations
 from playwright.sync_api import Browser, Locator, expect
+from test_dark_pictures import COLOURS, contrast
 from watch import Watch, until
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.viz.book import PlayerRenderer, book_script
+from pagedattn_lab.viz.fleet import fleet_player
 from pagedattn_lab.viz.player import HERE, MIME, Player
+from pagedattn_lab.viz.windows import GroupTables, GroupView, windows
+from tests.helpers.fleets import BLOCK_SIZE, SmallFleet
 
 # Steps a player on and waits until the browser has drawn it; returns milliseconds per step.
 TIMED_STEPS = """async player => {
@@ -65,7 +69,7 @@ def mount(watch: Watch, tmp_path: Path, serve: Callable[[Path], str]) -> Callabl
     def show(player: Player, theme: str = "light", frozen: bool = False) -> tuple[Locator, dict[str, Any]]:
         data = SimpleNamespace(mime_type=MIME, content=player.bundle()[MIME], output_metadata={})
         (node,) = PlayerRenderer.handle_mime(None, data, inline=False)
-        style = (HERE / "player.css").read_text(encoding="utf-8")
+        style = "".join((HERE / name).read_text(encoding="utf-8") for name in ("player.css", "pictures.css"))
         head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><style>{style}</style>"
         body = f"<main><h1>a</h1>{node.astext()}</main><script>{book_script()}</script>"
         style = f"background: {'#fff' if theme == 'light' else '#121212'}; margin: 8px"
@@ -109,7 +113,7 @@ def test_player_fits(mount: Callable, width: int, num_blocks: int, requests: int
 
 
 SMALLEST_LETTERS = """svg => Math.min(...[...svg.querySelectorAll('text')].map(
-  text => parseFloat(text.getAttribute('font-size') ?? '12') * svg.getScreenCTM().a))"""
+  text => parseFloat(text.closest('[font-size]')?.getAttribute('font-size') ?? '12') * svg.getScreenCTM().a))"""
 
 
 def turns() -> Player:
@@ -280,3 +284,48 @@ def test_tab_leads_through_and_out(mount: Callable) -> None:
         assert name is None, f"{key} does not lead out: {ways[-1]}"
     assert ways[0] == ways[1][::-1]
     assert {"pa-first", "pa-scrub", "pa-speed", "pa-text-toggle", "pa-block", "pa-text"} <= set(ways[0])
+
+
+def fleet() -> Player:
+    """Four replicas in all their states: requests that wait, hits, evictions, a failure and a recovery."""
+    events = SmallFleet(num_replicas=4, num_blocks=12, num_sessions=5, seed=3).run(26).events
+    size = {"num_replicas": 4, "num_blocks": 12, "block_size": BLOCK_SIZE}
+    return fleet_player(events, "Four replicas", **size, names={0: "Ada", 1: "Bo", 2: "Cleo"})
+
+
+def groups() -> Player:
+    """Sixteen blocks of full attention, and a window of which three are left."""
+    held = [
+        GroupTables((tuple(range(1, 17)), (0,) * gone + tuple(range(100 + gone, 116))), 61 + gone) for gone in (2, 3)
+    ]
+    views = [GroupView("full attention", num_layers=2), GroupView("sliding window", 45, num_layers=2)]
+    return Player(windows(held, views, block_size=4), "Two groups", step=0)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("made", [fleet, groups])
+def test_pictures_of_chapter_11_play_on_a_phone(
+    mount: Callable, watch: Watch, made: Callable[[], Player], theme: str
+) -> None:
+    """Catches a picture that does not follow its buttons and keys, is too wide, or cannot be read on one theme."""
+    player, recording = mount(made(), theme)
+    player.page.set_viewport_size({"width": 390, "height": 844})
+
+    def check(step: int, text: bool = False) -> None:
+        state = players.expected(players.at_step(recording, step), text)
+        until(lambda: players.shown(player) == state, lambda: f"at step {step}: {players.shown(player)}, not {state}")
+
+    if theme == "light":  # buttons answer alike on both
+        players.step_through(player, check)
+    player.locator(".pa-first").click()
+    picture = player.locator(".pa-stage > svg")
+    for step in range(len(recording["frames"])):
+        check(step)
+        assert player.page.evaluate(SIDEWAYS) <= 0
+        assert player.locator(".pa-stage").evaluate("stage => stage.scrollWidth - stage.clientWidth") <= 0
+        assert picture.evaluate(SMALLEST_LETTERS) >= 9.5
+        seen = [each for each in picture.evaluate(COLOURS) if each[2]]
+        assert seen and [text for text, *colours in seen if contrast(*colours) < 4.5] == []
+        player.locator(".pa-next").evaluate("button => button.click()")
+    assert violations(player.page) == []
+    assert watch.problems == []

@@ -1,0 +1,94 @@
+"""What an engine's memory comes to: which layers share a page table, and how long a sequence may be (chapters 09, 11).
+
+Source: vLLM's ``vllm/v1/core/kv_cache_utils.py`` (``get_kv_cache_groups``, ``check_enough_kv_cache_memory``), release
+0.33.0.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, kv_cache_groups, largest_model_len
+from pagedattn_lab.kv_cache_specs import RequestLimits, SlidingWindowSpec
+from pagedattn_lab.kv_layers import layer_specs
+from pagedattn_lab.models.support import rotary_limit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def groups_with_windows(config: Any, block_size: int, dtype: Any = None) -> list[KVCacheGroup] | None:
+    """Form the groups of a model that has layers with a window; ``None`` for one whose layers all read every token.
+
+    Args:
+        config, block_size, dtype: as for :func:`pagedattn_lab.kv_layers.layer_specs`.
+
+    Example:
+        >>> config = {"num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 8, "dtype": "float32"}
+        >>> groups_with_windows(config, 16) is None
+        True
+        >>> [len(group.layers) for group in groups_with_windows(config | {"sliding_window": 32}, 16)]
+        [4]
+    """
+    specs = layer_specs(config, block_size, dtype)
+    if not any(isinstance(spec, SlidingWindowSpec) for spec in specs.values()):
+        return None
+    return kv_cache_groups(specs)
+
+
+def longest_in_groups(groups: Sequence[KVCacheGroup], num_blocks: int, max_num_batched_tokens: int) -> int:
+    """Count the tokens for which all blocks together have slots, as the budget counts them.
+
+    Windowed groups count their window and one step's tokens, so layers with windows alone have no end to it.
+
+    Args:
+        groups: of the model.
+        num_blocks: blocks in all, the null block included.
+        max_num_batched_tokens: tokens of one step at most.
+
+    Raises:
+        ValueError: too few blocks for one token in each group.
+
+    Example:
+        >>> config = {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8, "sliding_window": 32,
+        ...           "layer_types": ["sliding_attention", "full_attention"], "dtype": "float32"}
+        >>> groups = groups_with_windows(config, 16)
+        >>> longest_in_groups(groups, num_blocks=20, max_num_batched_tokens=16)     # 19 blocks, 4 of them windowed
+        240
+    """
+    limits = RequestLimits(sys.maxsize // 2, max_num_batched_tokens)
+    longest = largest_model_len(groups, num_blocks * bytes_per_block(groups), limits)
+    if not longest:
+        raise ValueError(
+            f"{num_blocks} blocks, one of them the null block, do not hold one token in each of {len(groups)} groups "
+            "of layers: give more, or keep all layers in one table by hybrid_kv_cache_manager=False"
+        )
+    return longest
+
+
+def check_length(model: PreTrainedModel, max_model_len: int | None, longest: int) -> int:
+    """Say how long a sequence may be: as asked, if the model was made for it and the cache can hold it.
+
+    Args:
+        model: what it is computed by.
+        max_model_len: as asked; ``None`` for as long as may be.
+        longest: what all blocks hold.
+
+    Raises:
+        ValueError: longer than that, or too short for a prompt and an output.
+    """
+    limits = {"all blocks hold": longest}
+    made_for = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if made_for is not None:
+        limits["the model was made for"] = made_for
+    rotary = rotary_limit(model)
+    if rotary is not None:
+        limits["the model's rotary angles allow"] = rotary
+    what, limit = min(limits.items(), key=lambda item: item[1])
+    if max_model_len is None:
+        return limit
+    if not 2 <= max_model_len <= limit:
+        raise ValueError(f"max_model_len is {max_model_len}: give 2 to {limit}, which is what {what}")
+    return max_model_len
