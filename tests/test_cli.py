@@ -114,7 +114,7 @@ def test_json_is_json_in_every_encoding(encoding: str, tmp_path: Path) -> None:
     code = f"from pagedattn_lab.cli.output import print_json; print_json({{'text': {name + chr(0x1F642)!r}}})"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert strictly(printed) == {"text": name + chr(0x1F642)}
-    for command in ("bench", "budget", "compile", "doctor", "generate", "hits", "vllm_log", "waste"):
+    for command in ("bench", "budget", "compile", "doctor", "fleet", "generate", "hits", "vllm_log", "waste"):
         assert "json.dumps" not in (Path(cli.__file__).parent / f"{command}.py").read_text()
 
 

@@ -38,7 +38,7 @@ def environment() -> dict:
 def test_every_dependency_is_pinned_within_its_range() -> None:
     """Catches a new dependency without a pin, and a raised minimum that the pin does not meet."""
     extras = PROJECT["optional-dependencies"]
-    assert {"lab", "test", "book", "cpu", "serve"} == extras.keys()
+    assert {"lab", "test", "book", "cluster", "cpu", "serve"} == extras.keys()
     for requirement in map(Requirement, chain(PROJECT["dependencies"], *extras.values())):
         if requirement.name == PROJECT["name"]:  # an extra that takes in another
             assert requirement.extras <= extras.keys()
@@ -56,7 +56,7 @@ def test_torch_and_triton_belong_together() -> None:
 def test_the_cpu_kernel_comes_with_the_book() -> None:
     """Catches a reader without a GPU, or a run of the tests, left with plain torch; numba and llvmlite are one pair."""
     assert "pagedattn-lab[cpu]" in PROJECT["optional-dependencies"]["lab"]
-    assert "pagedattn-lab[cpu,serve]" in PROJECT["optional-dependencies"]["test"]
+    assert "pagedattn-lab[cluster,cpu,serve]" in PROJECT["optional-dependencies"]["test"]
     assert PROJECT["optional-dependencies"]["cpu"] == ["numba"]
     assert pins()["numba"] == "0.68.1" and pins()["llvmlite"] == "0.50.0"
 

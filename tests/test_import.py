@@ -13,7 +13,7 @@ import pytest
 import pagedattn_lab
 
 PACKAGE = Path(pagedattn_lab.__file__).parent
-HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget"}
+HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget", "distributed"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
     "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "kv_layers",
@@ -23,7 +23,8 @@ PURE = (
     "baselines.paged", "baselines.kv_manager",
     "workloads", "workloads.conversations", "studies.paper", "studies.report", "studies.simulate",
     "studies.memory_shares", "studies.block_savings", "studies.hit_rates", "studies.reuse_distances",
-    "studies.scheduling", "studies.block_size", "studies.fleet",
+    "studies.scheduling", "studies.block_size", "studies.fleet", "studies.fleet.sweep", "studies.fleet.cluster",
+    "cli.fleet",
     "bench.allocator", "bench.slots", "bench.prefix", "bench.serving", "bench.vllm_worker", "bench.engine",
     "vllm_check.workload", "vllm_check.check",
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
@@ -89,7 +90,7 @@ APPARATUS = [
     "studies.block_size",
     "studies.fleet.requests", "studies.fleet.cache", "studies.fleet.events", "studies.fleet.report",
     "studies.fleet.servers", "studies.fleet.routers", "studies.fleet.prefix_routers", "studies.fleet.simulation",
-    "studies.fleet",
+    "studies.fleet", "studies.fleet.sweep", "studies.fleet.cluster",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
     "bench.attention", "bench.attention_gpu", "bench.step",
     "bench.serving", "bench.vllm_worker", "bench.peers", "bench.engine", "bench.forward",
@@ -107,7 +108,7 @@ APPARATUS = [
     "vllm_log.words", "vllm_log.start_up_log", "vllm_log.settings", "vllm_log.memory", "vllm_log.trouble",
     "vllm_log.meanings", "vllm_log.parse", "vllm_log", "vllm_log.check",
     "doctor", "cli.output", "cli.terminal", "cli.arguments", "cli.parser",
-    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.budget_log", "cli.budget", "cli.bench",
+    "cli.doctor", "cli.generate", "cli.waste", "cli.hits", "cli.fleet", "cli.budget_log", "cli.budget", "cli.bench",
     "cli.compile", "cli.exercises", "cli.serve", "cli.vllm_log", "cli.vllm_check", "cli", "__main__",
 ]  # fmt: skip
 ORDER = SPINE + APPARATUS

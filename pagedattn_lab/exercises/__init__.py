@@ -1,4 +1,4 @@
-"""Exercises that answer back: what is wrong, in which case, and what the answer seems to do (chapters 00 to 10).
+"""Exercises that answer back: what is wrong, in which case, and what the answer seems to do (chapters 00 to 11).
 
 A chapter ships a stub that raises ``NotImplementedError``; "run all" passes and reports "not attempted".
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.helpers import second_budgets, second_kernels, second_schedules
+from tests.helpers import second_budgets, second_fleets, second_kernels, second_schedules
 
 
 def bytes_per_token_per_rank(config, tensor_parallel_size, dtype_bytes):
@@ -307,4 +307,8 @@ SECOND: dict[str, Callable[..., Any]] = {
     "10.2": second_budgets.why_no_hits,
     "10.3": second_budgets.make_it_fit,
     "10.4": second_budgets.pick_flags,
+    "11.1": second_fleets.window_table,
+    "11.2": second_fleets.melting_replica,
+    "11.3": second_fleets.latent_budget,
+    "11.4": second_fleets.choose,
 }
