@@ -97,9 +97,7 @@ def test_logits_equal_transformers(
 @pytest.mark.parametrize(
     "variant", [Variant(), Variant(softcap=2.0), Variant(sinks=torch.ones(4))], ids=["plain", "softcap", "sinks"]
 )
-def test_no_backend_reads_behind_the_window(
-    backend: str, size: int, query_len: int, variant: Variant
-) -> None:
+def test_no_backend_reads_behind_the_window(backend: str, size: int, query_len: int, variant: Variant) -> None:
     """Catches a backend that masks what is behind the window after it has multiplied it with 0: NaN comes through."""
     generator = torch.Generator().manual_seed(4)
     window, lens = 9, [61, 9 + query_len - 1, query_len + 30]
@@ -191,6 +189,4 @@ def test_a_step_of_other_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="page tables of 2 groups for 1"):
         plain.execute(some_tokens(5), (first, second))
     assert not any(cache.any() for cache in runner.cache.key_caches + plain.cache.key_caches)
-    torch.testing.assert_close(
-        plain.execute(some_tokens(5), first), runner.execute(some_tokens(5), (first, second))
-    )
+    torch.testing.assert_close(plain.execute(some_tokens(5), first), runner.execute(some_tokens(5), (first, second)))
