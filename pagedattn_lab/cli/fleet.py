@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedattn_lab.arithmetic import count
-from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive, rate, seed
+from pagedattn_lab.cli.arguments import add_json, blocks, finite, name_or_file, positive, seed
 from pagedattn_lab.cli.output import did_you_mean, print_json
 from pagedattn_lab.cli.terminal import WIDTH, waiting, wrap
 from pagedattn_lab.studies.fleet import ROUTERS, FleetReport
@@ -30,6 +30,17 @@ def router(argument: str) -> str:
         meant = did_you_mean(argument, ROUTERS) or f": choose from {', '.join(ROUTERS)}"
         raise argparse.ArgumentTypeError(f"there is no router {argument!r}{meant}")
     return argument
+
+
+def rate(argument: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = finite(argument)
+    except argparse.ArgumentTypeError:
+        number = 0.0
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not a finite number above 0")
+    return number
 
 
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -73,8 +84,8 @@ def add(commands: Any) -> None:
         "fleet",
         help="say what a router does with many replicas",
         usage="%(prog)s [options] [log]",  # as a list, what excludes one another is wider than a terminal
-        description="Simulate replicas, each a server with a prefix cache of its own, and a router that chooses one for "
-        "each request. The hit rate is the number of tokens found in cached blocks over the number in all prompts; "
+        description="Simulate replicas, each a server with a prefix cache of its own, and a router that chooses one "
+        "for each request. The hit rate is the number of tokens found in cached blocks over those in all prompts; "
         "time to first token runs from a request's arrival; imbalance is how long the busiest replica works, over the "
         "mean of all. Times are those of a model: Llama 3.1 8B on A100 cards, at best.",
         examples=[
