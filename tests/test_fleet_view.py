@@ -6,14 +6,15 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagedattn_lab.studies.fleet.events import Arrived, Evicted, Failed, Finished, Recovered, Started
+from pagedattn_lab.studies.fleet import ExponentialServer, Failure, Server, chat_requests, simulate
+from pagedattn_lab.studies.fleet.events import Arrived, Evicted, Failed, Finished, FleetEvent, Recovered, Started
 from pagedattn_lab.studies.fleet.requests import FleetRequest
 from pagedattn_lab.viz import fleet as view
 from pagedattn_lab.viz.fleet import fleet_pictures, fleet_player
@@ -187,6 +188,32 @@ def test_words_say_the_same(fleet: SmallFleet) -> None:
             rate = f"it rate {100 * fleet.found[counted - 1] / fleet.looked_for[counted - 1]:.0f} %"
             assert f"H{rate}." in picture.alt and f"h{rate}" in picture.svg
         assert picture.alt.startswith(picture.caption)
+
+
+@pytest.mark.parametrize("router", ["round-robin", "prefix-load"])
+@pytest.mark.parametrize("server", [Server(), ExponentialServer(0.4)])
+def test_a_simulated_fleet_plays_to_its_report(router: str, server: Server | ExponentialServer) -> None:
+    """Catches events of the simulation that are read otherwise than they are meant: figures would miss its report's."""
+    events: list[FleetEvent] = []
+    chats = chat_requests(2, num_active=3, system_len=64, longest=400, rate=3.0)
+    requests = islice((request for request in chats if request.prompt_len <= 400), 24)
+    failures = [Failure(2.0, 1, down_s=1.5)]
+    report = simulate(
+        requests, 3, router, num_blocks=26, block_size=16, server=server, failures=failures, on_event=events.append
+    )
+    assert report.num_refused == report.num_lost == 0 and sum(each.evictions for each in report.replicas)
+    steps = fleet_steps(events, 3, block_size=16)
+    assert steps[-1].hit_rate == pytest.approx(report.hit_rate) and report.hit_rate > 0
+    assert steps[-1].imbalance == pytest.approx(report.imbalance) and report.imbalance > 1
+    assert not any(replica.waiting or replica.running for replica in steps[-1].replicas)
+    for step in steps:
+        for event in step.events:
+            if isinstance(event, Started):
+                assert sum(step.replicas[event.replica].cached.values()) == event.cached_blocks
+                assert sum(step.replicas[event.replica].hits.values()) == event.hit_blocks
+    player = fleet_player(events, "A fleet", num_replicas=3, num_blocks=26, block_size=16, step=-1)
+    assert f"Hit rate {report.hit_rate:.0%}".replace("%", " %") in player.alt
+    assert f"Busiest replica {report.imbalance:.1f} × the mean" in player.alt
 
 
 def short_history() -> SmallFleet:

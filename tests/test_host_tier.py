@@ -370,7 +370,8 @@ def test_it_comes_back() -> None:
     assert (manager.stats.hits, manager.stats.external_hits, manager.stats.queries) == (0, 6, 24)
 
 
-def test_a_copy_that_nobody_waits_for_is_not_made() -> None:
+@pytest.mark.parametrize("is_forgotten", [False, True])
+def test_a_copy_that_nobody_waits_for_is_not_made(is_forgotten: bool) -> None:
     """Catches a block that is read before its contents have come back to it, or written after others have taken it: a
     request was to be reloaded, and in the same step it lost its blocks to another.
     """
@@ -384,6 +385,8 @@ def test_a_copy_that_nobody_waits_for_is_not_made() -> None:
     manager.allocate_slots(cleo, 1, [], 2)
     (host, block) = manager.tier.copies().loads[0]
     assert host == before[block_hashes(cleo, 2)[0]]
+    if is_forgotten:
+        manager.evict_blocks([block])
     manager.free(cleo)
     stores = manager.tier.copies().stores
     manager.allocate_slots(Request("Cy", range(90, 94)), 4)

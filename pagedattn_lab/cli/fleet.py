@@ -73,8 +73,8 @@ def add(commands: Any) -> None:
         "fleet",
         help="say what a router does with many replicas",
         usage="%(prog)s [options] [log]",  # as a list, what excludes one another is wider than a terminal
-        description="Simulate replicas, each a server with a prefix cache of its own, and a router that chooses one for "
-        "each request. The hit rate is the number of tokens found in cached blocks over the number in all prompts; "
+        description="Simulate replicas, each a server with a prefix cache of its own, and a router that chooses one "
+        "for each request. The hit rate is the number of tokens found in cached blocks over those in all prompts; "
         "time to first token runs from a request's arrival; imbalance is how long the busiest replica works, over the "
         "mean of all. Times are those of a model: Llama 3.1 8B on A100 cards, at best.",
         examples=[

@@ -14,7 +14,9 @@ from typing import NamedTuple
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.kv_cache_specs import SlidingWindowSpec
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.recorder.sentences import counted
+from pagedattn_lab.request import Request
 from pagedattn_lab.viz import BLUE, ORANGE, Picture
 
 MOST_BLOCKS = 32
@@ -71,6 +73,33 @@ def group_views(groups: Sequence[KVCacheGroup]) -> list[GroupView]:
         window = group.spec.sliding_window if isinstance(group.spec, SlidingWindowSpec) else None
         views.append(GroupView(name, window, len(group.layers)))
     return views
+
+
+def read_tables(manager: GroupedKVCacheManager, request: Request) -> GroupTables:
+    """Take the tables of a request in the step for which it has just got slots.
+
+    Args:
+        manager: of several groups.
+        request: with ``num_computed_tokens`` as it is before the step, hits among them.
+
+    Raises:
+        ValueError: the request holds no blocks.
+
+    Example:
+        >>> from pagedattn_lab.kv_cache_specs import FullAttentionSpec
+        >>> full = FullAttentionSpec(block_size=4, num_kv_heads=1, head_size=8, dtype="float32")
+        >>> manager = GroupedKVCacheManager([KVCacheGroup(("layer 0",), (full,))], num_blocks=8)
+        >>> ada = Request("Ada", range(6))
+        >>> _ = manager.allocate_slots(ada, 6)
+        >>> read_tables(manager, ada)
+        GroupTables(block_ids=((1, 2),), num_tokens=6, num_new_tokens=6)
+    """
+    tables = manager.tables.get(request.request_id)
+    if tables is None:
+        raise ValueError(f"request {request.request_id!r} holds no blocks: call allocate_slots first")
+    num_tokens = tables[0].num_tokens
+    block_ids = tuple(map(tuple, manager.block_ids(request.request_id)))
+    return GroupTables(block_ids, num_tokens, num_tokens - request.num_computed_tokens)
 
 
 def show_groups(

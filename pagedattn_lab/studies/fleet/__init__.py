@@ -7,7 +7,9 @@
 * :mod:`.prefix_routers`: or by what the caches hold;
 * :mod:`.events`: what happens, for whoever watches;
 * :mod:`.report`: what a fleet was like;
-* :mod:`.simulation`: all of it together.
+* :mod:`.simulation`: all of it together;
+* :mod:`.sweep`: many simulations, on whatever runs them;
+* :mod:`.cluster`: workers of a Dask cluster, which do.
 """
 
 from __future__ import annotations

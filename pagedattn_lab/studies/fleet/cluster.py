@@ -42,13 +42,15 @@ Result = TypeVar("Result")
 
 
 class ClusterLostError(BrokenExecutor):
-    """A cluster that lost the workers of a call again and again, has no workers, or is gone itself."""
+    """A cluster that lost the worker of a call, has no workers, or is gone itself."""
 
 
 class Cluster(Executor):
     """An executor whose workers belong to a Dask cluster: one that is there, or one of this machine's own.
 
-    The scheduler gives what a dead worker ran to another, three times at most. Workers of our own are replaced.
+    Workers of our own are replaced when they die, and what they ran ends with a :class:`ClusterLostError`, as
+    :func:`pagedattn_lab.studies.fleet.sweep.sweep` expects it. Another cluster gives it to other workers first, as often
+    as its scheduler's ``allowed-failures`` says.
 
     Args:
         scheduler: address of a cluster's scheduler, such as ``"tcp://ada:8786"``. This package must be installed
@@ -77,24 +79,30 @@ class Cluster(Executor):
                 f"{error}: a cluster needs the package distributed, of the extra pagedattn-lab[cluster]"
             ) from error
 
-        self._killed: type[Exception] = distributed.KilledWorker
+        dask: Any = distributed  # half of it has types
+        self._killed: type[Exception] = dask.KilledWorker
         self._patience = patience
         self._open: set[Future[Any]] = set()
-        self._lost: ClusterLostError | None = None
+        self._taking = threading.Lock()
+        self._lost = ""
         self._closed = False
         with ExitStack() as stack:
-            stack.enter_context(distributed.utils.silence_logging_cmgr(logging.CRITICAL))
+            stack.enter_context(dask.utils.silence_logging_cmgr(logging.CRITICAL))
             self._workers = None
             if workers is not None:
-                local = distributed.LocalCluster(
-                    n_workers=0, host=LOOPBACK, dashboard_address=None, silence_logs=logging.CRITICAL
+                local = dask.LocalCluster(
+                    n_workers=0,
+                    host=LOOPBACK,
+                    dashboard_address=f"{LOOPBACK}:0",  # any free port; the usual one may be taken
+                    silence_logs=logging.CRITICAL,
+                    scheduler_kwargs={"allowed_failures": 0},
                 )
                 stack.callback(_close, local)
                 scheduler = local.scheduler_address
                 self._workers = stack.enter_context(_Workers(scheduler, workers))
             self.address = str(scheduler)
             try:
-                self._client = distributed.Client(self.address, timeout=CONNECTING, set_as_default=False)
+                self._client = dask.Client(self.address, timeout=CONNECTING, set_as_default=False)
             except (OSError, ValueError) as error:
                 raise ConnectionError(
                     f"no Dask scheduler answers at {self.address}: give the address that dask scheduler prints"
@@ -118,13 +126,13 @@ class Cluster(Executor):
         if self._closed:
             raise RuntimeError("this executor was shut down: make another one")
         if self._lost:
-            raise self._lost
+            raise ClusterLostError(self._lost)
         if self._client.status == "closed":  # it has tried to connect again, and gave up
             raise ClusterLostError(f"the scheduler at {self.address} does not answer any more")
         ours: Future[Result] = Future()
         theirs = self._client.submit(partial(fn, *args, **kwargs), pure=False)  # pure: what failed once fails again
         self._open.add(ours)
-        ours.add_done_callback(partial(self._when_done, theirs))
+        ours.add_done_callback(partial(self._when_cancelled, theirs))
         self._client.loop.add_callback(self._settle, ours, theirs)
         return ours
 
@@ -145,26 +153,37 @@ class Cluster(Executor):
         self._closed = True
         self._stack.close()
 
-    def _when_done(self, theirs: Any, ours: Future[Any]) -> None:
-        self._open.discard(ours)
-        if ours.cancelled():
+    def _take(self, ours: Future[Any]) -> bool:
+        """Say whether an open call is the caller's to end: its result and a wish to cancel it may come together."""
+        with self._taking:
+            if ours not in self._open:
+                return False
+            self._open.remove(ours)
+            return True
+
+    def _when_cancelled(self, theirs: Any, ours: Future[Any]) -> None:
+        if ours.cancelled() and self._take(ours):
+            ours.set_running_or_notify_cancel()  # or those who wait for it would wait on
             self._client.loop.add_callback(self._client.cancel, [theirs], asynchronous=True)
+
+    def _end(self, ours: Future[Any], result: Any, error: Exception | None) -> None:
+        if self._take(ours) and ours.set_running_or_notify_cancel():
+            if error is None:
+                ours.set_result(result)
+            else:
+                ours.set_exception(error)
 
     async def _settle(self, ours: Future[Any], theirs: Any) -> None:
         """Give our future what became of Dask's, whatever that is: nobody may wait for what will not come."""
-        result, error = None, None
+        result: Any = None
+        error: Exception | None = None
         try:
             result = await theirs
         except (self._killed, CancelledError, asyncio.CancelledError) as lost:
             error = ClusterLostError(" ".join(str(lost).split()) or "the scheduler dropped the call")
         except Exception as raised:
             error = raised
-        if ours.done() or not ours.set_running_or_notify_cancel():
-            return
-        if error is None:
-            ours.set_result(result)
-        else:
-            ours.set_exception(error)
+        self._end(ours, result, error)
 
     async def _watch(self) -> None:
         """Ask now and then whether anybody is left who could answer those who wait."""
@@ -176,13 +195,10 @@ class Cluster(Executor):
             if not self._open or await self._has_workers():
                 well = time.monotonic()
             elif time.monotonic() - well > self._patience or self._client.status == "closed":
-                self._lost = ClusterLostError(
-                    f"the cluster at {self.address} has had no scheduler or no workers for "
-                    f"{time.monotonic() - well:.0f} s"
-                )
+                seconds = time.monotonic() - well
+                self._lost = f"the cluster at {self.address} has had no scheduler or no workers for {seconds:.0f} s"
                 for future in list(self._open):
-                    if not future.done() and future.set_running_or_notify_cancel():
-                        future.set_exception(self._lost)
+                    self._end(future, None, ClusterLostError(self._lost))
                 return
 
     async def _has_workers(self) -> bool:

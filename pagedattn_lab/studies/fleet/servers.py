@@ -67,7 +67,7 @@ class Line(Protocol):
         """Do what is due, and say when to be called next; ``None``: when there is a job."""
 
     def drop(self, now: float) -> list[Job]:
-        """Stop at once, and give all jobs back, those that run first."""
+        """Stop at once, and give all jobs back, in the order in which the requests arrived."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class _Batch:
         """Stop at once."""
         if self._stretch:
             self.busy_s += now - self._start
-        jobs = [*(job for *_, job in sorted(self._running)), *self._partial, *self._waiting]
+        jobs = sorted([*(job for *_, job in self._running), *self._partial, *self._waiting], key=lambda job: job.number)
         self._running.clear()
         self._partial.clear()
         self._waiting.clear()
@@ -310,7 +310,7 @@ class _Clerk:
         """Stop at once."""
         if self._serving:
             self.busy_s += now - self._start
-        jobs = list(self._jobs)
+        jobs = sorted(self._jobs, key=lambda job: job.number)
         self._jobs.clear()
         self._serving = False
         return jobs

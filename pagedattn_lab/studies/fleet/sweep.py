@@ -225,7 +225,7 @@ def _elsewhere(
             point, error = points[left[0]], lost[left[0]]
             others = f", and {count(len(left) - 1, 'point')} beside it" if len(left) > 1 else ""
             raise PointFailedError(
-                f"the workers were lost {fruitless} times in a row with the point {point}{others} ({_words(error)}); "
+                f"the workers were lost {count(fruitless, 'time')} in a row with the point {point}{others} ({_words(error)}); "
                 f"{count(len(points) - len(left), 'point')} of {len(points):,} had ended"
             ) from error
 
@@ -233,7 +233,7 @@ def _elsewhere(
 def _round(
     run: Run, points: Sequence[Point], left: Sequence[int], pool: Executor, lost: dict[int, BaseException]
 ) -> Iterator[tuple[int, FleetReport]]:
-    """Send out the points that are left, and give each report as it comes; ``lost`` takes those that none comes from."""
+    """Send out points, and give each report as it comes; ``lost`` takes the points that none comes from."""
     ended: SimpleQueue[Future[FleetReport]] = SimpleQueue()
     futures: dict[Future[FleetReport], int] = {}
     try:
