@@ -71,7 +71,7 @@ def _add_tier(benchmarks: Any) -> None:
         help="from which length on it pays to copy from host memory",
         description="Measure how long the first token of a conversation takes when it comes back: its keys and values "
         "computed again, copied from host memory, or still on the device, for 128 to 4,096 tokens of the book's model "
-        "on one thread; beside it, what a roofline says of Llama-3.1-8B on an H100. It takes some two minutes.",
+        "on one thread; beside it, what a roofline says of Llama-3.1-8B on an H100. It takes some five minutes.",
         examples=[
             ("bench tier", "a table"),
             ("bench tier --quick", "whether everything works"),
