@@ -86,7 +86,9 @@ def layer_specs(config: Any, block_size: int, dtype: Any = None) -> dict[str, KV
     shape, fields = KVShape.from_config(config, dtype), text_fields(config)
     others = set(fields["layer_types"] or ()) - _KINDS
     if others:
-        raise ValueError(f"layers of kind {', '.join(sorted(others))} keep another cache than keys and values of tokens")
+        raise ValueError(
+            f"layers of kind {', '.join(sorted(others))} keep another cache than keys and values of tokens"
+        )
     if shape.latent:
         latent = MLAAttentionSpec(block_size, shape.head_dim, shape.dtype)
         return {layer_name(layer): latent for layer in range(shape.num_layers)}

@@ -358,6 +358,7 @@ LOADING, COMPILING = "loading SmolLM2-135M-Instruct", "compiling attention for t
         (["generate", "Hi", "--max-tokens", "2", "--json"], [LOADING, COMPILING, "generating"]),
         (["waste", "--requests", "300"], ["serving 300 requests with four allocators"]),
         (["hits", "chat", "--requests", "30"], ["serving the trace"]),
+        (["fleet", "--requests", "30"], ["simulating the fleet"]),
         (["doctor"], ["examining this machine"]),
         (["bench", "allocator"], ["measuring"]),
     ],

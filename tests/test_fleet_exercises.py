@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pagedattn_lab.studies.fleet import FleetRequest
 
 from pagedattn_lab.exercises import ch11, ch11_melting, ch11_router
 from pagedattn_lab.exercises.ch11_fleet import (
@@ -25,12 +24,13 @@ from pagedattn_lab.exercises.ch11_fleet import (
     least_loaded,
     round_robin,
     weigh,
-)  # fmt: skip
+)
 from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.kv_cache_specs import RequestLimits, SlidingWindowSpec
 from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.request import Request
+from pagedattn_lab.studies.fleet import FleetRequest
 from pagedattn_lab.studies.hit_rates import BlockCache
 
 CHOOSE = replace(ch11.choose, number="", seconds=60)  # not recorded; a machine may be busy with other tests

@@ -260,6 +260,22 @@ def test_captions() -> None:
     assert not any(row.is_framed for row in rows_of(player.frames[-1]["svg"], 2))
 
 
+def test_a_request_that_arrives_between_is_a_step() -> None:
+    """Catches an arrival that is taken for that of the request which begins next, on another replica."""
+    ada, bo = (FleetRequest(0.0, 9, 1, (session, session + 10, session + 20), session) for session in (0, 1))
+    events = [
+        Arrived(0.0, 1, 0, ada, 1), Arrived(0.1, 0, 1, bo, 1),
+        Started(0.2, 1, 0, ada, 0, 2), Started(0.3, 0, 1, bo, 0, 2),
+    ]  # fmt: skip
+    player = fleet_player(events, "A", num_replicas=2, num_blocks=4, block_size=4, names=NAMES)
+    assert [frame["sentence"] for frame in player.frames] == [
+        "Ada goes to replica 1, and waits.",
+        "Bo goes to replica 0, and waits.",
+        "Replica 1 begins with Ada: 0 of its 2 blocks are there.",
+        "Replica 0 begins with Bo: 0 of its 2 blocks are there.",
+    ]
+
+
 def test_evictions_are_told_by_owner() -> None:
     """Catches an eviction of which a reader learns nothing."""
     fleet = SmallFleet(num_replicas=1, num_blocks=5)

@@ -53,7 +53,9 @@ def test_specs_of_known_models_are_those_of_the_budget() -> None:
     assert compared >= KNOWN_BY_BOTH
 
 
-@pytest.mark.parametrize("kind", ["mistral", "mixtral", "gemma2", "gemma3_text", "gpt_oss", "qwen2", "qwen3", "cohere2"])
+@pytest.mark.parametrize(
+    "kind", ["mistral", "mixtral", "gemma2", "gemma3_text", "gpt_oss", "qwen2", "qwen3", "cohere2"]
+)
 def test_what_is_kept_is_what_is_read(kind: str) -> None:
     """Catches a window of the configuration that the model's layers do not have, or have otherwise."""
     changes = {"mixtral": {"sliding_window": 7}, "cohere2": {"sliding_window": 7}, "qwen2": MIXED, "qwen3": MIXED}

@@ -191,6 +191,4 @@ def test_a_step_of_other_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="page tables of 2 groups for 1"):
         plain.execute(some_tokens(5), (first, second))
     assert not any(cache.any() for cache in runner.cache.key_caches + plain.cache.key_caches)
-    torch.testing.assert_close(
-        plain.execute(some_tokens(5), first), runner.execute(some_tokens(5), (first, second))
-    )
+    torch.testing.assert_close(plain.execute(some_tokens(5), first), runner.execute(some_tokens(5), (first, second)))

@@ -13,7 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pagedattn_lab import __version__
-from pagedattn_lab.cli import bench, budget, doctor, exercises, fleet, generate, hits, serve, vllm_check, vllm_log, waste
+from pagedattn_lab.cli import (
+    bench,
+    budget,
+    doctor,
+    exercises,
+    fleet,
+    generate,
+    hits,
+    serve,
+    vllm_check,
+    vllm_log,
+    waste,
+)
 from pagedattn_lab.cli import compile as compile_
 from pagedattn_lab.cli.parser import Parser
 from pagedattn_lab.cli.terminal import NAME, program, say

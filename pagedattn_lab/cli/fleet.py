@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pagedattn_lab.arithmetic import count
-from pagedattn_lab.cli.arguments import add_json, blocks, name_or_file, positive, rate, seed
+from pagedattn_lab.cli.arguments import add_json, blocks, finite, name_or_file, positive, seed
 from pagedattn_lab.cli.output import did_you_mean, print_json
 from pagedattn_lab.cli.terminal import WIDTH, waiting, wrap
 from pagedattn_lab.studies.fleet import ROUTERS, FleetReport
@@ -30,6 +30,17 @@ def router(argument: str) -> str:
         meant = did_you_mean(argument, ROUTERS) or f": choose from {', '.join(ROUTERS)}"
         raise argparse.ArgumentTypeError(f"there is no router {argument!r}{meant}")
     return argument
+
+
+def rate(argument: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = finite(argument)
+    except argparse.ArgumentTypeError:
+        number = 0.0
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not a finite number above 0")
+    return number
 
 
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {

@@ -240,11 +240,11 @@ melting_replica = Exercise(
         'Compare `hits[replica]` with the largest of the other hits: more is `"hits"`, as many `"ties"`, fewer '
         '`"neither"`. `Counter` counts first blocks and causes.',
     ),
-    explanation="A router that chases prefixes sends whoever begins with the system prompt to the replica that computed "
-    "it first. There the prompt stays, because it is used, and other replicas hardly ever compute it, because those "
-    "who begin with it go where it is. So what draws requests is a few blocks that are cheap to compute again. Ties "
-    "that go to the first replica do the same to prompts that no cache holds. The cure is in the costs: a router that "
-    "takes the cheapest replica draws nobody. To read on: exercise 4, where you write that router.",
+    explanation="A router that chases prefixes sends whoever begins with the system prompt to the replica that "
+    "computed it first. There the prompt stays, because it is used, and other replicas hardly ever compute it, because "
+    "those who begin with it go where it is. So what draws requests is a few blocks that are cheap to compute again. "
+    "Ties that go to the first replica do the same to prompts that no cache holds. The cure is in the costs: a router "
+    "that takes the cheapest replica draws nobody. To read on: exercise 4, where you write that router.",
     wrong={
         "take the replica to which most requests were sent": _with_a_mistake("busiest"),
         "look at the queues when the last request came": _with_a_mistake("the end"),

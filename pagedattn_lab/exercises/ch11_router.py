@@ -17,7 +17,7 @@ from pagedattn_lab.exercises.ch11_fleet import (
     round_robin,
     spread,
     weigh,
-)  # fmt: skip
+)
 from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.exercises.values import Words, shown
 from pagedattn_lab.recorder.sentences import counted

@@ -22,6 +22,7 @@ from pagedattn_lab.viz import BLUE, ORANGE, Picture
 MOST_BLOCKS = 32
 LEAST_WIDTH = 400
 NULL = 0  # the number of the null block
+_TIGHT = 30  # a cell for small numbers
 _LEFT, _TOP, _MOST_CELL, _LEAST_CELL, _BOX, _ROW = 10, 24, 44, 24, 22, 84  # pixels
 
 
@@ -228,7 +229,8 @@ def _table(ids: Sequence[int], old: Sequence[int], group: GroupView, y: int, cel
             boxes.setdefault('fill="none" stroke="#d9d9d9"', []).append(_hatching(x + 1, y, cell - 2, _BOX))
             small.append(f'<text x="{x + cell // 2}" y="{y + 15}">null</text>')
         else:
-            numbers.append(f'<text x="{x + cell // 2}" y="{y + 15}" fill="{ink}">{block_id}</text>')
+            text = f'<text x="{x + cell // 2}" y="{y + 15}" fill="{ink}">{block_id}</text>'
+            (small if cell < _TIGHT else numbers).append(text)
     paths = [f'<path d="{"".join(lines)}" {look}/>' for look, lines in boxes.items()]
     return "".join([*paths, '<g text-anchor="middle"><g font-size="11">', *small, "</g>", *numbers, "</g>"])
 

@@ -127,7 +127,7 @@ class Cluster(Executor):
             raise RuntimeError("this executor was shut down: make another one")
         if self._lost:
             raise ClusterLostError(self._lost)
-        if self._client.status == "closed":  # it has tried to connect again, and gave up
+        if self._gave_up():
             raise ClusterLostError(f"the scheduler at {self.address} does not answer any more")
         ours: Future[Result] = Future()
         theirs = self._client.submit(partial(fn, *args, **kwargs), pure=False)  # pure: what failed once fails again
@@ -194,7 +194,7 @@ class Cluster(Executor):
                 self._workers.replace()
             if not self._open or await self._has_workers():
                 well = time.monotonic()
-            elif time.monotonic() - well > self._patience or self._client.status == "closed":
+            elif time.monotonic() - well > self._patience or self._gave_up():
                 seconds = time.monotonic() - well
                 self._lost = f"the cluster at {self.address} has had no scheduler or no workers for {seconds:.0f} s"
                 for future in list(self._open):
@@ -204,8 +204,12 @@ class Cluster(Executor):
     async def _has_workers(self) -> bool:
         try:
             return bool(await asyncio.wait_for(self._client.scheduler.ncores(), CONNECTING))
-        except (OSError, TimeoutError, AttributeError):  # AttributeError: a client that gave up has no scheduler
+        except Exception:  # whatever a connection that breaks at this moment raises: who asks must go on asking
             return False
+
+    def _gave_up(self) -> bool:
+        """Whether the client lost its scheduler, and could not connect again in :data:`CONNECTING` seconds."""
+        return self._client.status not in ("running", "connecting")
 
 
 class _Workers:
