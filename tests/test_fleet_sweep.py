@@ -245,7 +245,7 @@ def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("arguments", [{}, {"scheduler": "tcp://127.0.0.1:1", "workers": 1}, {"workers": 0}])
 def test_what_a_cluster_may_be(arguments: dict[str, Any]) -> None:
     """Catches a cluster of nothing, or of two kinds."""
-    with pytest.raises(ValueError, match="give (either|a whole number)"):
+    with pytest.raises(ValueError, match=r"give (either|a whole number)"):
         Cluster(**arguments)
 
 

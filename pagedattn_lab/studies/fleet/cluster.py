@@ -49,8 +49,8 @@ class Cluster(Executor):
     """An executor whose workers belong to a Dask cluster: one that is there, or one of this machine's own.
 
     Workers of our own are replaced when they die, and what they ran ends with a :class:`ClusterLostError`, as
-    :func:`pagedattn_lab.studies.fleet.sweep.sweep` expects it. Another cluster gives it to other workers first, as often
-    as its scheduler's ``allowed-failures`` says.
+    :func:`pagedattn_lab.studies.fleet.sweep.sweep` expects it. Another cluster gives it to other workers first, as
+    often as its scheduler's ``allowed-failures`` says.
 
     Args:
         scheduler: address of a cluster's scheduler, such as ``"tcp://ada:8786"``. This package must be installed

@@ -225,8 +225,8 @@ def _elsewhere(
             point, error = points[left[0]], lost[left[0]]
             others = f", and {count(len(left) - 1, 'point')} beside it" if len(left) > 1 else ""
             raise PointFailedError(
-                f"the workers were lost {count(fruitless, 'time')} in a row with the point {point}{others} ({_words(error)}); "
-                f"{count(len(points) - len(left), 'point')} of {len(points):,} had ended"
+                f"the workers were lost {count(fruitless, 'time')} in a row with the point {point}{others} "
+                f"({_words(error)}); {count(len(points) - len(left), 'point')} of {len(points):,} had ended"
             ) from error
 
 
