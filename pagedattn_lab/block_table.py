@@ -153,7 +153,7 @@ class BlockTable:
     def adopt(self, blocks: Sequence[KVCacheBlock]) -> None:
         """Begin an empty table with full blocks that hold its first tokens already: a hit in the prefix cache.
 
-        The first of them may be the null block, where layers with a window do not read that far back.
+        The first of them may be the null block, where layers with a window do not read that far back; the last may not.
 
         Raises:
             ValueError: the table is not empty, or the pool refuses a block.
@@ -161,7 +161,7 @@ class BlockTable:
         if self.blocks:
             raise ValueError(f"a table of {self.num_tokens} tokens cannot adopt blocks: only an empty one can")
         num_skipped = 0
-        while num_skipped < len(blocks) and blocks[num_skipped] is self.pool.null_block:
+        while num_skipped < len(blocks) - 1 and blocks[num_skipped] is self.pool.null_block:
             num_skipped += 1
         found = blocks[num_skipped:]
         watched = self.pool.observers and blocks

@@ -220,3 +220,36 @@ def single_type_managers(
         for spec, group_ids in by_spec.items()
     ]
     return sorted(managers, key=lambda manager: not manager.hits_can_be_cut)
+
+
+def find_longest_cache_hit(
+    managers: Sequence[SingleTypeKVCacheManager],
+    index: HashIndex | EventIndex,
+    request: Request,
+    num_blocks: int,
+    null_block: KVCacheBlock,
+) -> tuple[Hits, int]:
+    """Find the longest beginning of a request, up to ``num_blocks``, behind which *all* groups can go on.
+
+    Each kind of layers is asked in turn for its longest hit up to what the ones before it found, again and again until
+    none shortens it any more. Windows must be asked again, since a window further to the left is another window.
+
+    Returns:
+        ``(hits, num_longest)``: a list for each group, equally long, and how many blocks the first kind found alone.
+
+    Source: the fixed point of vLLM's ``HybridKVCacheCoordinator``.
+    """
+    found: dict[SingleTypeKVCacheManager, Hits] = {}
+    num_before, num_longest = -1, 0
+    while num_blocks != num_before:
+        num_before = num_blocks
+        for manager in managers:
+            if manager in found and manager.hits_can_be_cut:
+                continue  # what it found is as long as num_blocks, or longer
+            found[manager] = manager.find_longest_cache_hit(index, request, num_blocks, null_block)
+            num_blocks = len(found[manager][0])
+            num_longest = max(num_longest, num_blocks)
+    by_group: dict[int, list[KVCacheBlock]] = {}
+    for manager, hits in found.items():
+        by_group |= zip(manager.group_ids, hits, strict=True)
+    return tuple(by_group[group_idx][:num_blocks] for group_idx in sorted(by_group)), num_longest

@@ -5,8 +5,7 @@ request has a page table in each. All tables count the same tokens, and all bloc
 windows give back serves full attention. How the kinds of layers differ is told in
 :mod:`pagedattn_lab.kv_group_managers`.
 
-A beginning that is cached for one group is of no use while another lacks it. So a hit is as long as *all* groups allow:
-each is asked in turn for the longest hit up to what the others found, until none shortens it any more.
+A beginning that is cached for one group is of no use while another lacks it. So a hit is as long as *all* groups allow.
 
 Source: vLLM's ``vllm/v1/core/kv_cache_coordinator.py`` and ``kv_cache_manager.py``, release 0.33.0, with the manager of
 hybrid models on. ``tests/test_vllm_groups.py`` replays what that release did, block by block.
@@ -24,7 +23,7 @@ from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.kv_cache_specs import SlidingWindowSpec
 from pagedattn_lab.kv_events import EventIndex, KVCacheEvent
-from pagedattn_lab.kv_group_managers import Hits, SingleTypeKVCacheManager, single_type_managers
+from pagedattn_lab.kv_group_managers import Hits, find_longest_cache_hit, single_type_managers
 from pagedattn_lab.prefix_cache import HashIndex, PrefixCacheStats
 from pagedattn_lab.request import Request
 
@@ -179,22 +178,11 @@ class GroupedKVCacheManager:
         if self.prefix_cache is None:
             return tuple([] for _ in self.groups), 0
         block_size, null_block = self.block_pool.block_size, self.block_pool.null_block
-        found: dict[SingleTypeKVCacheManager, Hits] = {}
-        num_blocks, num_before, num_longest = (request.num_tokens - 1) // block_size, -1, 0
-        while num_blocks != num_before:
-            num_before = num_blocks
-            for manager in self._managers:
-                if manager in found and manager.hits_can_be_cut:
-                    continue  # what it found is as long as num_blocks, or longer
-                found[manager] = manager.find_longest_cache_hit(self.prefix_cache, request, num_blocks, null_block)
-                num_blocks = len(found[manager][0])
-                num_longest = max(num_longest, num_blocks)
-        if num_longest > num_blocks:
+        num_blocks = (request.num_tokens - 1) // block_size
+        hits, num_longest = find_longest_cache_hit(self._managers, self.prefix_cache, request, num_blocks, null_block)
+        if num_longest > len(hits[0]):
             request.shared_prefix_boundary = num_longest * block_size
-        by_group: dict[int, list[KVCacheBlock]] = {}
-        for manager, hits in found.items():
-            by_group |= zip(manager.group_ids, hits, strict=True)
-        return tuple(by_group[group][:num_blocks] for group in range(self.num_groups)), num_blocks * block_size
+        return hits, len(hits[0]) * block_size
 
     def allocate_slots(
         self, request: Request, num_new_tokens: int, computed_blocks: Sequence[Sequence[KVCacheBlock]] = ()

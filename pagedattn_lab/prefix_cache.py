@@ -252,8 +252,9 @@ class HashIndex:
     def find(self, request: Request, num_blocks: int, group_idx: int = 0) -> list[KVCacheBlock]:
         """Look hashes up one after the other and stop at the first miss. Of several blocks the oldest is given."""
         found: list[KVCacheBlock] = []
-        for block_hash in self.hashes(request)[:num_blocks]:
-            blocks = self._blocks.get(_mark(block_hash, group_idx))
+        hashes = self.hashes(request)[:num_blocks]
+        for mark in (_mark(block_hash, group_idx) for block_hash in hashes) if group_idx else hashes:
+            blocks = self._blocks.get(mark)
             if blocks is None:
                 break
             found.append(next(iter(blocks.values())))

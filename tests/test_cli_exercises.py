@@ -59,8 +59,8 @@ def test_a_chapter_is_listed_however_it_is_written(chapter: str, capsys: pytest.
     [
         ("ch33", ": did you mean ch03?"),
         ("03.1", ": did you mean 03?"),
-        ("12", ": choose from 00 to 10"),
-        ("blocks", ": choose from 00 to 10"),
+        ("12", ": choose from 00 to 11"),
+        ("blocks", ": choose from 00 to 11"),
     ],
 )
 def test_another_word_is_answered(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,7 +107,7 @@ class ContiguousLedger(Ledger):
         """More tokens than the requests will ever have leave a negative reservation."""
         most = sum(needed for _, _, needed, _ in self.running)
         assert self.allocator.account(most).reservation == 0
-        with pytest.raises(AssertionError, match="does not add up"):
+        with pytest.raises(AssertionError, match="has a negative entry: reservation is -1"):
             self.allocator.account(most + 1)
 
     @rule(next_size=st.integers(0, 160))
@@ -198,17 +198,19 @@ def test_the_last_token_is_never_cached() -> None:
 
 
 @pytest.mark.parametrize(
-    "account",
+    ("account", "said"),
     [
-        Account(5, 2, 1, 0, 9),
-        Account(5, 2, 1, 0, 7),
-        Account(-1, 2, 1, 0, 14),
-        Account(5, 3, -1, 1, 8),
-        Account(5, 2, 1, 1, 7, rounding=2),
-        Account(5, 2, 1, 0, 8, rounding=-1),
+        (Account(5, 2, 1, 0, 9), "does not add up to 16 slots"),
+        (Account(5, 2, 1, 0, 7), "does not add up to 16 slots"),
+        (Account(-1, 2, 1, 0, 14), "has a negative entry: token_states is -1"),
+        (Account(5, 3, -1, 1, 8), "has a negative entry: internal is -1"),
+        (Account(5, 2, 1, 1, 7, rounding=2), "has more rounding than external slots"),
+        (Account(5, 2, 1, 0, 8, rounding=-1), "has a negative entry: rounding is -1"),
     ],
 )
-def test_a_wrong_account_is_refused(account: Account) -> None:
-    """Catches a check that lets a slot be lost, counted twice, or owed, or counts rounding outside external."""
-    with pytest.raises(AssertionError, match="does not add up to 16 slots"):
+def test_a_wrong_account_is_refused(account: Account, said: str) -> None:
+    """Catches a check that lets a slot be lost, counted twice, or owed, or counts rounding outside external, and one
+    that says "does not add up" of entries that do.
+    """
+    with pytest.raises(AssertionError, match=said):
         account.check(16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,23 +16,25 @@ from hypothesis import strategies as st
 
 from pagedattn_lab.exercises import ch11, ch11_melting, ch11_router
 from pagedattn_lab.exercises.ch11_fleet import (
-    SmallFleet,
-    SmallRequest,
+    BLOCK_SIZE,
     Traffic,
-    by_conversation,
+    by_session,
     chase,
     chase_first,
     least_loaded,
     round_robin,
     weigh,
-)  # fmt: skip
-from pagedattn_lab.exercises.grading import Exercise
+)
+from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.kv_cache_specs import RequestLimits, SlidingWindowSpec
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_shape import KVShape
+from pagedattn_lab.request import Request
+from pagedattn_lab.studies.fleet import FleetRequest
+from pagedattn_lab.studies.hit_rates import BlockCache
 
-
-def unrecorded(exercise: Exercise) -> Exercise:
-    return replace(exercise, number="", seconds=60)
+CHOOSE = replace(ch11.choose, number="", seconds=60)  # not recorded; a machine may be busy with other tests
+LOADS = [case.arguments for case in ch11.choose.cases()]
 
 
 # --- 1: a window's page table -----------------------------------------------------------------------------------------
@@ -66,6 +69,27 @@ def test_a_window_holds_what_chapter_10_budgets(num_tokens: int, block_size: int
     assert held * block_size >= min(window, num_tokens + 1)
 
 
+@settings(deadline=None)
+@given(num_tokens=st.integers(1, 60), block_size=st.integers(1, 8), window=st.integers(1, 30), steps=st.integers(1, 4))
+def test_a_window_is_that_of_the_librarys_manager(num_tokens: int, block_size: int, window: int, steps: int) -> None:
+    """Catches a rule that is not vLLM's: the manager, which is compared with vLLM's own, has another page table."""
+    spec = SlidingWindowSpec(block_size, 1, 1, "bfloat16", sliding_window=window)
+    manager = GroupedKVCacheManager([KVCacheGroup(("layer",), (spec,))], num_blocks=200)
+    request, handed_out = Request("Ada", range(num_tokens)), []
+    for step in range(steps):  # a prompt in several parts, then the next token
+        done, until = request.num_computed_tokens, num_tokens * (step + 1) // steps
+        if until > done:
+            (new,) = manager.allocate_slots(request, until - done)
+            handed_out += [block.block_id for block in new]
+            request.num_computed_tokens = until
+    request.append_token(0)
+    (new,) = manager.allocate_slots(request, 1)
+    handed_out += [block.block_id for block in new]
+    (table,) = manager.block_ids("Ada")
+    for answer in (ch11.window_table.reference, ch11.window_table.oracle):
+        assert answer is not None and answer(num_tokens, block_size, window, handed_out) == table
+
+
 # --- 2: a replica that melts ------------------------------------------------------------------------------------------
 
 
@@ -79,8 +103,8 @@ def test_causes_that_a_log_tells_are_those_of_its_router() -> None:
             log = ch11_melting.log_of(traffic, router or round_robin())
             found.setdefault(name, Counter())[ch11.melting_replica.reference(log, 3)["cause"]] += 1
     assert found["weigh"] == {"load": 12}
-    assert found["chase"] == {"hits": 12}
-    assert found["in turn"]["neither"] >= 10
+    assert found["chase"]["hits"] >= 8 and set(found["chase"]) <= {"hits", "ties"}
+    assert found["in turn"]["neither"] >= 7
     assert set(found["first"]) <= {"hits", "ties"}
 
 
@@ -107,7 +131,7 @@ def test_a_prefix_draws_requests_to_one_replica() -> None:
     """Catches an example in the chapter that does not show what the exercise is about."""
     log = ch11_melting.log_of(ch11_melting._EXAMPLE, chase)
     finding = ch11.melting_replica.reference(log, 3)
-    assert finding["cause"] == "hits" and len(finding["drawn"]) > len(log) / 2
+    assert finding["cause"] == "hits" and finding["prefix"] == 1 and len(finding["drawn"]) >= 5
     assert ch11.example_in_words().count("to replica 0") > len(log) / 2
 
 
@@ -140,52 +164,55 @@ def test_budgets_of_all_kinds_occur() -> None:
 
 
 class OneByOne:
-    """The small fleet again, from the rules: lists, and the clock goes through every block."""
+    """A replica of the small fleets again, from the texts: one request at a time, a block a second."""
 
-    def __init__(self, num_replicas: int, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self.caches: list[list[int]] = [[] for _ in range(num_replicas)]  # least recently used first
-        self.lines: list[list[int]] = [[] for _ in range(num_replicas)]  # blocks that each request still computes
-        self.now = 0
+    def __init__(self, num_blocks: int) -> None:
+        self.cache = BlockCache(num_blocks, BLOCK_SIZE)
+        self.waiting: list[FleetRequest] = []
+        self.ends: list[float] = []
+        self.hit_tokens = 0
 
-    def wait_until(self, now: int) -> None:
-        while self.now < now:
-            self.now += 1
-            for line in self.lines:
-                if line:
-                    line[0] -= 1
-                    if not line[0]:
-                        del line[0]
+    def serve_until(self, now: float) -> None:
+        """Begin with everybody whose turn comes before ``now``."""
+        while self.waiting and (begin := max([self.waiting[0].arrival, *self.ends[-1:]])) < now:
+            request = self.waiting.pop(0)
+            hit_tokens = self.cache.serve(request.prompt_len, request.hash_ids)
+            computed = request.prompt_len - hit_tokens + request.output_len - 1  # the prompt gives the first token
+            self.ends.append(begin + computed / BLOCK_SIZE)
+            self.hit_tokens += hit_tokens
 
-    def hits(self, replica: int, request: SmallRequest) -> int:
-        known = [block in self.caches[replica] for block in request.hash_ids]
-        return (*known, False).index(False)
-
-    def serve(self, request: SmallRequest, replica: int) -> None:
-        missing = len(request.hash_ids) - self.hits(replica, request)
-        self.lines[replica].append(missing + request.answer)
-        rest = [block for block in self.caches[replica] if block not in request.hash_ids]
-        self.caches[replica] = [*rest, *reversed(request.hash_ids)][-self.num_blocks :]
+    def load(self, now: float) -> int:
+        return len(self.waiting) + sum(end >= now for end in self.ends)
 
 
-@pytest.mark.parametrize("router", [chase, chase_first, least_loaded, by_conversation, weigh(2)])
-def test_the_small_fleet_does_what_its_rules_say(router: Callable[..., int]) -> None:
-    """Catches a queue that forgets somebody, hits behind a gap, and a cache that drops the wrong block."""
-    for seed in range(6):
-        traffic = Traffic(3, 25 + 10 * seed, 80, 9, 0.7, 1 + seed % 3, seed)
-        again = OneByOne(traffic.num_replicas, traffic.num_blocks)
-        for request, fleet, replica in traffic.serve(router):
-            again.wait_until(request.arrival)
-            every = range(traffic.num_replicas)
-            assert [fleet.load(at) for at in every] == [len(line) for line in again.lines]
-            assert [fleet.hit_blocks(at, request) for at in every] == [again.hits(at, request) for at in every]
-            again.serve(request, replica)
+@pytest.mark.parametrize("router", [chase, least_loaded, by_session, weigh(2)])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_replica_serves_one_request_at_a_time_and_a_block_a_second(router: Callable[..., int], seed: int) -> None:
+    """Catches a clock that is not the one of the texts: prices in blocks would be prices in something else."""
+    traffic = Traffic(3, 40 + 10 * seed, 80, 9, 0.7, 1 + seed % 3, seed)
+    replicas = [OneByOne(traffic.num_blocks) for _ in range(traffic.num_replicas)]
+
+    def watched(request: FleetRequest, fleet: Any) -> int:
+        for replica in replicas:
+            replica.serve_until(request.arrival)
+        loads = [replica.load(request.arrival) for replica in replicas]
+        assert [fleet.load(at) for at in range(fleet.num_replicas)] == loads
+        chosen = router(request, fleet)
+        replicas[chosen].waiting.append(request)
+        return chosen
+
+    report = traffic.serve(watched)
+    for replica in replicas:
+        replica.serve_until(math.inf)
+    assert report.num_finished == traffic.num_requests
+    assert report.hit_tokens == sum(replica.hit_tokens for replica in replicas)
+    assert report.seconds == max(replica.ends[-1] for replica in replicas if replica.ends)
 
 
-@pytest.mark.parametrize("price", [1, 1.5, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("price", [1.5, 2, 3, 4, 5, 6])
 def test_promises_can_be_kept_at_many_prices(price: float) -> None:
     """Catches a grader that wants one price, where many keep both promises."""
-    assert unrecorded(ch11.choose).grade(weigh(price)).passed
+    assert CHOOSE.grade(weigh(price)).passed
 
 
 def within_reach(request: Any, fleet: Any) -> int:
@@ -204,32 +231,39 @@ def unless_full(request: Any, fleet: Any) -> int:
 @pytest.mark.parametrize("router", [within_reach, unless_full])
 def test_promises_can_be_kept_in_several_ways(router: Callable[..., int]) -> None:
     """Catches a grader that wants a sum of hits and load, where a limit on the queue does as well."""
-    assert unrecorded(ch11.choose).grade(router).passed
-    assert unrecorded(ch11.choose).grade(lambda *asked: np.int64(router(*asked))).passed
+    assert CHOOSE.grade(router).passed
+    assert CHOOSE.grade(lambda *asked: np.int64(router(*asked))).passed
 
 
 def test_each_promise_is_broken_by_who_looks_at_one_thing_only() -> None:
-    """Catches promises that a router in turn keeps, or one that only follows hits."""
-    exercise = unrecorded(ch11.choose)
-    for router, said in ((round_robin(), "too few hits"), (least_loaded, "too few hits"), (chase, "melts")):
-        outcomes = [exercise._call(router, case.arguments) for case in ch11_router._router_cases()]
-        assert sum(said in outcome for outcome in outcomes) > len(outcomes) / 2, (said, outcomes)
+    """Catches loads in which load alone, or hits alone, would do; and routers by session that keep them everywhere."""
+    melting = 0
+    for traffic, promised in LOADS:
+        chasing = traffic.serve(chase)
+        assert max(replica.most_load for replica in chasing.replicas) >= 2 * ch11_router.MOST
+        for router in (round_robin(), least_loaded, "least-loaded", "two-choices"):
+            assert traffic.serve(router).hit_tokens < 0.95 * promised * BLOCK_SIZE
+        melting += max(replica.most_load for replica in traffic.serve(by_session).replicas) > ch11_router.MOST
+    assert melting >= 5
+
+
+def test_the_librarys_router_keeps_both_promises() -> None:
+    """Catches promises that the router which the chapter recommends does not keep."""
+    for traffic, promised in LOADS:
+        report = traffic.serve("prefix-load")
+        assert report.hit_tokens >= 1.02 * promised * BLOCK_SIZE
+        assert max(replica.most_load for replica in report.replicas) <= ch11_router.MOST - 1
 
 
 @pytest.mark.parametrize("replica", [-1, 7, 1.0, None, "0", [0]])
 def test_a_replica_that_is_none_is_said(replica: Any) -> None:
     """Catches an answer of another kind that ends in an error of the fleet's."""
-    verdict = unrecorded(ch11.choose).grade(lambda request, fleet: replica)
-    assert verdict.passed is False and ("replicas are 0 to 1" in verdict.message or replica is None), verdict
+    verdict = CHOOSE.grade(lambda request, fleet: replica)
+    assert verdict.passed is False and ("replicas are 0 to 2" in verdict.message or replica is None), verdict
 
 
 def test_a_router_needs_only_what_the_chapter_names() -> None:
     """Catches a reference that uses something that other fleets do not have."""
     fleet = SimpleNamespace(num_replicas=2, load=lambda replica: 0, hit_blocks=lambda replica, request: replica)
     for answer in (ch11.choose.reference, *ch11.choose.wrong.values()):
-        assert answer(SimpleNamespace(hash_ids=(1, 2), prompt_len=40), fleet) in (0, 1)
-
-
-def test_a_small_fleet_says_who_is_there() -> None:
-    """Catches a replica beyond the last that is taken for one."""
-    assert [SmallFleet(2, 4).is_alive(replica) for replica in (-1, 0, 1, 2)] == [False, True, True, False]
+        assert answer(SimpleNamespace(hash_ids=(1, 2), prompt_len=40, session=3), fleet) in (0, 1)

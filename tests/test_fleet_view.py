@@ -6,14 +6,15 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pagedattn_lab.studies.fleet.events import Arrived, Evicted, Failed, Finished, Recovered, Started
+from pagedattn_lab.studies.fleet import ExponentialServer, Failure, Server, chat_requests, simulate
+from pagedattn_lab.studies.fleet.events import Arrived, Evicted, Failed, Finished, FleetEvent, Recovered, Started
 from pagedattn_lab.studies.fleet.requests import FleetRequest
 from pagedattn_lab.viz import fleet as view
 from pagedattn_lab.viz.fleet import fleet_pictures, fleet_player
@@ -189,6 +190,32 @@ def test_words_say_the_same(fleet: SmallFleet) -> None:
         assert picture.alt.startswith(picture.caption)
 
 
+@pytest.mark.parametrize("router", ["round-robin", "prefix-load"])
+@pytest.mark.parametrize("server", [Server(), ExponentialServer(0.4)])
+def test_a_simulated_fleet_plays_to_its_report(router: str, server: Server | ExponentialServer) -> None:
+    """Catches events of the simulation that are read otherwise than they are meant: figures would miss its report's."""
+    events: list[FleetEvent] = []
+    chats = chat_requests(2, num_active=3, system_len=64, longest=400, rate=3.0)
+    requests = islice((request for request in chats if request.prompt_len <= 400), 24)
+    failures = [Failure(2.0, 1, down_s=1.5)]
+    report = simulate(
+        requests, 3, router, num_blocks=26, block_size=16, server=server, failures=failures, on_event=events.append
+    )
+    assert report.num_refused == report.num_lost == 0 and sum(each.evictions for each in report.replicas)
+    steps = fleet_steps(events, 3, block_size=16)
+    assert steps[-1].hit_rate == pytest.approx(report.hit_rate) and report.hit_rate > 0
+    assert steps[-1].imbalance == pytest.approx(report.imbalance) and report.imbalance > 1
+    assert not any(replica.waiting or replica.running for replica in steps[-1].replicas)
+    for step in steps:
+        for event in step.events:
+            if isinstance(event, Started):
+                assert sum(step.replicas[event.replica].cached.values()) == event.cached_blocks
+                assert sum(step.replicas[event.replica].hits.values()) == event.hit_blocks
+    player = fleet_player(events, "A fleet", num_replicas=3, num_blocks=26, block_size=16, step=-1)
+    assert f"Hit rate {report.hit_rate:.0%}".replace("%", " %") in player.alt
+    assert f"Busiest replica {report.imbalance:.1f} × the mean" in player.alt
+
+
 def short_history() -> SmallFleet:
     """Two requests of Ada's on replica 0, the second of which finds what the first has left; then it fails."""
     fleet = SmallFleet(num_replicas=2, num_blocks=5)
@@ -231,6 +258,22 @@ def test_captions() -> None:
     framed = [[row.is_framed for row in rows_of(frame["svg"], 2)].index(True) for frame in player.frames[:-1]]
     assert framed == [0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1]
     assert not any(row.is_framed for row in rows_of(player.frames[-1]["svg"], 2))
+
+
+def test_a_request_that_arrives_between_is_a_step() -> None:
+    """Catches an arrival that is taken for that of the request which begins next, on another replica."""
+    ada, bo = (FleetRequest(0.0, 9, 1, (session, session + 10, session + 20), session) for session in (0, 1))
+    events = [
+        Arrived(0.0, 1, 0, ada, 1), Arrived(0.1, 0, 1, bo, 1),
+        Started(0.2, 1, 0, ada, 0, 2), Started(0.3, 0, 1, bo, 0, 2),
+    ]  # fmt: skip
+    player = fleet_player(events, "A", num_replicas=2, num_blocks=4, block_size=4, names=NAMES)
+    assert [frame["sentence"] for frame in player.frames] == [
+        "Ada goes to replica 1, and waits.",
+        "Bo goes to replica 0, and waits.",
+        "Replica 1 begins with Ada: 0 of its 2 blocks are there.",
+        "Replica 0 begins with Bo: 0 of its 2 blocks are there.",
+    ]
 
 
 def test_evictions_are_told_by_owner() -> None:

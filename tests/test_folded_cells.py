@@ -82,6 +82,7 @@ def test_chapters_fold_some(path: Any) -> None:
     """Catches a rule that no chapter meets, and one that hides what a reader came to read."""
     cells = [each for each in json.loads(path.read_text())["cells"] if each["cell_type"] == "code"]
     kinds = folded(cells)
-    assert next(iter(kinds.values())) == "that sets up Colab" and len(kinds) <= len(cells) / 4
+    most = 1 / 4 if path.stem[0].isdigit() else 2 / 3  # an appendix is tables and figures, for the most part
+    assert next(iter(kinds.values())) == "that sets up Colab" and len(kinds) <= most * len(cells)
     opened = [each["id"] for each in cells if "reconcile(" in "".join(each["source"])]
     assert not set(opened) & set(kinds)

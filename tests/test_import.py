@@ -99,6 +99,7 @@ APPARATUS = [
     "recorder.frame", "recorder.sentences", "recorder.operations", "recorder",
     "viz", "viz.sentence", "viz.figures", "viz.shares",
     "viz.looks", "viz.tiles", "viz.tables", "viz.board", "viz.timeline", "viz.strips", "viz.memory", "viz.player",
+    "viz.windows", "viz.fleet_replay", "viz.fleet",
     "viz.grid", "viz.lesson", "viz.vram", "viz.concurrency", "viz.fit", "viz.calculator", "viz.book",
     "exercises.guesses", "exercises.limits", "exercises.values", "exercises.raised", "exercises.solution",
     "exercises.verdict", "exercises.marks",

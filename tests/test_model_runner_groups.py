@@ -29,7 +29,7 @@ from tests.test_model_variants import assert_logits_close, expected_logits
 LENGTHS = [WINDOW - 1, 1, WINDOW, WINDOW + 1, 5 * WINDOW + 3]  # of the prompts; decoding goes on from there
 
 
-def runner_of(model: PreTrainedModel, block_size: int, num_blocks: int = 400, **options: object) -> ModelRunner:
+def runner_of(model: PreTrainedModel, block_size: int, num_blocks: int = 900, **options: object) -> ModelRunner:
     groups = kv_cache_groups(layer_specs(model, block_size))
     return ModelRunner(model, num_blocks, block_size, groups=groups, **options)
 
@@ -91,15 +91,18 @@ def test_logits_equal_transformers(
     assert num_steps == WINDOW + 2 + -(-max(LENGTHS) // chunk) and min(filled) > 0
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
 @pytest.mark.parametrize("query_len", [1, 4, 20])
+@pytest.mark.parametrize("size", [4, 32], ids="blocks of {}".format)
 @pytest.mark.parametrize(
     "variant", [Variant(), Variant(softcap=2.0), Variant(sinks=torch.ones(4))], ids=["plain", "softcap", "sinks"]
 )
-def test_no_backend_reads_behind_the_window(backend: str, query_len: int, variant: Variant) -> None:
+def test_no_backend_reads_behind_the_window(
+    backend: str, size: int, query_len: int, variant: Variant
+) -> None:
     """Catches a backend that masks what is behind the window after it has multiplied it with 0: NaN comes through."""
     generator = torch.Generator().manual_seed(4)
-    window, size, lens = 9, 4, [61, 9 + query_len - 1, query_len + 30]
+    window, lens = 9, [61, 9 + query_len - 1, query_len + 30]
     variant = Variant(variant.softcap, window, sinks=variant.sinks)
     clean = [torch.randn(60, size, 2, 8, generator=generator) for _ in range(2)]
     tables = torch.zeros(len(lens), 16, dtype=torch.int32)

@@ -217,13 +217,13 @@ HIT_TRIMMING = {
     ),
     "a miss does not end a row": (kv_group_managers, "found, stop = [], place", "stop = place + len(found)"),
     "looked for beyond a window": (kv_group_managers, "if len(found) >= self", "if len(found) > self"),
-    "full attention not cut": (kv_groups, "by_group[group][:num_blocks]", "by_group[group]"),
-    "each group asked once": (kv_groups, "while num_blocks != num_before:", "for _ in range(1):"),
+    "full attention not cut": (kv_group_managers, "by_group[group_idx][:num_blocks]", "by_group[group_idx]"),
+    "each group asked once": (kv_group_managers, "while num_blocks != num_before:", "for _ in range(1):"),
     "groups of one spec not found together": (kv_group_managers, "if len(known) < len(blocks):", "if not known:"),
     "last token taken from the cache": (
         kv_groups,
-        "(request.num_tokens - 1) // block_size, -1",
-        "request.num_tokens // block_size, -1",
+        "num_blocks = (request.num_tokens - 1)",
+        "num_blocks = (request.num_tokens)",
     ),
 }
 REMEMBERING = {
@@ -231,7 +231,7 @@ REMEMBERING = {
     "junction is the hit": (
         kv_groups,
         "request.shared_prefix_boundary = num_longest",
-        "request.shared_prefix_boundary = num_blocks",
+        "request.shared_prefix_boundary = len(hits[0])",
     ),
     "prompt's last token in the cache": (
         kv_group_managers,
@@ -257,7 +257,7 @@ MUTATIONS = WINDOW_FREEING | HIT_TRIMMING | REMEMBERING | COUNTING
 def run_all(patch: pytest.MonkeyPatch, mutant: ModuleType) -> None:
     """Replay every history with the names of one module taken from its mutant."""
     for target in (kv_groups, sys.modules[__name__]):
-        for name in ("GroupedKVCacheManager", "single_type_managers", "BlockTable"):
+        for name in ("GroupedKVCacheManager", "single_type_managers", "find_longest_cache_hit", "BlockTable"):
             if hasattr(mutant, name) and hasattr(target, name):
                 patch.setattr(target, name, getattr(mutant, name))
     for run in RUNS:

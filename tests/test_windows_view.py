@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from pagedattn_lab.kv_cache_groups import kv_cache_groups
 from pagedattn_lab.kv_cache_specs import FullAttentionSpec, SlidingWindowSpec
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
+from pagedattn_lab.request import Request
 from pagedattn_lab.viz import windows as view
 from pagedattn_lab.viz.player import Player
-from pagedattn_lab.viz.windows import GroupTables, GroupView, group_views, show_groups, windows
+from pagedattn_lab.viz.windows import GroupTables, GroupView, group_views, read_tables, show_groups, windows
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -115,6 +117,39 @@ def test_words_hold_the_tables(history: tuple[list[GroupTables], list[GroupView]
             quiet &= all(len(a) == len(b) for a, b in zip(before.block_ids, step.block_ids, strict=True))
             assert ("no block changes hands" in picture.caption) == quiet
         before = step
+
+
+@given(
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 4]),
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.integers(0, 20),
+)
+@settings(deadline=None, max_examples=80)
+def test_a_manager_keeps_what_the_picture_brackets(window: int, block_size: int, news: list[int], others: int) -> None:
+    """Catches a bracket that begins elsewhere than what the manager keeps: a step never reads the null block."""
+    full = FullAttentionSpec(block_size, num_kv_heads=1, head_size=8, dtype="float32")
+    narrow = SlidingWindowSpec(block_size, 1, 8, "float32", sliding_window=window)
+    groups = kv_cache_groups({"layer 0": full, "layer 1": narrow})
+    manager = GroupedKVCacheManager(groups, num_blocks=200)
+    if others:
+        assert manager.allocate_slots(Request("Bo", [1] * others), others) is not None
+    ada = Request("Ada", range(sum(news)))
+    with pytest.raises(ValueError, match="'Ada' holds no blocks"):
+        read_tables(manager, ada)
+    steps = []
+    for new in news[: next((at for at in range(len(news)) if sum(news[: at + 1]) > 32 * block_size), None)] or [1]:
+        assert manager.allocate_slots(ada, new) is not None
+        steps.append(read_tables(manager, ada))
+        ada.num_computed_tokens += new
+    pictures = windows(steps, group_views(groups), block_size)
+    for picture, step in zip(pictures, steps, strict=True):
+        for (entries, *_), view_of, ids in zip(
+            rows_of(picture.svg, 2), group_views(groups), step.block_ids, strict=True
+        ):
+            first = 0 if view_of.window is None else max(0, step.num_tokens - step.num_new_tokens - window + 1)
+            assert entries.count("null") == first // block_size, "all behind the window, and nothing else"
+            assert len(entries) == len(ids) == -(-step.num_tokens // block_size)
 
 
 GROUPS = [GroupView("full attention"), GroupView("window", window=4)]

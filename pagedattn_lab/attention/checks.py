@@ -98,8 +98,12 @@ def check_values(
             f"sequence {index} has seq_len {int(seq_lens[index])}: it must be between its {int(query_lens[index])} "
             f"query token(s) and {capacity}, the tokens that its row of block_tables can hold"
         )
-    in_use = torch.arange(block_tables.shape[1]) * block_size < seq_lens[:, None]  # [num_seqs, max_blocks_per_seq]
-    wrong = in_use & ((block_tables < 1) | (block_tables >= num_blocks))
+    starts = torch.arange(block_tables.shape[1]) * block_size  # the first position of each block
+    in_use = starts < seq_lens[:, None]  # [num_seqs, max_blocks_per_seq]
+    # Behind the window of its first query a sequence reads nothing: there an entry may name the null block.
+    first_read = seq_lens - query_lens + 1 - (variant.sliding_window or starts.numel() * block_size)
+    lowest = (starts + block_size > first_read[:, None]).int()
+    wrong = in_use & ((block_tables < lowest) | (block_tables >= num_blocks))
     if bool(wrong.any()):
         sequence, logical = (int(index) for index in wrong.nonzero()[0])
         raise ValueError(

@@ -122,10 +122,14 @@ def attend(
     running_max = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     running_sum = tl.zeros([ROWS], dtype=tl.float32)
     acc = tl.zeros([ROWS, PADDED_VALUE], dtype=tl.float32)
+    if window is not None:
+        first = tl.maximum(tl.min(query_position, axis=0) - window + 1, 0)  # that any of the rows sees
     for start in range(begin, end, TILE):
         positions = start + tl.arange(0, TILE)
         # A lane past the end reads the last token once more, which is there, and weighs nothing: no load needs a mask.
         there = tl.minimum(positions, last)
+        if window is not None:  # nor does one behind the window, whose block may be another's by now
+            there = tl.maximum(there, first)
         # Where block size is a multiple of the tile, one look-up serves all of its tokens.
         block = tl.load(table_row + (start if BLOCK_SIZE % TILE == 0 else there) // BLOCK_SIZE).to(tl.int64)
         slot = (there % BLOCK_SIZE).to(tl.int64)  # [TILE]

@@ -48,13 +48,18 @@ class Account(NamedTuple):
         """Return the account if it is one of a memory of ``num_slots``.
 
         Raises:
-            AssertionError: a negative entry, or entries that do not add up.
+            AssertionError: a negative entry, entries that do not add up, or more rounding than external slots.
 
         Example:
             >>> Account(token_states=5, reservation=2, internal=1, external=0, free=8).check(16).free
             8
         """
-        if min(self) < 0 or self.rounding > self.external or sum(self[:5]) != num_slots:
+        if min(self) < 0:
+            name = self._fields[self.index(min(self))]
+            raise AssertionError(f"{self} has a negative entry: {name} is {min(self)}")
+        if self.rounding > self.external:
+            raise AssertionError(f"{self} has more rounding than external slots, of which it is a part")
+        if sum(self[:5]) != num_slots:
             raise AssertionError(f"{self} does not add up to {num_slots} slots")
         return self
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pagedattn_lab.exercises.cases import Case
-from pagedattn_lab.exercises.ch11_fleet import Choose, Traffic, chase, chase_first, entry, round_robin, weigh
+from pagedattn_lab.exercises.ch11_fleet import Choose, Traffic, chase, chase_first, round_robin, weigh
 from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.exercises.values import same
 
@@ -16,20 +16,29 @@ Entry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 """A request in the log: its blocks, hits and queues by replica, and the replica that was chosen."""
 Finding = dict[str, Any]
 
-_EXAMPLE = Traffic(3, 40, 14, 6, 0.8, 1, seed=5)
+_EXAMPLE = Traffic(3, 40, 12, 6, 0.6, 1, seed=3)
 
 
 def log_of(traffic: Traffic, choose: Choose) -> list[Entry]:
-    """Serve a load with a router, and write down each choice."""
-    return [entry(*served) for served in traffic.serve(choose)]
+    """Serve a load with a router, and write down what it knew of each request, and what it chose."""
+    log: list[Entry] = []
+
+    def noted(request: Any, fleet: Any) -> int:
+        every, chosen = range(fleet.num_replicas), choose(request, fleet)
+        hits, queues = [fleet.hit_blocks(at, request) for at in every], [fleet.load(at) for at in every]
+        log.append((list(request.hash_ids), hits, queues, chosen))
+        return chosen
+
+    traffic.serve(noted)
+    return log
 
 
 def example_in_words() -> str:
     """Tell a log of a router that chases prefixes, a line a request.
 
     Example:
-        >>> print(example_in_words().splitlines()[0])
-        0: blocks [1, 2, 3, 4, 5, 6, 7, 8], hits [0, 0, 0], queues [0, 0, 0], to replica 0
+        >>> print(example_in_words().splitlines()[2])
+        2: blocks [1, 2, 3, 4, 5, 6, 11, 12], hits [6, 0, 0], queues [2, 0, 0], to replica 0
     """
     return "\n".join(
         f"{number}: blocks {blocks}, hits {hits}, queues {queues}, to replica {chosen}"
@@ -231,12 +240,11 @@ melting_replica = Exercise(
         'Compare `hits[replica]` with the largest of the other hits: more is `"hits"`, as many `"ties"`, fewer '
         '`"neither"`. `Counter` counts first blocks and causes.',
     ),
-    explanation="A router that chases prefixes sends whoever begins with the system prompt to the first replica that "
-    "computed it. There the prompt stays, because it is used, and no other replica ever computes it, because nobody "
-    "who begins with it goes elsewhere. So the hits that draw requests are a few blocks of a prompt that is cheap to "
-    "compute again. Ties that go to the first replica do the same to prompts that no cache holds. The cure is in the "
-    "costs: a router that takes the cheapest replica draws nobody. To read on: exercise 4, where you write that "
-    "router.",
+    explanation="A router that chases prefixes sends whoever begins with the system prompt to the replica that "
+    "computed it first. There the prompt stays, because it is used, and other replicas hardly ever compute it, because "
+    "those who begin with it go where it is. So what draws requests is a few blocks that are cheap to compute again. "
+    "Ties that go to the first replica do the same to prompts that no cache holds. The cure is in the costs: a router "
+    "that takes the cheapest replica draws nobody. To read on: exercise 4, where you write that router.",
     wrong={
         "take the replica to which most requests were sent": _with_a_mistake("busiest"),
         "look at the queues when the last request came": _with_a_mistake("the end"),

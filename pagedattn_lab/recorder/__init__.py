@@ -44,6 +44,7 @@ from pagedattn_lab.recorder.sentences import (
     hit_sentence,
     pool_sentence,
     release_sentence,
+    skip_sentence,
 )
 
 FORMAT = "pagedattn_lab.recording/1"
@@ -186,6 +187,8 @@ class Recorder:
             sentence = fork_sentence(name, blocks)
         elif kind == "hit":
             sentence = hit_sentence(name, blocks, num_tokens)
+        elif kind == "skip":
+            sentence = skip_sentence(name, blocks)
         else:
             sentence = release_sentence(name, blocks)
         self._add_frame(kind, sentence, changed)

@@ -113,6 +113,8 @@ class Frame:
         filled = [0] * len(self.ref_cnt)
         for table in self.tables:
             for logical, block_id in enumerate(table.block_ids):
+                if block_id == 0:
+                    continue  # the null block: it holds nothing
                 owners[block_id].append((table.name, logical))
                 filled[block_id] = max(filled[block_id], self.tokens_in(table, logical))
         return [

@@ -12,6 +12,7 @@ can store them for every position of its controls. Each is a list, its kind firs
                                         copy-on-write
 ``fork, parent, child``                 a parent that was never shown as ``[num_tokens, block_ids]``
 ``hit, name, block_ids``                a table begins with cached blocks
+``skip, name, num_blocks``              a table gives its first blocks back, and names the null block there
 ``free, name``                          a table gives all back
 ``get_new_blocks, num_blocks``          the pool by hand; likewise ``touch, block_ids`` and ``free_blocks, block_ids``
 ``hash, [[block_id, text], ...]``       blocks that have got another hash since the last frame, or lost it (``null``)
@@ -70,6 +71,8 @@ def table_operations(
         return []
     if kind == "hit":
         return [["hit", name, table.block_ids]]
+    if kind == "skip":
+        return [["skip", name, table.num_skipped_blocks]]
     if kind == "free":
         return [["free", name]]
     held = (table.num_tokens, table.blocks)

@@ -78,6 +78,11 @@ def hit_sentence(name: str, blocks: Sequence[KVCacheBlock], num_tokens: int) -> 
     return f"{name} finds {counted(num_tokens, 'token')} in the cache: {'; '.join(parts)}."
 
 
+def skip_sentence(name: str, blocks: Sequence[KVCacheBlock]) -> str:
+    """Say where the blocks went that nothing reads any more."""
+    return f"{name} no longer reads {_list(block_numbers(blocks[::-1]))} and gives back: {_after_free(blocks)}."
+
+
 def release_sentence(name: str, blocks: Sequence[KVCacheBlock]) -> str:
     """Say where the blocks of a table that ended went."""
     return f"{name} gives back {counted(len(blocks), 'block')}, last first: {_after_free(blocks)}."

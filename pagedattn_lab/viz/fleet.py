@@ -43,8 +43,8 @@ def fleet_player(
     """Make a player of what has happened in a fleet.
 
     Args:
-        events: as ``on_event`` of :func:`pagedattn_lab.studies.fleet.simulate` gets them, from the first one on; of a
-            few requests, for there is a picture a step.
+        events: as ``on_event`` of :func:`pagedattn_lab.studies.fleet.simulation.simulate` gets them, from the
+            first one on; of a few requests, for there is a picture a step.
         label: what the player shows, in a few words.
         num_replicas, num_blocks, block_size: as given to ``simulate``.
         names: of conversations, by session; the others are called A, B, C and so on, as they arrive.

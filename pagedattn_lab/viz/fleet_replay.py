@@ -70,7 +70,8 @@ def fleet_steps(events: Iterable[FleetEvent], num_replicas: int, block_size: int
     step with its arrival. Evictions and ends belong to the step that follows them; the last ends are a step.
 
     Args:
-        events: as ``on_event`` of :func:`pagedattn_lab.studies.fleet.simulate` gets them, all from the beginning.
+        events: as ``on_event`` of :func:`pagedattn_lab.studies.fleet.simulation.simulate` gets them, from the
+            first one on.
         num_replicas: how many there are.
         block_size: tokens per block.
 

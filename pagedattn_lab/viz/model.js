@@ -144,12 +144,29 @@ class BlockTable {
   adopt(blocks) {
     if (this.blocks.length)
       throw new ValueError(`a table of ${this.num_tokens} tokens cannot adopt blocks: only an empty one can`);
-    this.pool.check_own(blocks);
+    const found = this.held(blocks);
+    this.pool.check_own(found);
     if (!blocks.length) return;
     this.begin();
-    this.pool.touch(blocks);
+    this.pool.touch(found);
     Object.assign(this, { blocks: [...blocks], num_tokens: blocks.length * this.pool.block_size });
-    this.end("hit", this.blocks, this.num_tokens);
+    this.end("hit", found, this.num_tokens);
+  }
+
+  /** Give the first blocks back, last first, and name the null block in their places. */
+  remove_skipped_blocks(num_blocks) {
+    const freed = this.held(this.blocks.slice(0, num_blocks)).toReversed();
+    this.pool.check_held(freed);
+    if (!freed.length) return;
+    this.begin();
+    this.pool.free_blocks(freed);
+    this.blocks = this.blocks.map((block, logical) => (logical < num_blocks ? this.pool.blocks[0] : block));
+    this.end("skip", freed);
+  }
+
+  /** All but the null block. */
+  held(blocks) {
+    return blocks.filter((block) => block !== this.pool.blocks[0]);
   }
 
   fork(name = null) {
@@ -163,9 +180,9 @@ class BlockTable {
   }
 
   release() {
-    const freed = this.blocks.toReversed();
+    const freed = this.held(this.blocks).toReversed();
     this.pool.check_held(freed);
-    if (!freed.length) return;
+    if (!this.blocks.length) return;
     this.begin();
     this.pool.free_blocks(freed);
     Object.assign(this, { blocks: [], num_tokens: 0 });

@@ -41,6 +41,9 @@ function hit_sentence(name, blocks, num_tokens) {
   return `${name} finds ${plural(num_tokens, "token")} in the cache: ${parts.join("; ")}.`;
 }
 
+const skip_sentence = (name, blocks) =>
+  `${name} no longer reads ${list_of(block_numbers(blocks.toReversed()))} and gives back: ${after_free(blocks)}.`;
+
 const release_sentence = (name, blocks) =>
   `${name} gives back ${plural(blocks.length, "block")}, last first: ${after_free(blocks)}.`;
 
@@ -175,6 +178,7 @@ class Recorder {
     } else if (kind === "copy-on-write") sentence = copy_sentence(name, ...blocks, evicted);
     else if (kind === "fork") sentence = fork_sentence(name, blocks);
     else if (kind === "hit") sentence = hit_sentence(name, blocks, num_tokens);
+    else if (kind === "skip") sentence = skip_sentence(name, blocks);
     else sentence = release_sentence(name, blocks);
     this.add_frame(kind, sentence, changed);
     if (!table.blocks.length) this.shown.delete(name); // its last frame has shown it empty
@@ -224,6 +228,7 @@ function replay(operations) {
     append: (name, num_tokens) => named(name).append_tokens(num_tokens),
     fork: (parent, child) => keep(child, parent_of(parent).fork(child)),
     hit: (name, ids) => named(name).adopt(blocks_of(ids)),
+    skip: (name, num_blocks) => named(name).remove_skipped_blocks(num_blocks),
     free: (name) => named(name).release(),
     get_new_blocks: (number) => pool.get_new_blocks(number),
     touch: (ids) => pool.touch(blocks_of(ids)),

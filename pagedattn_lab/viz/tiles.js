@@ -11,6 +11,7 @@ function blocksOf(frame, blockSize) {
   }));
   for (const table of frame.tables)
     table.block_ids.forEach((id, logical) => {
+      if (id === 0) return; // the null block: it holds nothing
       blocks[id].owners.push([table, logical]);
       blocks[id].filled = Math.max(blocks[id].filled, tokensIn(table, logical, blockSize));
     });

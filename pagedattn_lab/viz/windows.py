@@ -14,12 +14,15 @@ from typing import NamedTuple
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.kv_cache_specs import SlidingWindowSpec
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.recorder.sentences import counted
+from pagedattn_lab.request import Request
 from pagedattn_lab.viz import BLUE, ORANGE, Picture
 
 MOST_BLOCKS = 32
 LEAST_WIDTH = 400
 NULL = 0  # the number of the null block
+_TIGHT = 30  # a cell for small numbers
 _LEFT, _TOP, _MOST_CELL, _LEAST_CELL, _BOX, _ROW = 10, 24, 44, 24, 22, 84  # pixels
 
 
@@ -71,6 +74,33 @@ def group_views(groups: Sequence[KVCacheGroup]) -> list[GroupView]:
         window = group.spec.sliding_window if isinstance(group.spec, SlidingWindowSpec) else None
         views.append(GroupView(name, window, len(group.layers)))
     return views
+
+
+def read_tables(manager: GroupedKVCacheManager, request: Request) -> GroupTables:
+    """Take the tables of a request in the step for which it has just got slots.
+
+    Args:
+        manager: of several groups.
+        request: with ``num_computed_tokens`` as it is before the step, hits among them.
+
+    Raises:
+        ValueError: the request holds no blocks.
+
+    Example:
+        >>> from pagedattn_lab.kv_cache_specs import FullAttentionSpec
+        >>> full = FullAttentionSpec(block_size=4, num_kv_heads=1, head_size=8, dtype="float32")
+        >>> manager = GroupedKVCacheManager([KVCacheGroup(("layer 0",), (full,))], num_blocks=8)
+        >>> ada = Request("Ada", range(6))
+        >>> _ = manager.allocate_slots(ada, 6)
+        >>> read_tables(manager, ada)
+        GroupTables(block_ids=((1, 2),), num_tokens=6, num_new_tokens=6)
+    """
+    tables = manager.tables.get(request.request_id)
+    if tables is None:
+        raise ValueError(f"request {request.request_id!r} holds no blocks: call allocate_slots first")
+    num_tokens = tables[0].num_tokens
+    block_ids = tuple(map(tuple, manager.block_ids(request.request_id)))
+    return GroupTables(block_ids, num_tokens, num_tokens - request.num_computed_tokens)
 
 
 def show_groups(
@@ -199,7 +229,8 @@ def _table(ids: Sequence[int], old: Sequence[int], group: GroupView, y: int, cel
             boxes.setdefault('fill="none" stroke="#d9d9d9"', []).append(_hatching(x + 1, y, cell - 2, _BOX))
             small.append(f'<text x="{x + cell // 2}" y="{y + 15}">null</text>')
         else:
-            numbers.append(f'<text x="{x + cell // 2}" y="{y + 15}" fill="{ink}">{block_id}</text>')
+            text = f'<text x="{x + cell // 2}" y="{y + 15}" fill="{ink}">{block_id}</text>'
+            (small if cell < _TIGHT else numbers).append(text)
     paths = [f'<path d="{"".join(lines)}" {look}/>' for look, lines in boxes.items()]
     return "".join([*paths, '<g text-anchor="middle"><g font-size="11">', *small, "</g>", *numbers, "</g>"])
 

@@ -16,6 +16,9 @@ from watch import Watch
 
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
+from pagedattn_lab.kv_cache_groups import KVCacheGroup
+from pagedattn_lab.kv_cache_specs import FullAttentionSpec, SlidingWindowSpec
+from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.recorder import Recorder
 from pagedattn_lab.request import Request
@@ -153,6 +156,36 @@ def of_a_manager(rng: random.Random) -> Recorder:
     return recorder
 
 
+def of_windows(rng: random.Random) -> Recorder:
+    """Serve requests from groups of layers of which some have windows: tables give their first blocks back."""
+    block_size = rng.randint(1, 4)
+    specs = [
+        FullAttentionSpec(block_size, 1, 8, "float32"),
+        SlidingWindowSpec(block_size, 1, 8, "float32", sliding_window=rng.randint(2, 9)),
+    ]
+    groups = [KVCacheGroup((f"layers.{number}",), (spec,)) for number, spec in enumerate(specs)]
+    manager = GroupedKVCacheManager(groups, rng.randint(5, 30))
+    recorder, running = Recorder(manager.block_pool), []
+    for turn in range(rng.randint(1, 20)):
+        if not running or rng.random() < 0.4:
+            request = Request(f"r{turn}", [0] * rng.randint(1, 14))
+            blocks, num_hit = manager.get_computed_blocks(request)
+            num_new = rng.randint(1, request.num_tokens - num_hit)
+            if manager.allocate_slots(request, num_new, blocks) is not None:
+                request.num_computed_tokens = num_hit + num_new
+                running.append(request)
+            continue
+        request = rng.choice(running)
+        request.append_token(0)
+        num_new = rng.randint(1, request.num_tokens - request.num_computed_tokens)
+        if rng.random() < 0.3 or manager.allocate_slots(request, num_new) is None:
+            manager.free(request)
+            running.remove(request)
+        else:
+            request.num_computed_tokens += num_new
+    return recorder
+
+
 def given_and_lost() -> Recorder:
     """Give a free block a hash by hand, and hand it out before any frame has shown that."""
     pool = BlockPool(4, 2)
@@ -167,9 +200,22 @@ def test_the_same_frames_in_both_languages(page: Page) -> None:
     """Catches a page without a kernel that shows other blocks, counts, colours, sentences or contents than Python's."""
     rng = random.Random(5)
     recorders = [make(rng) for _ in range(HISTORIES) for make in (of_tables, of_a_manager)]
+    recorders += [of_windows(rng) for _ in range(HISTORIES // 3)]
     recorders.append(given_and_lost())
     kinds = {frame.kind for recorder in recorders for frame in recorder.frames}
-    assert kinds == {"start", "append", "copy-on-write", "fork", "hit", "free", "note", "allocate", "evict", "touch"}
+    assert kinds == {
+        "start",
+        "append",
+        "copy-on-write",
+        "fork",
+        "hit",
+        "skip",
+        "free",
+        "note",
+        "allocate",
+        "evict",
+        "touch",
+    }
     told = [recorder.ops for recorder in recorders]
     made = [{k: v for k, v in recorder.to_dict().items() if k != "format"} for recorder in recorders]
     histories = [[ops, as_json(one)] for ops, one in zip(told, made, strict=True)]

@@ -78,20 +78,22 @@ class SmallFleet:
         session = self.rng.randrange(self.num_sessions) if session is None else session
         self.turns[session] += 1
         own = tuple(100 * session + block for block in range(min(self.turns[session], self.num_blocks - 2)))
-        hash_ids = (*SYSTEM, *own)
-        request = FleetRequest(self.now, BLOCK_SIZE * len(hash_ids) + 1, 3, hash_ids, session)
+        hash_ids = (*SYSTEM, *own, 10_000 + self.number)  # the last one for the rest, which no cache keeps
+        request = FleetRequest(self.now, BLOCK_SIZE * (len(hash_ids) - 1) + 1, 3, hash_ids, session)
         self.send(replica, self.number, request)
         self.number += 1
 
     def send(self, replica: int, number: int, request: FleetRequest) -> None:
+        """Let a replica have a request, which it begins with if it has nothing to do."""
         self.queues[replica].append((number, request))
         self.note(Arrived(self.now, replica, number, request, len(self.queues[replica])))
         if self.at_work[replica] is None:
             self.start(replica)
 
     def start(self, replica: int) -> None:
+        """Look up the prompt of the first that waits, make room, and keep it."""
         number, request = self.queues[replica][0]
-        cache, ids = self.caches[replica], request.hash_ids
+        cache, ids = self.caches[replica], request.hash_ids[:-1]
         hits = 0
         while hits < len(ids) and ids[hits] in cache:
             hits += 1
@@ -108,6 +110,7 @@ class SmallFleet:
         self.note(Started(self.now, replica, number, request, hits, len(cache)))
 
     def finish(self, replica: int) -> None:
+        """Let the request that runs end, and the next one begin."""
         number, request = self.at_work[replica]
         self.at_work[replica] = None
         self.note(Finished(self.now, replica, number, request, 1.0))

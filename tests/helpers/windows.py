@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from pagedattn_lab.attention.metadata import AttentionMetadata
+from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.model_runner import ModelRunner
 from tests.helpers.models import tiny
@@ -76,12 +77,11 @@ def readable(runner: ModelRunner, step: Sequence[AttentionMetadata]) -> list[tor
     return masks
 
 
-def poison_groups(
-    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, keep: Callable[[], set[int]] = set
-) -> list[int]:
+def poison_groups(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, pool: BlockPool | None = None) -> list[int]:
     """Fill every slot that no query of a step reads, and those that the step writes, with NaN before each step.
 
-    The null block is among them. Blocks of ``keep`` stay as they are.
+    The null block is among them. Of a ``pool``, blocks stay as they are that the cache may find, or that requests hold
+    which pause in this step.
 
     Returns:
         A list that grows by the number of slots filled.
@@ -90,7 +90,12 @@ def poison_groups(
 
     def poisoned(token_ids: Sequence[int], step: Sequence[AttentionMetadata], *rest: object) -> torch.Tensor:
         written = torch.cat([metadata.slot_mapping for metadata in step])
-        kept = sorted(keep())
+        of_step = {block for metadata in step for block in metadata.block_tables.flatten().tolist()}
+        kept = [
+            block.block_id
+            for block in (pool.blocks if pool is not None else ())
+            if block.block_hash is not None or (block.ref_cnt and block.block_id not in of_step)
+        ]
         for tensor, mask in enumerate(readable(runner, step)):
             mask[kept] = True
             mask.view(-1)[written] = False
