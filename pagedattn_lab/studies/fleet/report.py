@@ -131,7 +131,7 @@ class FleetReport:
 
     @property
     def imbalance(self) -> float:
-        """How long the busiest replica worked, over the mean of all: 1 if all work alike."""
+        """How long the busiest replica worked, over the mean of all; 1 if all work alike."""
         busy = [replica.busy_s for replica in self.replicas]
         return max(busy) * len(busy) / sum(busy) if any(busy) else 1.0
 
