@@ -131,7 +131,7 @@ class FleetReport:
 
     @property
     def imbalance(self) -> float:
-        """How long the busiest replica worked, over the mean of all: 1 if all work alike.
+        """How long the busiest replica worked, over the mean of all; 1 if all work alike.
 
         A replica works as long as it has any request, so in a busy fleet this stays near 1, whoever has the most to do:
         see :attr:`computed_imbalance`.
@@ -140,7 +140,7 @@ class FleetReport:
 
     @property
     def computed_imbalance(self) -> float:
-        """Tokens of prompts that one replica had to compute, at most, over the mean of all: 1 if all have alike."""
+        """Tokens of prompts that one replica had to compute, at most, over the mean of all; 1 if all have alike."""
         return _most_over_mean([replica.prompt_tokens - replica.hit_tokens for replica in self.replicas])
 
     @property
