@@ -226,10 +226,9 @@ class ModelRunner:
                 the same for.
         """
         groups = (metadata,) if isinstance(metadata, AttentionMetadata) else tuple(metadata)
-        if len(groups) != len(self.groups or (None,)):
-            raise ValueError(
-                f"page tables of {len(groups)} groups for {len(self.groups or (None,))}: give one for each"
-            )
+        num_groups = 1 if self.groups is None else len(self.groups)
+        if len(groups) != num_groups:
+            raise ValueError(f"page tables of {len(groups)} groups for {num_groups}: give one for each")
         metadata = groups[0]  # what groups have in common is looked up here
         if len(token_ids) != len(metadata.slot_mapping):
             raise ValueError(f"{len(token_ids)} tokens but {len(metadata.slot_mapping)} slots: give one slot per token")

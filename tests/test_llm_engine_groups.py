@@ -55,8 +55,10 @@ def assert_idle(engine: LLMEngine) -> None:
     assert manager.block_pool.num_used_blocks == 0
 
 
-@pytest.mark.parametrize("enable_prefix_caching", [True, False], ids=["prefix cache", "no prefix cache"])
-@pytest.mark.parametrize(("block_size", "budget"), [(1, 1000), (3, 5), (4, 1), (16, 9)])
+@pytest.mark.parametrize(
+    ("block_size", "budget", "enable_prefix_caching"),
+    [(1, 1000, True), (3, 5, True), (4, 1, True), (2, 6, False), (16, 9, False)],
+)
 @every_model
 def test_tokens_equal_generate(
     name: str, block_size: int, budget: int, enable_prefix_caching: bool, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +108,7 @@ TEXTS = [some_tokens(40, seed) for seed in (50, 51)]
 TEXTS.append([*TEXTS[0][:17], *some_tokens(23, 52)])  # begins as the first does
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(loads)
 def test_whatever_happens_it_says_what_the_model_says(load: dict[str, Any]) -> None:
     """Catches tokens lost, repeated or computed from other blocks: by arrivals in any order, down to the fewest blocks
@@ -160,45 +162,43 @@ def test_preempted_requests_come_back(name: str, monkeypatch: pytest.MonkeyPatch
         poison_groups(engine.core.runner, monkeypatch, engine.core.manager.block_pool)
         prompts = [some_tokens(4, 60 + seed) for seed in range(6)]
         assert tokens_of(engine.generate(prompts, greedily(30))) == expected_of(name, prompts, 30)
-        assert engine.metrics.totals.num_preemptions > 0
+        assert engine.metrics.totals.num_preempted_reqs > 0
         assert_idle(engine)
 
 
-@pytest.mark.parametrize("budget", [1, 5, 1000])
-@pytest.mark.parametrize("block_size", [1, 3, 8])
+@pytest.mark.parametrize(("block_size", "budget"), [(1, 1), (3, 5), (4, 5), (4, 1000)])
 @every_model
-def test_blocks_in_use_are_those_predicted(name: str, block_size: int, budget: int) -> None:
-    """Catches blocks behind a window that stay, one that goes too early, and a group that is forgotten: after each step
-    a request holds what the budget's count says, and never more than its bound, up to the full length.
+def test_blocks_in_use_are_those_predicted(
+    name: str, block_size: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches blocks behind a window that stay, one that goes too early, and a group that is forgotten: in each step a
+    request holds what the budget's count says, up to the full length, and never more than the budget's bound.
     """
     engine = engine_of(name, block_size=block_size, max_num_batched_tokens=budget, enable_prefix_caching=False)
-    groups, pool = engine.core.runner.groups, engine.core.manager.block_pool
-    prompt, max_tokens = PROMPTS[2], 40
-    length = len(prompt) + max_tokens - 1
+    groups, manager, execute = engine.core.runner.groups, engine.core.manager, engine.core.runner.execute
+    length = len(PROMPTS[2]) + 40 - 1
     limits = RequestLimits(length, budget)
-    bound = blocks_per_request(groups, limits)
-    engine.add_request("Ada", prompt, greedily(max_tokens))
-    most = 0
-    for before in itertools.count():
-        [request] = engine.core.scheduler.requests
-        computed = request.num_computed_tokens
-        step = min(budget, request.num_tokens - computed)
-        used: list[int] = []
-        engine.core.step_observer = None
-        scheduled = engine.core.scheduler.schedule
-        engine.core.scheduler.schedule = lambda: (scheduled(), used.append(pool.num_used_blocks))[0]
-        engine.step()
-        engine.core.scheduler.schedule = scheduled
-        expected = sum(held_blocks(kept_by(group.spec, limits), computed + step, step)[0] for group in groups)
-        assert used == [expected] and expected <= bound
-        most = max(most, expected)
-        if not engine.has_unfinished_requests():
-            break
-    assert before > 5 and computed + step == length
-    # At the end the full groups hold all that the bound says, and the windows at least their window.
-    window_blocks = sum(cdiv(WINDOW, block_size) for group in groups if group.spec.kind == "sliding window")
-    full_blocks = sum(cdiv(length, block_size) for group in groups if group.spec.kind == "full attention")
-    assert expected >= full_blocks + window_blocks and bound - most <= 2 * len(groups)
+    held: list[list[int]] = []  # in each step, in each group
+
+    def counting(token_ids: Sequence[int], *rest: Any) -> Any:
+        [(request, tables)] = zip(engine.core.scheduler.running, manager.tables.values(), strict=True)
+        held.append([len(table.blocks) - table.num_skipped_blocks for table in tables])
+        num_tokens, num_new = request.num_computed_tokens + len(token_ids), len(token_ids)
+        kept = [kept_by(group.spec, limits) for group in groups]
+        assert held[-1] == [held_blocks(group, num_tokens, num_new)[0] for group in kept]
+        assert manager.block_pool.num_used_blocks == sum(held[-1]) <= blocks_per_request(groups, limits)
+        return execute(token_ids, *rest)
+
+    monkeypatch.setattr(engine.core.runner, "execute", counting)
+    engine.generate([PROMPTS[2]], greedily(40))
+    assert len(held) == 39 + cdiv(len(PROMPTS[2]), budget)
+    for group, of_steps in zip(groups, zip(*held, strict=True), strict=True):
+        bound = group.max_blocks_per_request(limits)
+        if group.spec.kind == "full attention":
+            assert of_steps[-1] == bound == cdiv(length, block_size)
+        else:
+            assert of_steps[-1] in (cdiv(WINDOW, block_size), cdiv(WINDOW, block_size) + 1)
+            assert max(of_steps) >= bound - 1 or budget > length, "the bound is far from what a request can hold"
 
 
 @every_model
@@ -247,7 +247,7 @@ def test_memory_is_divided_by_what_a_block_of_a_group_takes() -> None:
     ],
     ids=str,
 )
-@every_model
+@pytest.mark.parametrize("name", ["gemma2", "mistral"])
 def test_one_table_where_groups_cannot_be(name: str, options: dict[str, Any]) -> None:
     """Catches groups under a manager that knows none of them, and an engine that refuses such a model."""
     if options.get("kv_policy") == "contiguous-oracle":
@@ -265,7 +265,9 @@ def test_a_model_without_windows_keeps_one_table() -> None:
 
 def test_a_pool_too_small_for_a_token_in_each_group_is_refused() -> None:
     """Catches an engine that starts and can serve nothing."""
-    with pytest.raises(ValueError, match="2 blocks, one of them the null block, do not hold one token in each of 7 groups"):
+    with pytest.raises(
+        ValueError, match="2 blocks, one of them the null block, do not hold one token in each of 7 groups"
+    ):
         engine_of("gemma3", num_blocks=2)
 
 
@@ -284,11 +286,14 @@ def test_the_longest_request_fits_and_a_longer_one_is_refused() -> None:
 
 def test_several_outputs_of_one_prompt_share_it() -> None:
     """Catches outputs that fork, which groups do not have, or that compute the prompt once each."""
-    engine = engine_of("gemma2")
-    [output] = engine.generate([PROMPTS[2]], greedily(4, n=3))
-    assert [one.token_ids for one in output.outputs] == expected_of("gemma2", [PROMPTS[2]] * 3, 4)
-    assert engine.core.manager.stats.hits > 0
-    assert_idle(engine)
+    said = []
+    for hybrid in (True, False):
+        engine = engine_of("gemma2", hybrid_kv_cache_manager=hybrid)
+        [output] = engine.generate([PROMPTS[2]], SamplingParams(temperature=1, n=3, seed=5, max_tokens=4))
+        said.append([one.token_ids for one in output.outputs])
+        assert engine.core.manager.stats.hits > 0
+        assert_idle(engine)
+    assert said[0] == said[1] and len(set(map(tuple, said[0]))) > 1
 
 
 def test_forks_are_refused_and_leave_nothing() -> None:

@@ -97,9 +97,7 @@ def test_logits_equal_transformers(
 @pytest.mark.parametrize(
     "variant", [Variant(), Variant(softcap=2.0), Variant(sinks=torch.ones(4))], ids=["plain", "softcap", "sinks"]
 )
-def test_no_backend_reads_behind_the_window(
-    backend: str, size: int, query_len: int, variant: Variant
-) -> None:
+def test_no_backend_reads_behind_the_window(backend: str, size: int, query_len: int, variant: Variant) -> None:
     """Catches a backend that masks what is behind the window after it has multiplied it with 0: NaN comes through."""
     generator = torch.Generator().manual_seed(4)
     window, lens = 9, [61, 9 + query_len - 1, query_len + 30]

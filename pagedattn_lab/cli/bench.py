@@ -17,12 +17,15 @@ from pagedattn_lab.cli.terminal import waiting
 
 def add(commands: Any) -> None:
     """Add the command, with a command of its own for each benchmark."""
-    benchmarks = commands.add_parser(
+    names = "{allocator,prefix,attention,step,tier,engine}"
+    bench = commands.add_parser(
         "bench",
         help="measure this machine",
+        usage=f"%(prog)s [-h]\n         {names}",  # behind the command's name it is wider than a terminal
         description="Measure what memory management, attention and a whole engine cost on this machine.",
         examples=[("bench allocator", "blocks and tokens"), ("bench prefix --json", "look-ups, for programs")],
-    ).add_subparsers(dest="benchmark", required=True, metavar="{allocator,prefix,attention,step,tier,engine}")
+    )
+    benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar=names, prog=bench.prog)
     for name, benchmarks_of, help_, description in (
         (
             "allocator",
@@ -68,7 +71,7 @@ def _add_tier(benchmarks: Any) -> None:
         help="from which length on it pays to copy from host memory",
         description="Measure how long the first token of a conversation takes when it comes back: its keys and values "
         "computed again, copied from host memory, or still on the device, for 128 to 4,096 tokens of the book's model "
-        "on one thread; beside it, what a roofline says of Llama-3.1-8B on an H100. It takes some two minutes.",
+        "on one thread; beside it, what a roofline says of Llama-3.1-8B on an H100. It takes some five minutes.",
         examples=[
             ("bench tier", "a table"),
             ("bench tier --quick", "whether everything works"),
