@@ -119,6 +119,15 @@ COMPUTE_CAPABILITY = {
 """Compute capability of NVIDIA's GPUs, which says what kernels can run: NVIDIA, "CUDA GPU Compute Capability"."""
 
 
+PCIE_5_X16 = 32e9 * 16 * 128 / 130 / 8
+"""Bytes per second, in each direction, over sixteen lanes of PCIe 5.0, by which a GPU reaches host memory: 63 GB/s.
+
+Each lane makes 32 billion transfers of a bit per second, 128 of every 130 of them data: PCI-SIG, "PCI Express Base
+Specification Revision 5.0", 2019. NVIDIA's H100 data sheet of 2023 writes 128 GB/s, which is both directions
+together, those two bits included. Packets have headers too, so a copy stays below this.
+"""
+
+
 @dataclass(frozen=True)
 class StepTime:
     """How long one step takes at best: a roofline for each of two kinds of work that follow one another in every layer.

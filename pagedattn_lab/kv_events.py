@@ -19,6 +19,9 @@ from pagedattn_lab.request import Request
 MEDIUM_GPU = "GPU"
 """The memory that attention reads. vLLM calls it so on every device."""
 
+MEDIUM_CPU = "CPU"
+"""The host's memory, a second tier: see :mod:`pagedattn_lab.host_tier`."""
+
 
 @dataclass(frozen=True)
 class BlockStored:
@@ -26,12 +29,15 @@ class BlockStored:
 
     A block that was computed twice is stored twice, and removed twice.
 
+    What moves to host memory is known by its hash alone: there is no parent then, and there are no tokens, as in vLLM
+    by default. Whoever wants them remembers them from the event of the device.
+
     Attributes:
         block_hashes: one for each block, as :func:`external_hash` gives it.
         parent_block_hash: of the block before the first; ``None`` if there is none.
         token_ids: of all these blocks, and of those between them that a group with a window does not remember.
         block_size: tokens per block.
-        medium: where they lie.
+        medium: where they lie: :data:`MEDIUM_GPU` or :data:`MEDIUM_CPU`.
         extra_keys: for each block, what beside tokens decides what it holds, a salt for instance; ``None`` for nothing.
         group_idx: of the layers whose blocks these are.
     """
@@ -56,7 +62,7 @@ class BlockRemoved:
 
 @dataclass(frozen=True)
 class AllBlocksCleared:
-    """No block can be found any more."""
+    """No block can be found any more, in no memory."""
 
 
 KVCacheEvent = BlockStored | BlockRemoved | AllBlocksCleared
@@ -104,6 +110,14 @@ class EventIndex:
         events, self._events = self._events, []
         return events
 
+    def record(self, event: KVCacheEvent) -> None:
+        """Keep an event of what another part of the cache does."""
+        self._events.append(event)
+
+    def hashes(self, request: Request) -> list[bytes]:
+        """As :class:`pagedattn_lab.prefix_cache.HashIndex` does."""
+        return self.index.hashes(request)
+
     def find(self, request: Request, num_blocks: int, group_idx: int = 0) -> list[KVCacheBlock]:
         """As :class:`pagedattn_lab.prefix_cache.HashIndex` does."""
         return self.index.find(request, num_blocks, group_idx)
@@ -136,7 +150,7 @@ class EventIndex:
         hashes, size = [external_hash(block_hash) for block_hash in self.index.hashes(request)[:stop]], self.block_size
         stored = range(start, stop) if only is None else only
         keys = [request.extra_keys(index * size, (index + 1) * size) for index in stored]
-        self._events.append(
+        self.record(
             BlockStored(
                 block_hashes=[hashes[index] for index in stored],
                 parent_block_hash=hashes[start - 1] if start else None,
@@ -153,12 +167,12 @@ class EventIndex:
         known = hash_and_group(block.block_hash)
         if known is not None:
             block_hash, group_idx = known
-            self._events.append(BlockRemoved([external_hash(block_hash)], group_idx=group_idx))
+            self.record(BlockRemoved([external_hash(block_hash)], group_idx=group_idx))
 
     def clear(self) -> None:
         """Drop every block, and tell it in one event."""
         self.index.clear()
-        self._events.append(AllBlocksCleared())
+        self.record(AllBlocksCleared())
 
     def __len__(self) -> int:
         return len(self.index)

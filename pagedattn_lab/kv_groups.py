@@ -20,6 +20,7 @@ from typing import NoReturn
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.host_tier import HostTier
 from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.kv_cache_specs import SlidingWindowSpec
 from pagedattn_lab.kv_events import EventIndex, KVCacheEvent
@@ -52,6 +53,7 @@ class GroupedKVCacheManager:
         block_pool: the physical memory.
         tables: for each request that holds blocks, by request id, a page table for each group.
         prefix_cache: the index; ``None`` without prefix caching.
+        tier: none: what one group has evicted is of no use while another lacks it, and a tier knows one kind of block.
         stats: since the last :meth:`reset_prefix_cache`.
 
     Raises:
@@ -122,6 +124,7 @@ class GroupedKVCacheManager:
             self.prefix_cache = EventIndex(self.prefix_cache)
         self.tables: dict[str, tuple[BlockTable, ...]] = {}
         self.stats = PrefixCacheStats()
+        self.tier: HostTier | None = None
         self._num_cached_blocks: dict[str, int] = {}  # of each request: blocks from the first on that were dealt with
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
+from pagedattn_lab.host_tier import HostTier
 from pagedattn_lab.kv_events import EventIndex, KVCacheEvent
 from pagedattn_lab.prefix_cache import HashIndex, PrefixCacheStats, PrefixIndex
 from pagedattn_lab.request import Request
@@ -27,16 +28,20 @@ class KVCacheManager:
         index: where cached blocks are looked up; by default a :class:`pagedattn_lab.prefix_cache.HashIndex`.
         num_host_blocks: blocks of host memory to swap requests out to, its null block included; 0 for none.
         enable_kv_cache_events: whether to keep what :meth:`take_events` gives.
+        num_offload_blocks: blocks of host memory for what the prefix cache evicts; 0 for none.
 
     Attributes:
         block_pool: the physical memory.
         tables: page table of each request that holds blocks, by request id.
         prefix_cache: the index; ``None`` without prefix caching.
         swap_space: the host's memory, and who is swapped out; ``None`` without host blocks.
+        tier: what host memory holds of the prefix cache, and the copies that a step must make; ``None`` without blocks
+            to offload to.
         stats: since the last :meth:`reset_prefix_cache`.
 
     Raises:
-        ValueError: impossible sizes; an index that does not fit, or is not empty; events without a hash index.
+        ValueError: impossible sizes; an index that does not fit, or is not empty; events or a tier without a hash
+            index; a tier beside a swap space.
 
     Example:
         >>> manager = KVCacheManager(num_blocks=11, block_size=16)
@@ -63,6 +68,7 @@ class KVCacheManager:
         index: PrefixIndex | None = None,
         num_host_blocks: int = 0,
         enable_kv_cache_events: bool = False,
+        num_offload_blocks: int = 0,
     ) -> None:
         self.block_pool = BlockPool(num_blocks, block_size)
         if index is not None and not enable_prefix_caching:
@@ -77,6 +83,7 @@ class KVCacheManager:
             self.block_pool.on_evict = self._evicted
         if enable_kv_cache_events:
             self.prefix_cache = EventIndex(self.prefix_cache)
+        self.tier = self._make_tier(num_offload_blocks, num_host_blocks) if num_offload_blocks else None
         self.swap_space = SwapSpace(num_host_blocks, block_size) if num_host_blocks else None
         self.tables: dict[str, BlockTable] = {}
         self.stats = PrefixCacheStats()
@@ -119,16 +126,24 @@ class KVCacheManager:
         once more.
 
         Returns:
-            ``(blocks, num_hit_tokens)``, for :meth:`allocate_slots`.
+            ``(blocks, num_hit_tokens)``, for :meth:`allocate_slots`. With a tier there may be more tokens than the
+            blocks hold: host memory has those behind.
         """
         if self.prefix_cache is None:
             return [], 0
-        block_size = self.block_pool.block_size
-        blocks = self.prefix_cache.find(request, (request.num_tokens - 1) // block_size)
-        return blocks, len(blocks) * block_size
+        block_size, num_blocks = self.block_pool.block_size, (request.num_tokens - 1) // self.block_pool.block_size
+        blocks = self.prefix_cache.find(request, num_blocks)
+        num_hits = len(blocks)
+        if self.tier is not None:
+            num_hits += self.tier.find(self._hashes(request)[num_hits:num_blocks])
+        return blocks, num_hits * block_size
 
     def allocate_slots(
-        self, request: Request, num_new_tokens: int, computed_blocks: Sequence[KVCacheBlock] = ()
+        self,
+        request: Request,
+        num_new_tokens: int,
+        computed_blocks: Sequence[KVCacheBlock] = (),
+        num_external_computed_tokens: int = 0,
     ) -> list[KVCacheBlock] | None:
         """Make room for the tokens that a request computes next; remember the blocks that they fill.
 
@@ -141,7 +156,8 @@ class KVCacheManager:
                                           when it is admitted   the last block, then
                                                                 blocks from the pool
 
-        When a request is admitted the first part is empty; afterwards the second is.
+        When a request is admitted the first part is empty; afterwards the second is. Behind what is found in blocks of
+        the device comes what the tier has, in whole blocks: these are new slots too, written by a copy.
 
         Blocks are remembered here, before they are computed: a request that is admitted in the same step can already
         share them, since every layer writes all keys and values of a step before anything reads them.
@@ -150,10 +166,11 @@ class KVCacheManager:
             request: with ``num_computed_tokens`` as it is before this step; hits may be counted in it or not.
             num_new_tokens: how many tokens are computed, beyond those computed before and those found.
             computed_blocks: what :meth:`get_computed_blocks` found; only for a request that holds no blocks yet.
+            num_external_computed_tokens: how many more tokens it found, beyond those that these blocks hold.
 
         Returns:
-            The blocks taken from the pool, hits not among them; ``None`` if too few are free. Then nothing changed, and
-            no hit was touched.
+            The blocks taken from the pool, those that the tier's copies go to among them, other hits not; ``None`` if
+            too few are free. Then nothing changed, and no hit was touched.
 
         Raises:
             ValueError: ``num_new_tokens`` below 1; hits for a request that holds blocks, or that are no longer those
@@ -164,12 +181,12 @@ class KVCacheManager:
         table = self.tables.get(name)
         if num_new_tokens < 1:
             raise ValueError(f"num_new_tokens is {num_new_tokens}: a request computes at least 1 token")
-        self._check(request, table, computed_blocks)
+        self._check(request, table, computed_blocks, num_external_computed_tokens)
 
         # How many blocks does it take? Hits that nobody holds stand in the free queue, and leave it too.
         if table is None:
-            num_tokens = len(computed_blocks) * block_size + num_new_tokens
-            num_needed = cdiv(num_new_tokens, block_size)
+            num_tokens = len(computed_blocks) * block_size + num_external_computed_tokens + num_new_tokens
+            num_needed = cdiv(num_external_computed_tokens + num_new_tokens, block_size)
         else:
             num_tokens = request.num_computed_tokens + num_new_tokens
             num_needed = table.num_blocks_needed(max(0, num_tokens - table.num_tokens))
@@ -179,8 +196,15 @@ class KVCacheManager:
 
         # Nothing can fail from here on. Hits first: once touched, they cannot be handed out as new blocks.
         if table is None:
-            table = self._admit(request, computed_blocks)
+            table = self._admit(request, computed_blocks, num_external_computed_tokens)
+        found = len(computed_blocks), len(computed_blocks) + num_external_computed_tokens // block_size
+        in_tier = self._hashes(request)[slice(*found)] if num_external_computed_tokens else []
+        if self.tier is not None:
+            self.tier.pin(in_tier)
         new_blocks = table.append_tokens(max(0, num_tokens - table.num_tokens))
+        if self.tier is not None:
+            for block_hash, block in zip(in_tier, new_blocks, strict=False):
+                self.tier.load(block_hash, block.block_id)
 
         # Remember what is full now. Speculative tokens, past the request's own, are not.
         if self.prefix_cache is not None:
@@ -317,6 +341,8 @@ class KVCacheManager:
         """
         for block_id in block_ids:
             block = self.block_pool.blocks[block_id]
+            if self.tier is not None:
+                self.tier.cancel(block_id)
             if self.prefix_cache is not None and block.block_hash is not None:
                 self.prefix_cache.forget(block)
                 block.block_hash = None
@@ -325,12 +351,17 @@ class KVCacheManager:
         """Forget all cached contents, for instance because the model's weights changed.
 
         Returns:
-            ``True`` if it happened; while any request holds blocks, or is swapped out, it does not.
+            ``True`` if it happened; while any request holds blocks, or is swapped out, or a step is to copy blocks of
+            the tier, it does not.
         """
         if self.block_pool.num_used_blocks or (self.swap_space is not None and self.swap_space.tables):
             return False
+        if self.tier is not None and self.tier.has_copies:
+            return False
         if self.prefix_cache is not None:
             self.prefix_cache.clear()
+        if self.tier is not None:
+            self.tier.clear()
         for block in self.block_pool.blocks:
             block.block_hash = None
         self.stats = PrefixCacheStats()
@@ -340,32 +371,42 @@ class KVCacheManager:
         """Hand out what became known and was forgotten since the last time; nothing unless events were enabled."""
         return self.prefix_cache.take() if isinstance(self.prefix_cache, EventIndex) else []
 
-    def _check(self, request: Request, table: BlockTable | None, computed_blocks: Sequence[KVCacheBlock]) -> None:
+    def _check(
+        self, request: Request, table: BlockTable | None, computed_blocks: Sequence[KVCacheBlock], num_external: int = 0
+    ) -> None:
         """Refuse a count or hits that are out of date, and a second write to a block that a fork reads."""
         name, num_computed = f"request {request.request_id!r}", request.num_computed_tokens
         if table is not None:
-            if computed_blocks:
+            if computed_blocks or num_external:
                 raise ValueError(f"{name} holds blocks already: hits are for requests without any")
             if num_computed < table.num_tokens:
                 table.check_rewrite(num_computed)
             return
         if self.is_swapped_out(request.request_id):
             raise ValueError(f"{name} is swapped out: call swap_in before it computes more")
-        if num_computed not in (0, len(computed_blocks) * self.block_pool.block_size):
+        if num_computed not in (0, len(computed_blocks) * self.block_pool.block_size + num_external):
             raise ValueError(
                 f"{name} holds no blocks, yet num_computed_tokens is {num_computed}: set it to 0 when blocks are freed"
             )
         if computed_blocks and (self.prefix_cache is None or not self.prefix_cache.holds(request, computed_blocks)):
             raise ValueError(f"the cache no longer holds these blocks for {name}: call get_computed_blocks again")
+        if num_external:
+            first, (num_blocks, rest) = len(computed_blocks), divmod(num_external, self.block_pool.block_size)
+            wanted = [] if self.tier is None else self._hashes(request)[first : first + num_blocks]
+            if rest or self.tier is None or len(wanted) != num_blocks or self.tier.find(wanted) < num_blocks:
+                raise ValueError(
+                    f"host memory does not hold {num_external} tokens for {name}, in whole blocks and behind "
+                    f"{first} of the device: call get_computed_blocks again"
+                )
 
-    def _admit(self, request: Request, computed_blocks: Sequence[KVCacheBlock]) -> BlockTable:
+    def _admit(self, request: Request, computed_blocks: Sequence[KVCacheBlock], num_external: int = 0) -> BlockTable:
         """Give a request a page table that begins with its hits, and count the look-up: a refused one looks again."""
         table = BlockTable(self.block_pool, request.request_id)
         table.adopt(computed_blocks)
         self._num_cached_blocks[request.request_id] = len(computed_blocks)
         self.tables[request.request_id] = table
         if self.prefix_cache is not None:
-            self.stats.record(request.num_tokens, table.num_tokens, preempted=request.num_preemptions > 0)
+            self.stats.record(request.num_tokens, table.num_tokens, request.num_preemptions > 0, num_external)
         return table
 
     def _release(self, name: str) -> None:
@@ -377,5 +418,25 @@ class KVCacheManager:
     def _evicted(self, block: KVCacheBlock) -> None:
         """Called by the pool, and only if there is a prefix cache, just before a block loses its mark."""
         assert self.prefix_cache is not None
+        if self.tier is not None and isinstance(block.block_hash, bytes):
+            self.tier.store(block.block_hash, block.block_id)
         self.prefix_cache.forget(block)
         self.stats.evictions += 1
+
+    def _make_tier(self, num_offload_blocks: int, num_host_blocks: int) -> HostTier:
+        """Build a tier behind the prefix cache; refuse one behind anything that does not find blocks by hash."""
+        cache = self.prefix_cache
+        if not isinstance(cache, HashIndex | EventIndex):
+            there_is = "there is no prefix cache" if cache is None else f"{type(cache).__name__} has no hashes"
+            raise ValueError(f"num_offload_blocks is {num_offload_blocks}, and {there_is}: a tier needs a HashIndex")
+        if num_host_blocks:
+            raise ValueError(
+                f"num_offload_blocks is {num_offload_blocks} and num_host_blocks is {num_host_blocks}: give one of the "
+                "two; the blocks of a preempted request move to a tier without being swapped"
+            )
+        return HostTier(num_offload_blocks, self.block_pool.block_size, getattr(cache, "record", None))
+
+    def _hashes(self, request: Request) -> list[bytes]:
+        """Hashes of a request's full blocks; only with a tier, whose index has them."""
+        assert isinstance(self.prefix_cache, HashIndex | EventIndex)
+        return self.prefix_cache.hashes(request)

@@ -129,6 +129,8 @@ class PrefixCacheStats:
         preempted_queries: their tokens, those of their outputs so far among them.
         preempted_hits: how many of these were found.
         evictions: blocks that lost their contents to make room.
+        external_hits, preempted_external_hits: tokens found in host memory and copied back. They are not among the
+            hits, which are found in blocks of the device, as in vLLM.
     """
 
     requests: int = 0
@@ -138,13 +140,15 @@ class PrefixCacheStats:
     preempted_queries: int = 0
     preempted_hits: int = 0
     evictions: int = 0
+    external_hits: int = 0
+    preempted_external_hits: int = 0
 
     @property
     def hit_rate(self) -> float:
-        """Tokens found over tokens looked for; 0 if there were none."""
-        return self.hits / self.queries if self.queries else 0.0
+        """Tokens found, wherever they were, over tokens looked for; 0 if there were none."""
+        return (self.hits + self.external_hits) / self.queries if self.queries else 0.0
 
-    def record(self, num_tokens: int, num_hits: int, preempted: bool) -> None:
+    def record(self, num_tokens: int, num_hits: int, preempted: bool, num_external_hits: int = 0) -> None:
         """Count a request that has been admitted.
 
         Example:
@@ -157,10 +161,12 @@ class PrefixCacheStats:
             self.preempted_requests += 1
             self.preempted_queries += num_tokens
             self.preempted_hits += num_hits
+            self.preempted_external_hits += num_external_hits
         else:
             self.requests += 1
             self.queries += num_tokens
             self.hits += num_hits
+            self.external_hits += num_external_hits
 
 
 class PrefixIndex(Protocol):

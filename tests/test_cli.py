@@ -171,11 +171,11 @@ def test_one_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
         (["waste", "--workload", "azure-code", "--model-len", "2"], 1, "all 10,000 requests are refused"),
         (["waste", "--rate", "1e-308"], 1, "arrives at inf s"),
         (["waste", "--requests", "300", "--rate", "1e-305"], 1, "give a higher --rate"),
-        (["bench"], 2, "required: {allocator,prefix,attention,step,engine}"),
+        (["bench"], 2, "required: {allocator,prefix,attention,step,tier,engine}"),
         (
             ["bench", "sampler"],
             2,
-            "there is no command 'sampler': choose from allocator, prefix, attention, step, engine",
+            "there is no command 'sampler': choose from allocator, prefix, attention, step, tier, engine",
         ),
         (["generate", "x", "--model", "/no/such/folder"], 1, "there is no folder '/no/such/folder'"),
         (["generate", "--dogs?"], 2, "no option --dogs?; a text that begins with two dashes goes behind --"),

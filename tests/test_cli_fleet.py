@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_json_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["num_requests"] == 120 and fleet.FIGURES == (
         "hit_rate", "requests_per_s", "ttft_mean_s", "ttft_p99_s", "imbalance"
     )  # fmt: skip
-    options = "--router two-choices --replicas 3 --blocks unlimited --block-size 32 --rate 5 --seed 4".split()
+    options = shlex.split("--router two-choices --replicas 3 --blocks unlimited --block-size 32 --rate 5 --seed 4")
     report, _ = report_of(capsys, "fleet", "chat", *FEW, *options)
     assert [report[name] for name in SETTINGS] == ["two-choices", 3, None, 32, 5.0, 4]
     expected = run_point(Point("two-choices", 3, None, 32, 5.0, 4), num_requests=120)

@@ -252,7 +252,7 @@ def test_what_routing_by_prefix_brings_and_costs() -> None:
     """
     blind, chasing, weighing, sticky = (race(name) for name in ("round-robin", "prefix", "prefix-load", "session"))
     assert chasing.hit_rate > blind.hit_rate and chasing.imbalance > 2 > blind.imbalance
-    assert chasing.ttft_p99_s > blind.ttft_p99_s
+    assert chasing.ttft_p99_s > blind.ttft_p99_s and chasing.computed_imbalance > 2 > blind.computed_imbalance
     assert weighing.hit_rate > 1.3 * blind.hit_rate and sticky.hit_rate > 1.3 * blind.hit_rate
     assert weighing.imbalance < 1.2 and weighing.ttft_mean_s < blind.ttft_mean_s
 
@@ -283,6 +283,7 @@ def test_a_function_is_a_router() -> None:
     assert report.num_finished == 100 and report.router == "<lambda>"
     nothing = simulate([], 3)
     assert (nothing.hit_rate, nothing.requests_per_s, nothing.imbalance, nothing.ttft_p99_s) == (0, 0, 1, 0)
+    assert nothing.computed_imbalance == 1
 
 
 REQUEST = FleetRequest(1.0, 9, 2, (1, 2), 0)
@@ -320,6 +321,7 @@ def test_exact_figures_by_hand() -> None:
     report = simulate(requests, 2, lambda request, fleet: 0, 10, 4, server)
     assert (report.ttft_mean_s, report.latency_mean_s, report.seconds) == (1.0, 1.5, 2.0)
     assert (report.requests_per_s, report.imbalance, report.utilization) == (1.0, 2.0, 0.5)
+    assert report.computed_imbalance == 2.0  # one replica computes all of it
     assert report.hit_rate == 4 / 16  # the second finds one block, for its last token must be computed
     assert dataclasses.asdict(report.replicas[0])["most_load"] == 2
     assert report.replicas[0].hit_rate == 0.25 and report.replicas[1].hit_rate == 0

@@ -101,6 +101,29 @@ def test_without_delay_and_loss_events_tell_all() -> None:
     assert late.num_finished == 1500 and late.hit_tokens != second.hit_tokens
 
 
+def test_what_a_failed_replica_sent_does_not_count() -> None:
+    """Catches an event that comes after its replica has failed, and tells of blocks that went with it; a removal of
+    what the index never knew; and a lost removal that stays in the index for ever.
+    """
+    fleet, router = Fleet(2, 3, 4, random.Random(0)), PrefixEventsRouter(delay_s=2.0, loss=0.0)
+    router.begin(fleet, random.Random(0))
+
+    def depth(now: float, *hash_ids: int) -> int:
+        fleet.now = now
+        router.choose(FleetRequest(now, 1, 1, (), 0), fleet)  # learns what has come by now
+        return router.levels(FleetRequest(now, 4 * len(hash_ids) + 1, 1, hash_ids, 0), fleet)[-1][0]
+
+    router.stored(0, [2, 1], 0.0)
+    assert (depth(1.0, 1, 2), depth(2.0, 1, 2)) == (0, 2)
+    router.stored(0, [3], 2.0)
+    router.cleared(0, [3, 2, 1], 3.0)
+    assert (depth(3.0, 1), depth(4.0, 3)) == (0, 0)
+    router.stored(0, [4, 5, 6], 4.0)
+    router.removed(0, [9], 4.0)  # that it was stored has never come
+    router.stored(0, [7], 5.0)  # and that 4 was removed never comes
+    assert (depth(6.5, 4), depth(7.0, 4), depth(7.0, 5, 6, 7)) == (1, 0, 3)
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), num_replicas=st.integers(1, 12))
 def test_least_loaded_is_least(data: st.DataObject, num_replicas: int) -> None:

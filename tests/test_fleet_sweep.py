@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pagedattn_lab.studies.fleet import chat_requests, simulate
 from pagedattn_lab.studies.fleet.cluster import Cluster, ClusterLostError
-from pagedattn_lab.studies.fleet.sweep import Point, PointFailedError, grid, run_point, sweep
+from pagedattn_lab.studies.fleet.sweep import Point, PointFailedError, grid, sweep
 from tests.helpers.cli import MOONCAKE
 from tests.helpers.fleet import NUM_REQUESTS, Deadly, Meeting, Raising, Trailing, runs
 
@@ -78,7 +80,8 @@ def test_points_are_what_they_say(alone: list[Any]) -> None:
     """Catches settings that do not reach the simulation: then points that differ would have equal figures."""
     assert [point for point, _ in alone] == POINTS
     for point, report in alone:
-        assert report == run_point(point, num_requests=NUM_REQUESTS)
+        load = islice(chat_requests(point.seed), NUM_REQUESTS)
+        assert report == simulate(load, 2, point.router, point.num_blocks, block_size=16, seed=point.seed)
         assert len(report.replicas) == 2 and report.num_requests == NUM_REQUESTS
     assert len({(report.hit_rate, report.ttft_mean_s) for _, report in alone}) == len(POINTS)
 
@@ -245,7 +248,7 @@ def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("arguments", [{}, {"scheduler": "tcp://127.0.0.1:1", "workers": 1}, {"workers": 0}])
 def test_what_a_cluster_may_be(arguments: dict[str, Any]) -> None:
     """Catches a cluster of nothing, or of two kinds."""
-    with pytest.raises(ValueError, match="give (either|a whole number)"):
+    with pytest.raises(ValueError, match=r"give (either|a whole number)"):
         Cluster(**arguments)
 
 

@@ -172,7 +172,7 @@ def test_json_lines() -> None:
 GAUGES = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info"}
 COUNTERS = {
     "prefix_cache_queries_total", "prefix_cache_hits_total", "num_preemptions_total", "prompt_tokens_total",
-    "generation_tokens_total", "request_success_total",
+    "generation_tokens_total", "request_success_total", "external_prefix_cache_hits_total",
 }  # fmt: skip
 HISTOGRAMS = {
     "iteration_tokens_total", "time_to_first_token_seconds", "inter_token_latency_seconds", "request_prompt_tokens",
@@ -219,7 +219,7 @@ def test_prometheus_has_vllms_names_and_values() -> None:
         "inter_token_latency_seconds_sum": 2, "request_prompt_tokens_sum": 9, "iteration_tokens_total_sum": 11,
         "e2e_request_latency_seconds_sum": 8 + 11, "request_queue_time_seconds_sum": 8,
         "request_time_per_output_token_seconds_count": 1, "request_params_max_tokens_sum": 4,
-        "num_preemptions_total": 0,
+        "num_preemptions_total": 0, "external_prefix_cache_hits_total": 0,
     }  # fmt: skip
     assert {name: end[f"vllm:{name}", label] for name in expected} == expected
     assert end["vllm:request_success_total", 'engine="0",finished_reason="length",model_name="toy"'] == 2

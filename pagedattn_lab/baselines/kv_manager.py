@@ -95,7 +95,11 @@ class ContiguousKVCacheManager(KVCacheManager):
             )
 
     def allocate_slots(
-        self, request: Request, num_new_tokens: int, computed_blocks: Sequence[KVCacheBlock] = ()
+        self,
+        request: Request,
+        num_new_tokens: int,
+        computed_blocks: Sequence[KVCacheBlock] = (),
+        num_external_computed_tokens: int = 0,
     ) -> list[KVCacheBlock] | None:
         """Reserve a run for a request that has none, then use as many of its slots as it computes tokens next.
 
@@ -116,7 +120,7 @@ class ContiguousKVCacheManager(KVCacheManager):
             return super().allocate_slots(request, num_new_tokens, computed_blocks)  # its table has the blocks already
         if num_new_tokens < 1:
             raise ValueError(f"num_new_tokens is {num_new_tokens}: a request computes at least 1 token")
-        self._check(request, None, computed_blocks)
+        self._check(request, None, computed_blocks, num_external_computed_tokens)
         self.check_fits(request)
 
         region = self.strip.allocate(self._num_blocks(request))

@@ -17,12 +17,15 @@ from pagedattn_lab.cli.terminal import waiting
 
 def add(commands: Any) -> None:
     """Add the command, with a command of its own for each benchmark."""
-    benchmarks = commands.add_parser(
+    names = "{allocator,prefix,attention,step,tier,engine}"
+    bench = commands.add_parser(
         "bench",
         help="measure this machine",
+        usage=f"%(prog)s [-h]\n         {names}",  # behind the command's name it is wider than a terminal
         description="Measure what memory management, attention and a whole engine cost on this machine.",
         examples=[("bench allocator", "blocks and tokens"), ("bench prefix --json", "look-ups, for programs")],
-    ).add_subparsers(dest="benchmark", required=True, metavar="{allocator,prefix,attention,step,engine}")
+    )
+    benchmarks = bench.add_subparsers(dest="benchmark", required=True, metavar=names, prog=bench.prog)
     for name, benchmarks_of, help_, description in (
         (
             "allocator",
@@ -58,7 +61,26 @@ def add(commands: Any) -> None:
         parser = benchmarks.add_parser(name, help=help_, description=description, examples=examples)
         add_json(parser)
         parser.set_defaults(run=run, modules=benchmarks_of)
+    _add_tier(benchmarks)
     _add_engine(benchmarks)
+
+
+def _add_tier(benchmarks: Any) -> None:
+    parser = benchmarks.add_parser(
+        "tier",
+        help="from which length on it pays to copy from host memory",
+        description="Measure how long the first token of a conversation takes when it comes back: its keys and values "
+        "computed again, copied from host memory, or still on the device, for 128 to 4,096 tokens of the book's model "
+        "on one thread; beside it, what a roofline says of Llama-3.1-8B on an H100. It takes some five minutes.",
+        examples=[
+            ("bench tier", "a table"),
+            ("bench tier --quick", "whether everything works"),
+            ("bench tier --json", "the same for programs"),
+        ],
+    )
+    parser.add_argument("--quick", action="store_true", help="short conversations: only to see it work")
+    add_json(parser)
+    parser.set_defaults(run=run_tier)
 
 
 def _add_engine(benchmarks: Any) -> None:
@@ -110,6 +132,19 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(report)
     else:
         print("\n".join(module.describe(report) for module in modules))
+    return 0
+
+
+def run_tier(arguments: argparse.Namespace) -> int:
+    """Measure conversations that come back, and print what was measured."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from pagedattn_lab.bench import tier
+
+    report = tier.measure(tier.QUICK_LENGTHS, repetitions=2) if arguments.quick else tier.measure()
+    if arguments.json:
+        print_json(report)
+    else:
+        print(tier.describe(report))
     return 0
 
 

@@ -51,7 +51,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "rate": ("rate", rate),
     "seed": ("seed", seed),
 }
-"""By the name of its option: what a setting is called in a point and in JSON, and what reads it."""
+"""What a setting is called in a point and in JSON, and what reads it, by the name of its option."""
 
 
 def setting(argument: str) -> tuple[str, list[Any]]:

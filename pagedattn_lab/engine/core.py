@@ -73,7 +73,7 @@ class EngineCore:
     requests of their own, which share its blocks by the prefix cache.
 
     Raises:
-        ValueError: an index, a manager or an option that does not fit.
+        ValueError: an index, a manager or an option that does not fit, or a tier without host blocks in the cache.
 
     Example:
         Two requests go on with token 7 once, and then end:
@@ -115,6 +115,11 @@ class EngineCore:
             )
         if getattr(manager, "groups", None) != runner.groups:
             raise ValueError("the manager and the runner have different groups of layers: give both the same")
+        if manager.tier is not None and manager.tier.num_blocks >= cache.num_host_blocks:
+            raise ValueError(
+                f"the manager has a tier of {manager.tier.num_blocks} blocks, numbered from 1, and the runner has "
+                f"{cache.num_host_blocks} host blocks: make it with num_host_blocks={manager.tier.num_blocks + 1}"
+            )
         self.manager = manager
         self.scheduler = Scheduler(self.manager, **options)
 
@@ -227,6 +232,11 @@ class EngineCore:
         requests, cache = output.requests, self.runner.cache
         cache.copy_out(output.swap_out)
         cache.copy_in(output.swap_in)
+        if self.manager.tier is not None:
+            cache.copy_out(output.stores)
+            self.manager.tier.complete_stores()  # whatever fails from here on, these are right
+            cache.copy_in(output.loads)
+            self.manager.tier.complete_loads()
         if not requests:
             return (), torch.empty(0)
         query_lens = [output.num_scheduled_tokens[request.request_id] for request in requests]

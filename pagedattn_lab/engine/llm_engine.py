@@ -70,6 +70,7 @@ class LLMEngine:
         policy: ``"fcfs"``, who came first, or ``"priority"``.
         preemption: what happens to a request that loses its blocks: ``"recompute"``, or ``"swap"`` to host memory.
         num_host_blocks: blocks of host memory to swap to.
+        num_offload_blocks: blocks of host memory for what the prefix cache evicts, a second tier.
         kv_policy: one of :data:`KV_POLICIES`. What is contiguous has no prefix cache, and preempts nobody.
         hybrid_kv_cache_manager: whether layers with a window give blocks back once no token will read them: layers then
             form groups with page tables of their own. It matters to models with windows only. There is one table all
@@ -112,6 +113,7 @@ class LLMEngine:
         policy: Literal["fcfs", "priority"] = "fcfs",
         preemption: Literal["recompute", "swap"] = "recompute",
         num_host_blocks: int = 0,
+        num_offload_blocks: int = 0,
         kv_policy: str = "paged",
         hybrid_kv_cache_manager: bool = True,
         attention: str = "auto",
@@ -125,11 +127,20 @@ class LLMEngine:
             raise ValueError(f"kv_policy {kv_policy!r} is unknown: use one of {', '.join(KV_POLICIES)}")
         if kv_policy != "paged" and (num_host_blocks or preemption == "swap"):
             raise ValueError(f"kv_policy {kv_policy!r} preempts nobody: leave preemption and num_host_blocks away")
+        if num_offload_blocks:
+            at_least_one("num_offload_blocks", num_offload_blocks)
+            if kv_policy != "paged":
+                raise ValueError(f"kv_policy {kv_policy!r} has no prefix cache: leave num_offload_blocks away")
         at_least_one("block_size", block_size)
         shape = kv_shape_of(model, kv_cache_dtype)
         groups = None
         if hybrid_kv_cache_manager and kv_policy == "paged" and preemption == "recompute" and not num_host_blocks:
             groups = groups_with_windows(model.config, block_size, shape.dtype)
+        if groups is not None and num_offload_blocks:
+            raise ValueError(
+                f"num_offload_blocks is {num_offload_blocks}, and layers with a window form groups, which a tier does "
+                "not know: leave it away, or give hybrid_kv_cache_manager=False"
+            )
         block_bytes = shape.bytes_per_block(block_size) if groups is None else bytes_per_block(groups)
         if num_blocks is None:
             num_blocks = kv_memory // block_bytes
@@ -146,7 +157,14 @@ class LLMEngine:
             longest = longest_in_groups(groups, num_blocks, max_num_batched_tokens) + 1
         self.max_model_len = check_length(model, max_model_len, longest)
         runner = ModelRunner(
-            model, num_blocks, block_size, attention, kv_cache_dtype, forward, num_host_blocks, groups=groups
+            model,
+            num_blocks,
+            block_size,
+            attention,
+            kv_cache_dtype,
+            forward,
+            num_offload_blocks + 1 if num_offload_blocks else num_host_blocks,
+            groups=groups,
         )
         if kv_policy != "paged":
             # Late, and the one thing that a server takes from the book's apparatus: what it is compared with.
@@ -159,7 +177,13 @@ class LLMEngine:
                 groups, num_blocks, enable_prefix_caching, max_num_batched_tokens=max_num_batched_tokens
             )
         else:
-            manager = KVCacheManager(num_blocks, block_size, enable_prefix_caching, num_host_blocks=num_host_blocks)
+            manager = KVCacheManager(
+                num_blocks,
+                block_size,
+                enable_prefix_caching,
+                num_host_blocks=num_host_blocks,
+                num_offload_blocks=num_offload_blocks,
+            )
         self.core = EngineCore(
             runner,
             manager=manager,

@@ -40,7 +40,8 @@ class StepStats:
         num_generation_tokens: tokens chosen.
         num_preempted_reqs: requests that lost their blocks.
         prefix_cache_queries: tokens of the requests that were looked up.
-        prefix_cache_hits: how many of these were found.
+        prefix_cache_hits: how many of these were found in blocks of the device.
+        external_prefix_cache_hits: how many were found in host memory and copied back.
         time_to_first_tokens_s: of each request that got its first token, seconds since it arrived.
         inter_token_latencies_s: of each that got another one, seconds since the one before.
     """
@@ -56,6 +57,7 @@ class StepStats:
     num_preempted_reqs: int
     prefix_cache_queries: int
     prefix_cache_hits: int
+    external_prefix_cache_hits: int
     time_to_first_tokens_s: tuple[float, ...]
     inter_token_latencies_s: tuple[float, ...]
 
@@ -112,6 +114,7 @@ class Totals:
     num_preempted_reqs: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    external_prefix_cache_hits: int = 0
     num_first_tokens: int = 0
     num_decode_tokens: int = 0
     ttft_s: float = 0.0
@@ -162,7 +165,7 @@ class Metrics:
     def __post_init__(self) -> None:
         self._start = self.clock()
         self._states: dict[str, _RequestState] = {}
-        self._seen = PrefixCacheStats(), 0, 0  # of the manager, with its queries and hits when the last step had ended
+        self._seen = PrefixCacheStats(), (0, 0, 0)  # of the manager, with what it had counted when the last step ended
 
     def on_arrival(
         self, request: Request, *, max_tokens: int | None = None, n: int = 1, arrival_time: float | None = None
@@ -207,7 +210,7 @@ class Metrics:
                 assert state.last_token is not None
                 latencies.append(now - state.last_token)
             state.last_token = now
-        queries, hits = self._look_ups(scheduler.manager)
+        queries, hits, external_hits = self._look_ups(scheduler.manager)
         totals = self.totals
         stats = StepStats(
             step=totals.num_steps,
@@ -221,6 +224,7 @@ class Metrics:
             num_preempted_reqs=len(output.preempted),
             prefix_cache_queries=queries,
             prefix_cache_hits=hits,
+            external_prefix_cache_hits=external_hits,
             time_to_first_tokens_s=tuple(first),
             inter_token_latencies_s=tuple(latencies),
         )
@@ -230,6 +234,7 @@ class Metrics:
         totals.num_preempted_reqs += stats.num_preempted_reqs
         totals.prefix_cache_queries += queries
         totals.prefix_cache_hits += hits
+        totals.external_prefix_cache_hits += external_hits
         totals.num_first_tokens += len(first)
         totals.ttft_s += sum(first)
         totals.num_decode_tokens += len(latencies)
@@ -283,17 +288,18 @@ class Metrics:
             "ttft_s": over(totals.ttft_s, totals.num_first_tokens),
             "tpot_s": over(totals.decode_time_s, totals.num_decode_tokens),
             "preemptions": totals.num_preempted_reqs,
-            "hit_rate": over(totals.prefix_cache_hits, totals.prefix_cache_queries),
+            "hit_rate": over(totals.prefix_cache_hits + totals.external_prefix_cache_hits, totals.prefix_cache_queries),
         }
 
-    def _look_ups(self, manager: KVCacheManager | GroupedKVCacheManager) -> tuple[int, int]:
-        """Tokens looked up, and found, since the last call; a cache that was reset counts from 0 again."""
-        queries, hits = manager.stats.queries, manager.stats.hits
-        counted, old_queries, old_hits = self._seen
-        if manager.stats is not counted:  # the cache was reset
-            old_queries = old_hits = 0
-        self._seen = manager.stats, queries, hits
-        return queries - old_queries, hits - old_hits
+    def _look_ups(self, manager: KVCacheManager | GroupedKVCacheManager) -> tuple[int, int, int]:
+        """Tokens looked up, found, and found on the host, since the last call; a cache that was reset starts again."""
+        stats = manager.stats
+        queries, hits, external_hits = stats.queries, stats.hits, stats.external_hits
+        counted, old = self._seen
+        if stats is not counted:  # the cache was reset
+            old = 0, 0, 0
+        self._seen = stats, (queries, hits, external_hits)
+        return queries - old[0], hits - old[1], external_hits - old[2]
 
     def _tell(self, stats: StepStats | FinishedRequestStats) -> None:
         for logger in self.loggers:

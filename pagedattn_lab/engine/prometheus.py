@@ -66,6 +66,9 @@ class PrometheusStatLogger:
         self._of_steps = {
             "prefix_cache_queries": self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache."),
             "prefix_cache_hits": self._counter("prefix_cache_hits", "Tokens found in the prefix cache."),
+            "external_prefix_cache_hits": self._counter(
+                "external_prefix_cache_hits", "Tokens found in host memory and copied back."
+            ),
             "num_preempted_reqs": self._counter("num_preemptions", "Preemptions so far."),
             "num_prompt_tokens": self._counter("prompt_tokens", "Tokens of prompts processed."),
             "num_generation_tokens": self._counter("generation_tokens", "Tokens generated."),

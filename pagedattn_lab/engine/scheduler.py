@@ -169,6 +169,8 @@ class Scheduler:
         except BaseException:
             self._undo(step.output())
             raise
+        if self.manager.tier is not None:
+            step.stores, step.loads = self.manager.tier.copies()
         output = step.output()
         if output.requests or output.preempted:
             self._in_flight = output
@@ -188,6 +190,9 @@ class Scheduler:
             ValueError: not the step that was scheduled last.
         """
         self._end_step(output)
+        if self.manager.tier is not None:
+            self.manager.tier.complete_stores()
+            self.manager.tier.complete_loads()
         for request in output.requests:
             if self._knows(request):  # it may have been finished meanwhile
                 request.num_computed_tokens += output.num_scheduled_tokens[request.request_id]
@@ -195,8 +200,8 @@ class Scheduler:
     def roll_back(self, output: SchedulerOutput) -> None:
         """Make good for a step that failed: its requests wait again, first in line, and have lost their blocks.
 
-        What the step was to write is forgotten by the prefix cache, and so are copies of swapped blocks, which may
-        not have been made.
+        What the step was to write is forgotten by the prefix cache, and so are copies of swapped blocks and of the
+        tier's, which may not have been made. Of the tier's, those that it knows to have been made stay.
 
         Raises:
             ValueError: not the step that was scheduled last.
@@ -302,12 +307,14 @@ class Scheduler:
 
     def _admit(self, request: Request, step: StepInTheMaking) -> bool:
         """Give a request the blocks of its first chunk, those found in the cache included, if all of it would fit."""
+        manager = self.manager
         blocks: Any  # one list, or one for each group of layers: only the manager looks into them
-        blocks, num_hit_tokens = self.manager.get_computed_blocks(request)
+        blocks, num_hit_tokens = manager.get_computed_blocks(request)
         num_new_tokens = step.num_new_tokens(request, num_hit_tokens)
         if not self._fits(request, num_new_tokens, blocks):
             return False
-        if self.manager.allocate_slots(request, num_new_tokens, blocks) is None:
+        hits = (blocks,) if manager.tier is None else (blocks, num_hit_tokens - len(blocks) * manager.tier.block_size)
+        if manager.allocate_slots(request, num_new_tokens, *hits) is None:
             return False
         request.num_computed_tokens = num_hit_tokens
         self._run(self.waiting.popleft(), num_new_tokens, step)
@@ -367,6 +374,8 @@ class Scheduler:
     def _undo(self, output: SchedulerOutput) -> None:
         """Take everything back that a step was to compute or to copy."""
         self.manager.evict_blocks(block_id for _, block_id in output.swap_in)
+        if self.manager.tier is not None:
+            self.manager.evict_blocks(self.manager.tier.fail())
         for request in reversed(output.preempted):
             if request in self.swapped:  # its copy on the host may never have been made
                 self.swapped.remove(request)

@@ -14,9 +14,9 @@ from pagedattn_lab.request import Request
 class SchedulerOutput:
     """One step: who computes how much, and who had to make room.
 
-    Whoever executes it copies ``swap_out`` first, then ``swap_in``, then what page tables wait for, and only then
-    writes anything. A request's next token is sampled in this step if its ``num_computed_tokens`` and the tokens of
-    this step are all that it has.
+    Whoever executes it copies ``swap_out`` and ``stores`` first, then ``swap_in`` and ``loads``, then what page tables
+    wait for, and only then writes anything. A request's next token is sampled in this step if its
+    ``num_computed_tokens`` and the tokens of this step are all that it has.
 
     Attributes:
         requests: who computes, in the order of the batch.
@@ -24,6 +24,8 @@ class SchedulerOutput:
         preempted: who lost its blocks while this was made.
         swap_out: ``(block, host block)`` to copy away.
         swap_in: ``(host block, block)`` to copy back.
+        stores: ``(block, host block)`` to copy away, of what the prefix cache has evicted.
+        loads: ``(host block, block)`` to copy back, of what was found in host memory.
     """
 
     requests: tuple[Request, ...] = ()
@@ -31,6 +33,8 @@ class SchedulerOutput:
     preempted: tuple[Request, ...] = ()
     swap_out: tuple[tuple[int, int], ...] = ()
     swap_in: tuple[tuple[int, int], ...] = ()
+    stores: tuple[tuple[int, int], ...] = ()
+    loads: tuple[tuple[int, int], ...] = ()
 
     @property
     def total_num_scheduled_tokens(self) -> int:
@@ -52,6 +56,8 @@ class StepInTheMaking:
         self.preempted: list[Request] = []
         self.swap_out: list[tuple[int, int]] = []
         self.swap_in: list[tuple[int, int]] = []
+        self.stores: list[tuple[int, int]] = []
+        self.loads: list[tuple[int, int]] = []
 
     def num_new_tokens(self, request: Request, num_computed_tokens: int) -> int:
         """How many tokens a request may compute in this step."""
@@ -75,4 +81,6 @@ class StepInTheMaking:
             tuple(self.preempted),
             tuple(self.swap_out),
             tuple(self.swap_in),
+            tuple(self.stores),
+            tuple(self.loads),
         )

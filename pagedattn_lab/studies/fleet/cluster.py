@@ -19,7 +19,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import ExitStack, suppress
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 from pagedattn_lab.arithmetic import at_least_one
 
@@ -36,9 +36,7 @@ CLOSING = 10
 """Seconds that the connection, and a scheduler of our own, have to close."""
 
 LOOPBACK = "127.0.0.1"
-"""Where workers of our own run: nobody else can reach them."""
-
-Result = TypeVar("Result")
+"""Where workers of our own run, so that nobody else can reach them."""
 
 
 class ClusterLostError(BrokenExecutor):
@@ -49,8 +47,8 @@ class Cluster(Executor):
     """An executor whose workers belong to a Dask cluster: one that is there, or one of this machine's own.
 
     Workers of our own are replaced when they die, and what they ran ends with a :class:`ClusterLostError`, as
-    :func:`pagedattn_lab.studies.fleet.sweep.sweep` expects it. Another cluster gives it to other workers first, as often
-    as its scheduler's ``allowed-failures`` says.
+    :func:`pagedattn_lab.studies.fleet.sweep.sweep` expects it. Another cluster gives it to other workers first, as
+    often as its scheduler's ``allowed-failures`` says.
 
     Args:
         scheduler: address of a cluster's scheduler, such as ``"tcp://ada:8786"``. This package must be installed
@@ -111,7 +109,7 @@ class Cluster(Executor):
             self._client.loop.add_callback(self._watch)
             self._stack = stack.pop_all()
 
-    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Send a call to a worker.
 
         Args:
@@ -129,7 +127,7 @@ class Cluster(Executor):
             raise ClusterLostError(self._lost)
         if self._gave_up():
             raise ClusterLostError(f"the scheduler at {self.address} does not answer any more")
-        ours: Future[Result] = Future()
+        ours: Future[Any] = Future()
         theirs = self._client.submit(partial(fn, *args, **kwargs), pure=False)  # pure: what failed once fails again
         self._open.add(ours)
         ours.add_done_callback(partial(self._when_cancelled, theirs))

@@ -155,11 +155,11 @@ class PrefixLoadRouter(PrefixRouter):
 
         cost = prompt_len - hit tokens + weight * load * (tokens that a request has computed so far, on average)
 
-    So a replica that holds ``n`` tokens of a prompt gets it, unless it has more requests than another by ``n`` over
-    that average.
+    The unit is a token to be computed, which is a unit of time: one token takes ``step_time.compute`` seconds.
 
     Args:
-        weight: of the load; 0: as :class:`PrefixRouter`.
+        weight: of the load. 1 would be right if none of those requests had begun; but most of them run already, and
+            need little more than a token a step. At 0 the router chases prefixes as :class:`PrefixRouter` does.
 
     Raises:
         ValueError: a negative weight.

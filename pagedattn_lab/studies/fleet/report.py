@@ -131,11 +131,23 @@ class FleetReport:
 
     @property
     def imbalance(self) -> float:
-        """How long the busiest replica worked, over the mean of all: 1 if all work alike."""
-        busy = [replica.busy_s for replica in self.replicas]
-        return max(busy) * len(busy) / sum(busy) if any(busy) else 1.0
+        """How long the busiest replica worked, over the mean of all; 1 if all work alike.
+
+        A replica works as long as it has any request, so in a busy fleet this stays near 1, whoever has the most to do:
+        see :attr:`computed_imbalance`.
+        """
+        return _most_over_mean([replica.busy_s for replica in self.replicas])
+
+    @property
+    def computed_imbalance(self) -> float:
+        """Tokens of prompts that one replica had to compute, at most, over the mean of all; 1 if all have alike."""
+        return _most_over_mean([replica.prompt_tokens - replica.hit_tokens for replica in self.replicas])
 
     @property
     def utilization(self) -> float:
         """Part of the time in which a replica works, on average."""
         return sum(replica.busy_s for replica in self.replicas) / (len(self.replicas) * self.seconds or 1.0)
+
+
+def _most_over_mean(values: list[float] | list[int]) -> float:
+    return max(values) * len(values) / sum(values) if any(values) else 1.0

@@ -44,8 +44,8 @@ class Point:
     """One setting of a fleet, to be simulated.
 
     Attributes:
-        router: a name of :data:`pagedattn_lab.studies.fleet.ROUTERS`, or a router of your own. Each run gets a copy of
-            it as it was when it was given; on other machines its class must be there to be imported.
+        router: a name of :data:`pagedattn_lab.studies.fleet.prefix_routers.ROUTERS`, or a router of your own. Each run
+            gets a copy of it as it was when it was given; on other machines its class must be there to be imported.
         num_replicas: servers.
         num_blocks: blocks in the cache of each; ``None`` for as many as it takes.
         block_size: tokens per block; ``None`` for 16 in conversations and 512 in a log.
@@ -83,7 +83,7 @@ class Point:
 
     @property
     def router_name(self) -> str:
-        """What to call the router: its name, or that of its class."""
+        """The router's name, or that of its class."""
         return self.router if isinstance(self.router, str) else type(self.router).__name__
 
     def block_size_for(self, requests: str) -> int:
@@ -225,8 +225,8 @@ def _elsewhere(
             point, error = points[left[0]], lost[left[0]]
             others = f", and {count(len(left) - 1, 'point')} beside it" if len(left) > 1 else ""
             raise PointFailedError(
-                f"the workers were lost {count(fruitless, 'time')} in a row with the point {point}{others} ({_words(error)}); "
-                f"{count(len(points) - len(left), 'point')} of {len(points):,} had ended"
+                f"the workers were lost {count(fruitless, 'time')} in a row with the point {point}{others} "
+                f"({_words(error)}); {count(len(points) - len(left), 'point')} of {len(points):,} had ended"
             ) from error
 
 
