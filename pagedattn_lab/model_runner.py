@@ -13,33 +13,27 @@ Source: transformers' ``AttentionInterface``; the forward context follows vLLM's
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from pagedattn_lab.attention.backends import Call, check_name, choose
-from pagedattn_lab.attention.latent import absorbed_query, expanded_output
 from pagedattn_lab.attention.metadata import AttentionMetadata
-from pagedattn_lab.attention.variant import EIGHT_BIT, PLAIN, Variant
+from pagedattn_lab.attention.variant import PLAIN, Variant
 from pagedattn_lab.block_table import take_copies
+from pagedattn_lab.forward_context import ATTENTION_NAME, ForwardContext, set_forward_context
 from pagedattn_lab.input_batch import InputBatch
 from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.kv_layers import LayerPlace, layer_places
 from pagedattn_lab.kv_shape import KV_CACHE_DTYPES, KVShape
 from pagedattn_lab.models.implementation import attention_of
-from pagedattn_lab.models.latents import latent_layers, latents_kept, up_projections
+from pagedattn_lab.models.latents import latent_layers, latents_kept
 from pagedattn_lab.models.support import (
     UnsupportedModelError,
     fused_obstacle,
-    refuse_layer,
     refuse_unsupported,
     rotary_limit,
 )
@@ -47,23 +41,8 @@ from pagedattn_lab.models.support import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ATTENTION_NAME = "pagedattn_lab"
-
 FORWARDS = ("modules", "fused", "auto")
 """How a model may be computed: see :class:`ModelRunner`."""
-
-
-@dataclass
-class _ForwardContext:
-    """What the attention function must know about the step under way."""
-
-    metadata: Sequence[AttentionMetadata]  # of each layer: that of its group
-    cache: PagedKVCache
-    backend: str
-    windows: dict[int, int | None] = field(default_factory=dict)  # of the layers that have attended
-
-
-_forward_context: ContextVar[_ForwardContext] = ContextVar("forward_context")
 
 
 def kv_shape_of(model: PreTrainedModel, kv_cache_dtype: str = "auto") -> KVShape:
@@ -263,10 +242,10 @@ class ModelRunner:
         # Without a GPU a Triton kernel is interpreted, and a prompt would take minutes: only decode goes to it by name.
         by_name = metadata.is_decode or self.attention in ("reference", "cpu")
         backend = self.attention if by_name else "auto"
-        context = _ForwardContext([groups[place.group] for place in self._places], self.cache, backend)
+        context = ForwardContext([groups[place.group] for place in self._places], self.cache, backend)
         keep = {"logits_to_keep": last_tokens} if self._takes_logits_to_keep else {}
         ours = attention_of(self.model, ATTENTION_NAME)
-        with ours, latents_kept(self._latent_layers), _set_forward_context(context):
+        with ours, latents_kept(self._latent_layers), set_forward_context(context):
             logits = self.model(
                 input_ids=torch.tensor([list(token_ids)], device=self.model.device),  # [1, num_tokens]
                 position_ids=metadata.positions[None, :],
@@ -293,86 +272,3 @@ class ModelRunner:
                     f"layer {layer} of {type(self.model).__name__} reads {read}, and its group keeps {kept}: form the "
                     "groups of what the model reads, or give none"
                 )
-
-
-def _attention_through_page_table(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    s_aux: torch.Tensor | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Stand in for one layer's attention: shapes ``[1, heads, num_tokens, head_dim]`` in, tokens before heads out.
-
-    ``s_aux`` is transformers' name for sinks.
-    """
-    context = _forward_context.get()
-    cache, layer = context.cache, module.layer_idx
-    metadata = context.metadata[layer]
-    window = getattr(attention_mask, "window", None)  # what _window_in_place_of_mask put there; no other mask has it
-    if window is not None:
-        sliding_window, attention_mask = window, None
-    refuse_layer(module, key, value, attention_mask, sliding_window, cache.shape, layer in context.windows)
-    scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else float(scaling)
-    flat_query = query[0].transpose(0, 1)  # [num_tokens, num_heads, head_dim]
-    flat_value = None if cache.shape.latent else value[0].transpose(0, 1)
-    cache.store(layer, key[0].transpose(0, 1), flat_value, metadata.slot_mapping)
-    context.windows[layer] = sliding_window
-    if cache.shape.latent:
-        w_uk, w_uv = up_projections(module)
-        flat_query = absorbed_query(flat_query, w_uk)
-    if sliding_window is not None and metadata.max_seq_len <= sliding_window:
-        sliding_window = None  # every token sees all before it
-    key_cache, value_cache = cache.key_caches[layer], cache.value_caches[layer]
-    scales = {"k_scale": cache.k_scales[layer], "v_scale": cache.v_scales[layer]}
-    variant = Variant(softcap, sliding_window, sinks=s_aux, **scales)
-    if key_cache.dtype not in EIGHT_BIT:
-        flat_query = flat_query.to(key_cache.dtype)
-    call = Call.of(flat_query, key_cache, value_cache, prompts=not metadata.is_decode, variant=variant)
-    output = choose(context.backend, call).attend(
-        flat_query,
-        key_cache,
-        value_cache,
-        metadata.block_tables,
-        metadata.seq_lens,
-        metadata.query_start_loc,
-        scale,
-        variant,
-        metadata.cascade,
-    )
-    output = output.to(query.dtype)
-    if cache.shape.latent:
-        output = expanded_output(output, w_uv)
-    return output[None], None
-
-
-def _window_in_place_of_mask(*_: Any, local_size: int | None = None, **__: Any) -> torch.Tensor | None:
-    """Answer with a layer's window, where transformers asks for a mask.
-
-    The number hangs on a tensor with the four dimensions of a mask. :func:`_attention_through_page_table` takes it off
-    again; a model that makes a mask of its own from ours loses it, and is refused.
-    """
-    if local_size is None:
-        return None
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    mask.window = local_size
-    return mask
-
-
-AttentionInterface.register(ATTENTION_NAME, _attention_through_page_table)
-AttentionMaskInterface.register(ATTENTION_NAME, _window_in_place_of_mask)
-
-
-@contextmanager
-def _set_forward_context(context: _ForwardContext) -> Iterator[None]:
-    token = _forward_context.set(context)
-    try:
-        yield
-    finally:
-        _forward_context.reset(token)

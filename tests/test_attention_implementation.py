@@ -14,7 +14,8 @@ from transformers.models.llava import LlavaConfig
 from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.model_runner import ATTENTION_NAME, ModelRunner
+from pagedattn_lab.forward_context import ATTENTION_NAME
+from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.models.implementation import attention_of
 from tests.helpers.models import SMALL, tiny
 

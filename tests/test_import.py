@@ -71,7 +71,7 @@ SPINE = [
     "attention.latent", "kv_cache", "kernels", "compile_report",
     "models.quiet", "models.default", "models.prompts", "models.detokenize", "models.support", "models.implementation",
     "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
-    "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop",
+    "forward_context", "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop",
     "engine.output_processor", "engine.capacity", "engine.core", "engine.sampling", "engine.beam_search",
     "engine.metrics",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
