@@ -32,6 +32,8 @@ from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.request import Request
 from pagedattn_lab.studies.fleet import FleetRequest
 from pagedattn_lab.studies.hit_rates import BlockCache
+from tests.helpers.chapters import CHAPTERS
+from tools import notebooks
 
 CHOOSE = replace(ch11.choose, number="", seconds=60)  # not recorded; a machine may be busy with other tests
 LOADS = [case.arguments for case in ch11.choose.cases()]
@@ -90,6 +92,14 @@ def test_a_window_is_that_of_the_librarys_manager(num_tokens: int, block_size: i
         assert answer is not None and answer(num_tokens, block_size, window, handed_out) == table
 
 
+def test_a_block_for_tokens_to_come_is_not_said_to_be_read() -> None:
+    """Catches a reason that is false: the next token reads nothing of a block that is ahead of it."""
+    window = replace(ch11.window_table, number="")
+    verdict = window.grade(window.wrong["take away blocks for tokens to come, too"])
+    assert "it is for tokens to come: the next one is token " in verdict.message
+    assert "are read" not in verdict.message
+
+
 # --- 2: a replica that melts ------------------------------------------------------------------------------------------
 
 
@@ -119,9 +129,9 @@ def test_every_finding_occurs() -> None:
 
 def test_by_hand_cases_are_what_they_are_said_to_be() -> None:
     """Catches a case whose sentence tells another story than its log."""
-    found = [ch11.melting_replica.reference(*case.arguments) for case in ch11_melting._melting_cases()[:10]]
+    found = [ch11.melting_replica.reference(*case.arguments) for case in ch11_melting._melting_cases()[:11]]
     assert [finding["cause"] for finding in found] == [
-        "load", "hits", "load", "hits", "ties", "load", "neither", "hits", "hits", "hits",
+        "load", "hits", "load", "hits", "ties", "load", "neither", "hits", "hits", "hits", "neither",
     ]  # fmt: skip
     assert [finding["drawn"] for finding in found[:4]] == [[], [1], [], [2]]
     assert found[9] == {"replica": 0, "drawn": [0, 1, 2, 3], "prefix": 4, "cause": "hits"}
@@ -133,6 +143,15 @@ def test_a_prefix_draws_requests_to_one_replica() -> None:
     finding = ch11.melting_replica.reference(log, 3)
     assert finding["cause"] == "hits" and finding["prefix"] == 1 and len(finding["drawn"]) >= 5
     assert ch11.example_in_words().count("to replica 0") > len(log) / 2
+
+
+def test_the_cause_is_judged_by_who_has_most() -> None:
+    """Catches cases in which the cheapest other replica is always the one with most hits."""
+    melting = replace(ch11.melting_replica, number="")
+    verdict = melting.grade(
+        melting.wrong["compare the hits with those of the cheapest other replica, and not with the most"]
+    )
+    assert verdict.passed is False and "“cause”: " in verdict.message
 
 
 # --- 3: a latent's budget ---------------------------------------------------------------------------------------------
@@ -267,3 +286,55 @@ def test_a_router_needs_only_what_the_chapter_names() -> None:
     fleet = SimpleNamespace(num_replicas=2, load=lambda replica: 0, hit_blocks=lambda replica, request: replica)
     for answer in (ch11.choose.reference, *ch11.choose.wrong.values()):
         assert answer(SimpleNamespace(hash_ids=(1, 2), prompt_len=40, session=3), fleet) in (0, 1)
+
+
+def test_the_router_of_the_chapter_keeps_both_promises() -> None:
+    """Catches loads on which what section 7 has readers run is refused, with what it remembers or afresh."""
+    path = next(path for path in CHAPTERS if path.stem.startswith("11_"))
+    (cell,) = (cell for cell in notebooks.code_cells(notebooks.read(path)) if cell.id == "mine")
+    namespace: dict[str, Any] = {}
+    exec(cell.source, namespace)
+    router = namespace["Mine"]()
+    for _ in range(3):
+        verdict = CHOOSE.grade(router.choose)
+        assert verdict.passed, verdict
+    for traffic, promised in LOADS:
+        report = traffic.serve(namespace["Mine"]().choose)
+        assert report.hit_tokens >= promised * BLOCK_SIZE
+        assert max(replica.most_load for replica in report.replicas) <= ch11_router.MOST
+
+
+@pytest.mark.parametrize("router", [weigh(1), weigh(8), by_session])
+def test_a_price_must_be_of_some_size(router: Callable[..., int]) -> None:
+    """Catches loads that any price passes, or a home for each conversation."""
+    assert CHOOSE.grade(router).passed is False
+
+
+def test_who_never_looks_at_hits_is_not_told_to_follow_them() -> None:
+    """Catches a mistake found by its result: a fixed replica melts as the first one with most hits does."""
+    for replica in (0, 1):
+        verdict = CHOOSE.grade(lambda request, fleet, replica=replica: replica)
+        assert verdict.passed is False and "melts" in verdict.message
+        assert "follow hits" not in verdict.message and "cached" not in verdict.message, verdict
+        assert ("You seem to send everybody to the first replica." in verdict.remarks) == (replica == 0)
+    verdict = CHOOSE.grade(lambda request, fleet: chase(request, fleet))
+    assert "You seem to follow hits alone." in verdict.remarks and "Blocks that are cached" in verdict.message
+
+
+def test_a_fleet_cannot_be_changed() -> None:
+    """Catches a fleet whose caches an answer may fill, and one whose numbers it may set."""
+
+    def fills(request: Any, fleet: Any) -> int:
+        for cache in fleet.caches:
+            cache.serve(request.prompt_len, request.hash_ids)
+        return least_loaded(request, fleet)
+
+    def sets(request: Any, fleet: Any) -> int:
+        fleet.block_size = 1
+        return weigh(3)(request, fleet)
+
+    assert CHOOSE.grade(fills).passed is False and CHOOSE.grade(sets).passed is False
+    seen: list[Any] = []
+    CHOOSE.grade(lambda request, fleet: seen.append(fleet) or 0)
+    public = {name for name in dir(seen[0]) if not name.startswith("_")}
+    assert public == {"num_replicas", "block_size", "load", "hit_blocks", "is_alive"}

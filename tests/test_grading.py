@@ -472,6 +472,26 @@ def test_kinds_are_named(value: Any, name: str) -> None:
     assert values.kind(value) == name
 
 
+@pytest.mark.parametrize(
+    ("got", "said"),
+    [
+        (
+            {"drawn": {1}, "size": 2},
+            "You return a dict, and in it, under 'drawn', a set where a list of 2 numbers belongs.",
+        ),
+        ({"drawn": ["1"], "size": 2}, "You return a dict, and in it, under 'drawn', a text where a number belongs."),
+        ({"drawn": [1], "size": 2, "notes": 1}, "You return a dict, and in it one key too many, 'notes'."),
+        ({"drawn": [1]}, "You return a dict, and in it no key 'size'."),
+        ({"drawn": [1], "siz": 2}, "You return a dict, and in it no key 'size', but 'siz'."),
+    ],
+)
+def test_what_is_amiss_in_a_dictionary_is_named(got: dict[str, Any], said: str) -> None:
+    """Catches "a dict where a dict belongs"."""
+    right = {"drawn": [1, 2], "size": 2}
+    exercise = Exercise("", "find", "Find", cases=lambda: [Case(())], reference=lambda: right, wrong={})
+    assert said in exercise.grade(lambda: got).message
+
+
 def test_what_one_list_is_shows_where_contents_are_equal() -> None:
     """Catches expected and got that look the same."""
     exercise = Exercise(

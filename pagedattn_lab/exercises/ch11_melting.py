@@ -138,6 +138,11 @@ _BY_HAND: list[tuple[list[Entry], int, str]] = [
         2,
         "Two first blocks are as frequent among the drawn requests.",
     ),
+    (
+        [([1, 2, 3, 4, 5, 6], [3, 0, 5], [9, 0, 8], 0)],
+        2,
+        "Replica 1 is the cheapest, and replica 2 has more of the prompt than the one that melts: not hits.",
+    ),
 ]
 
 
@@ -211,6 +216,8 @@ def _with_a_mistake(mistake: str) -> Callable[..., Finding]:
             if min(others) < costs[chosen] or (mistake == "as much" and min(others) == costs[chosen]):
                 drawn.append(place)
                 elsewhere = max(found for at, found in enumerate(hits) if at != chosen)
+                if mistake == "cheapest":
+                    elsewhere = hits[min((at for at in range(len(hits)) if at != chosen), key=lambda at: costs[at])]
                 more = hits[chosen] >= elsewhere if mistake == "no ties" else hits[chosen] > elsewhere
                 causes["hits" if more else "ties" if hits[chosen] == elsewhere else "neither"] += 1
         firsts = Counter(there if mistake == "all sent there" else [log[place][0][0] for place in drawn])
@@ -255,6 +262,7 @@ melting_replica = Exercise(
         "count a request whose other replica costs as much": _with_a_mistake("as much"),
         "look for the prefix in all requests that were sent there": _with_a_mistake("all sent there"),
         "call it hits where another replica has as many": _with_a_mistake("no ties"),
+        "compare the hits with those of the cheapest other replica, and not with the most": _with_a_mistake("cheapest"),
     },
 )
 """Where, who and why: ``melting_replica(log, price)`` -> a dictionary."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pagedattn_lab.exercises.cases import Case
 from pagedattn_lab.exercises.ch11_fleet import (
     BLOCK_SIZE,
+    Choose,
     Traffic,
     by_session,
     chase,
@@ -22,11 +24,11 @@ from pagedattn_lab.exercises.grading import Exercise
 from pagedattn_lab.exercises.values import Words, shown
 from pagedattn_lab.recorder.sentences import counted
 
-KEPT = Words("both promises kept")
+KEPT = "both promises kept"
 MOST = 12
 """Requests that a replica may have at once."""
 _SEEDS = {
-    (3, 0.6): (3, 19, 124, 411), (3, 0.8): (2, 12, 715, 772), (3, 1.0): (2, 27, 124, 414),
+    (3, 0.6): (3, 19, 124, 411), (3, 0.8): (2, 12, 1401, 772), (3, 1.0): (2, 27, 124, 414),
     (4, 0.6): (1, 12, 17), (4, 0.8): (1, 3, 7), (4, 1.0): (1, 3, 10),
     (6, 0.6): (2, 6, 14), (6, 0.8): (1, 9, 11), (6, 1.0): (0, 2, 9),
 }  # fmt: skip
@@ -54,30 +56,90 @@ class _NoReplica(Exception):
     """An answer chose what is no replica."""
 
 
-def _serve(answer: Callable[..., Any], arguments: tuple[Any, ...]) -> Words:
-    """Serve a load with an answer, and say which promise is broken."""
+@dataclass(frozen=True, slots=True)
+class ReadOnlyFleet:
+    """What section 7 names of a fleet: it can be asked, and not changed."""
+
+    num_replicas: int
+    block_size: int
+    load: Callable[[int], int]
+    hit_blocks: Callable[[int, Any], int]
+    is_alive: Callable[[int], bool]
+
+
+class Service(Words):
+    """How a load was served, in words.
+
+    Args:
+        outcome: which promise is broken, or that none is.
+        choices: the replicas that were chosen, in order.
+        saw_hits: whether the answer ever asked for hits.
+    """
+
+    choices: tuple[int, ...]
+    saw_hits: bool
+
+    def __new__(cls, outcome: str, choices: Iterable[int], saw_hits: bool) -> Service:
+        """Keep the words, and beside them where they come from."""
+        service = super().__new__(cls, outcome)
+        service.choices, service.saw_hits = tuple(choices), saw_hits
+        return service
+
+
+def _same_service(one: Service, other: Service) -> bool:
+    """Promises may be kept in any way; two break them alike by the same choices, if both looked at hits, or neither."""
+    if KEPT in (one, other):
+        return one == other
+    return (one.choices, one.saw_hits) == (other.choices, other.saw_hits)
+
+
+def _serve(answer: Callable[..., Any], arguments: tuple[Any, ...]) -> Service:
+    """Serve a load with an answer, and note what it chose and whether it looked at hits."""
     traffic, promised = arguments
+    choices: list[int] = []
+    saw_hits = False
+
+    def read_only(fleet: Any) -> ReadOnlyFleet:
+        def load(replica: int) -> int:
+            return int(fleet.load(replica))
+
+        def hit_blocks(replica: int, request: Any) -> int:
+            nonlocal saw_hits
+            saw_hits = True
+            return int(fleet.hit_blocks(replica, request))
+
+        def is_alive(replica: int) -> bool:
+            return bool(fleet.is_alive(replica))
+
+        return ReadOnlyFleet(fleet.num_replicas, fleet.block_size, load, hit_blocks, is_alive)
 
     def asked(request: Any, fleet: Any) -> int:
-        chosen = answer(request, fleet)
+        chosen = answer(request, read_only(fleet))
         try:
             replica = operator.index(chosen)
         except TypeError:
             replica = -1
         if not 0 <= replica < fleet.num_replicas:
             raise _NoReplica(f"a request goes to {shown(chosen)}: replicas are 0 to {fleet.num_replicas - 1}")
+        choices.append(replica)
         return replica
+
+    return Service(_outcome(asked, traffic, promised), choices, saw_hits)
+
+
+def _outcome(asked: Choose, traffic: Traffic, promised: int) -> str:
+    """Serve a load, and say which promise is broken."""
 
     try:
         report = traffic.serve(asked)
     except _NoReplica as stop:
-        return Words(stop)
+        return str(stop)
     found, most = report.hit_tokens // BLOCK_SIZE, [replica.most_load for replica in report.replicas]
     if max(most) > MOST:
         melting = most.index(max(most))
-        return Words(f"replica {melting} melts: it has {max(most)} requests at once. Promised are at most {MOST}")
+        return f"replica {melting} melts: it has {max(most)} requests at once. Promised are at most {MOST}"
     if found < promised:
-        return Words(f"too few hits: {counted(found, 'block')} found. Promised are at least {promised}")
+        return f"too few hits: {counted(found, 'block')} found. Promised are at least {promised}"
     return KEPT
 
 
@@ -109,10 +171,12 @@ def _router_cases() -> list[Case]:
     ]
 
 
-def _look_at_service(_: tuple[Any, ...], expected: str, got: str) -> str | None:
-    if got is not None and "melts" in got:
+def _look_at_service(_: tuple[Any, ...], expected: Service, got: Service) -> str | None:
+    if "melts" in got and not got.saw_hits:
+        return "Whoever comes waits for all who are there: `fleet.load(replica)` says how many those are."
+    if "melts" in got:
         return "Blocks that are cached are no reason to wait for longer than it takes to compute them elsewhere."
-    if got is not None and "too few" in got:
+    if "too few" in got:
         return "Each turn of a conversation repeats the turns before: somewhere most of its blocks are cached."
     return None
 
@@ -125,10 +189,12 @@ choose = Exercise(
     reference=_choose,
     run=_serve,
     returns="the number of a replica",
+    same=_same_service,
     look=_look_at_service,
     wrong={
         "follow hits alone": chase,
         "follow hits alone, and to take the first replica where several have as many": chase_first,
+        "send everybody to the first replica": lambda request, fleet: 0,
         "look at the load alone": least_loaded,
         "look at the load first, and at hits between equals only": lambda request, fleet: min(
             range(fleet.num_replicas), key=lambda at: (fleet.load(at), -fleet.hit_blocks(at, request))

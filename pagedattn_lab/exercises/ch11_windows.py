@@ -61,7 +61,7 @@ def _window_cases() -> list[Case]:
 
 
 def _look_at_table(arguments: tuple[Any, ...], expected: Table, got: Table) -> str | None:
-    num_tokens, _, window, blocks = arguments
+    num_tokens, block_size, window, blocks = arguments
     if got is None:
         return None
     if len(got) != len(blocks):
@@ -72,6 +72,8 @@ def _look_at_table(arguments: tuple[Any, ...], expected: Table, got: Table) -> s
             continue
         if mine and not right:
             return f"Entry {number} is kept, and nobody reads it: the next token reads from token {first} on."
+        if not mine and number * block_size > num_tokens:
+            return f"Entry {number} is gone, and it is for tokens to come: the next one is token {num_tokens}."
         if not mine:
             return f"Entry {number} is gone, and tokens of it are read: the next token reads from token {first} on."
         return f"Entry {number} names another block than the one that was handed out."
@@ -100,6 +102,11 @@ def _the_last_ones(num_tokens: int, block_size: int, window: int, blocks: Sequen
 def _at_the_end(num_tokens: int, block_size: int, window: int, blocks: Sequence[int]) -> Table:
     num_behind = max(0, num_tokens - window + 1) // block_size
     return list(blocks[num_behind:]) + [0] * num_behind
+
+
+def _without_what_comes(num_tokens: int, block_size: int, window: int, blocks: Sequence[int]) -> Table:
+    table = _window_table(num_tokens, block_size, window, blocks)
+    return [block if number * block_size <= num_tokens else 0 for number, block in enumerate(table)]
 
 
 window_table = Exercise(
@@ -140,6 +147,7 @@ window_table = Exercise(
         "keep as many blocks at the end as the window fills": _the_last_ones,
         "take the entries out, so that the others move to the front": _shortened,
         "put the null blocks at the end": _at_the_end,
+        "take away blocks for tokens to come, too": _without_what_comes,
         "keep every block": lambda num_tokens, block_size, window, blocks: list(blocks),
     },
 )

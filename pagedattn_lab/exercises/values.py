@@ -96,7 +96,7 @@ def _name(value: Any) -> str:
     if isinstance(value, str):
         return "a text"
     base = next((each for each in (list, tuple, dict, set) if isinstance(value, each)), type(value))
-    name = {"dict_values": "list", "bytes": "bytes object"}.get(base.__name__, base.__name__)
+    name = {"dict_values": "list", "frozenset": "set", "bytes": "bytes object"}.get(base.__name__, base.__name__)
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
@@ -134,19 +134,34 @@ def _misfit(expected: Any, got: Any) -> bool:
     return any(isinstance(expected, kinds) and not isinstance(got, kinds) for kinds in (str, bytes, Number))
 
 
-def deepest_misfit(expected: Any, got: Any) -> str:
-    """Say which part of a value is of another kind, where the whole looks as it should.
+def deepest_misfit(expected: Any, got: Any, where: str = "it") -> str:
+    """Say which part of a value is of another kind, or which key, where the whole looks as it should.
 
     Example:
         >>> deepest_misfit(([[1]], {2}), ([["1"]], {2}))
         ', and in it a text where a number belongs'
+        >>> deepest_misfit({"free": [3]}, {"free": {3}}), deepest_misfit({"free": [3]}, {"fre": [3]})
+        (", and in it, under 'free', a set where a list of 1 number belongs", ", and in it no key 'free', but 'fre'")
     """
-    got = plain(got) if not isinstance(got, list | tuple) else got
+    got = plain(got) if not isinstance(got, list | tuple | dict) else got
+    if isinstance(expected, dict) and isinstance(got, dict):
+        if expected.keys() != got.keys():
+            return f", and in {where} {_wrong_keys(expected, got)}"
+        parts = (key for key in expected if got[key] is not None and _misfit(expected[key], plain(got[key])))
+        key = next(parts, None)
+        return "" if key is None else deepest_misfit(expected[key], got[key], f"{where}, under {shown(key)},")
     if isinstance(expected, list | tuple) and isinstance(got, list | tuple) and expected:
         pairs = zip(expected if isinstance(expected, tuple) else [expected[0]] * len(got), got, strict=False)
         inner = next(((one, other) for one, other in pairs if _misfit(one, plain(other))), None)
-        return deepest_misfit(*inner) if inner else ""
-    return f", and in it {kind(got)} where {kind(expected)} belongs"
+        return deepest_misfit(*inner, where) if inner else ""
+    return f", and in {where} {kind(got)} where {kind(expected)} belongs"
+
+
+def _wrong_keys(expected: Mapping[Any, Any], got: Mapping[Any, Any]) -> str:
+    """Name a key that is missing, one that is too many, or both."""
+    missing = next((f"no key {shown(key)}" for key in expected if key not in got), "")
+    extra = next((shown(key) for key in got if key not in expected), "")
+    return f"{missing}, but {extra}" if missing and extra else missing or f"one key too many, {extra}"
 
 
 def shown(value: Any) -> str:
