@@ -116,10 +116,14 @@ class _Batch:
     """Jobs of one replica that :class:`Server` schedules.
 
     The running are kept by the step that computes their last token, counted from the replica's first.
+
+    A step that completes prompts, after which nothing is left to do but to decode, is taken as soon as it begins,
+    together with the stretch behind it. What comes before its end undoes that: a job ends the stretch before its first
+    step, and a failure takes the first tokens back.
     """
 
     __slots__ = (
-        "_desk", "_first", "_max_num_batched_tokens", "_max_num_seqs", "_num_held", "_partial", "_read",
+        "_ahead", "_desk", "_first", "_max_num_batched_tokens", "_max_num_seqs", "_num_held", "_partial", "_read",
         "_running", "_start", "_step", "_step_time", "_stretch", "_waiting", "_working", "busy_s",
     )  # fmt: skip
 
@@ -136,6 +140,7 @@ class _Batch:
         self._first = 0.0  # seconds of its first step
         self._read = 0.0  # by how much each step takes longer than the one before
         self._working = False
+        self._ahead: tuple[float, float] | None = None  # of a step taken ahead: its beginning, and ``busy_s`` then
         self.busy_s = 0.0
 
     def add(self, job: Job, now: float) -> float | None:
@@ -144,7 +149,7 @@ class _Batch:
         if not self._working:
             self._working, self._start, self._stretch = True, now, 0
             return now
-        if self._stretch > 1 and len(self._running) < self._max_num_seqs:
+        if (self._stretch > 1 or self._ahead) and len(self._running) < self._max_num_seqs:
             num_steps = self._steps_until(now)
             if num_steps < self._stretch:
                 self._stretch = num_steps
@@ -204,11 +209,20 @@ class _Batch:
             num_read += job.held
             partial.append(job)
             seats -= 1
-        self._start = now
+        self._start, self._ahead = now, None
         time = self._step_time
         if num_prefilled:
             self._stretch = 1
-            return now + time.seconds(self._num_held + num_running + num_read, num_running + num_prefilled)
+            end = now + time.seconds(self._num_held + num_running + num_read, num_running + num_prefilled)
+            if waiting or partial[-1].remaining or (running and running[0][0] == self._step + 1):
+                return end
+            for job in partial:
+                if job.request.output_len == 1:
+                    return end
+            ahead = now, self.busy_s
+            end = self.fire(end)
+            self._ahead = ahead
+            return end
         if not running:
             self._working, self._stretch = False, 0
             return None
@@ -222,7 +236,9 @@ class _Batch:
         return num_steps * self._first + self._read * (num_steps * (num_steps - 1) // 2)
 
     def _steps_until(self, now: float) -> int:
-        """How many steps of the stretch, at least one, have ended when the one ends that runs now."""
+        """How many steps of the stretch have ended when the one ends that runs now: none if that was taken ahead."""
+        if now <= self._start:
+            return 0
         elapsed, first, read = now - self._start, self._first, self._read
         if read:
             linear = first - read / 2
@@ -238,14 +254,20 @@ class _Batch:
 
     def drop(self, now: float) -> list[Job]:
         """Stop at once."""
-        if self._stretch:
+        if self._ahead and now <= self._start:
+            begun, busy_s = self._ahead
+            self.busy_s = busy_s + (now - begun)
+            for *_, job in self._running:
+                if job.first_token == self._start:
+                    job.first_token = None
+        elif self._stretch:
             self.busy_s += now - self._start
         jobs = sorted([*(job for *_, job in self._running), *self._partial, *self._waiting], key=lambda job: job.number)
         self._running.clear()
         self._partial.clear()
         self._waiting.clear()
         self._num_held = self._step = self._stretch = 0
-        self._working = False
+        self._working, self._ahead = False, None
         return jobs
 
 
