@@ -62,8 +62,8 @@ class PrefixRouter(Router):
         holders, among, depth = self._holders, fleet.alive, 0
         levels: list[tuple[int, int]] = []
         for hash_id in request.hash_ids[: (request.prompt_len - 1) // fleet.block_size]:
-            fewer = among & holders.get(hash_id, 0)
-            if fewer != among:
+            held = holders.get(hash_id, 0)
+            if held != among and (fewer := among & held) != among:
                 levels.append((depth, among))
                 if not fewer:
                     return levels

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Protocol
 
 from pagedattn_lab.arithmetic import at_least_one
@@ -132,7 +132,7 @@ class _Batch:
         self._max_num_batched_tokens, self._max_num_seqs = server.max_num_batched_tokens, server.max_num_seqs
         self._waiting: deque[Job] = deque()
         self._partial: list[Job] = []  # those whose prompts are computed in this step; the last one may not be complete
-        self._running: list[tuple[int, int, Job]] = []  # a heap: last step, number, job
+        self._running: list[tuple[int, int, Job]] = []  # -last step, -number, job: sorted, so the last one ends first
         self._num_held = 0  # tokens held by those
         self._step = 0  # steps with running requests that have been taken
         self._start = 0.0  # when the current stretch of steps began
@@ -163,8 +163,8 @@ class _Batch:
             self.busy_s += now - self._start
             self._step += self._stretch
             self._num_held += self._stretch * len(running)
-            while running and running[0][0] == self._step:
-                job = heappop(running)[2]
+            while running and running[-1][0] == -self._step:
+                job = running.pop()[2]
                 self._num_held -= job.request.prompt_len + job.request.output_len - 1
                 self._desk.finish(job, now)
             if partial:
@@ -185,7 +185,7 @@ class _Batch:
             self._desk.finish(job, now)
         else:
             self._num_held += job.held
-            heappush(self._running, (self._step + job.request.output_len - 1, job.number, job))
+            insort(self._running, (1 - self._step - job.request.output_len, -job.number, job))
 
     def _begin(self, now: float) -> float | None:
         running, partial, waiting = self._running, self._partial, self._waiting
@@ -214,7 +214,7 @@ class _Batch:
         if num_prefilled:
             self._stretch = 1
             end = now + time.seconds(self._num_held + num_running + num_read, num_running + num_prefilled)
-            if waiting or partial[-1].remaining or (running and running[0][0] == self._step + 1):
+            if waiting or partial[-1].remaining or (running and running[-1][0] == -self._step - 1):
                 return end
             for job in partial:
                 if job.request.output_len == 1:
@@ -226,7 +226,7 @@ class _Batch:
         if not running:
             self._working, self._stretch = False, 0
             return None
-        self._stretch = running[0][0] - self._step
+        self._stretch = -running[-1][0] - self._step
         self._first = time.seconds(self._num_held + num_running, num_running)
         self._read = time.read * num_running
         return now + self._seconds(self._stretch)

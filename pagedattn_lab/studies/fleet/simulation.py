@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.studies.fleet.cache import ReplicaCache
+from pagedattn_lab.studies.fleet.collector import rare_collections
 from pagedattn_lab.studies.fleet.events import Arrived, Evicted, Failed, Finished, FleetEvent, Recovered, Started
 from pagedattn_lab.studies.fleet.prefix_routers import ROUTERS
 from pagedattn_lab.studies.fleet.report import FleetReport, LogHistogram, ReplicaReport
@@ -182,7 +183,8 @@ def simulate(
     fleet = Fleet(num_replicas, num_blocks, block_size, random.Random(f"ties {seed}"))
     run = _Run(fleet, router, server or Server(), seed, failures, on_event)
     arrivals = run.check(requests, rate, random.Random(f"arrivals of a fleet {seed}"))
-    run.through(arrivals, progress)
+    with rare_collections():
+        run.through(arrivals, progress)
     return run.report(name)
 
 
