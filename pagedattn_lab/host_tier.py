@@ -172,7 +172,7 @@ class HostTier:
         What was to be stored is forgotten. What was to be loaded is still here, and right.
 
         Returns:
-            Blocks of the device to which nothing, or anything, has been copied: forget what they were to hold.
+            Blocks of the device that may hold anything. Forget what they were to hold.
         """
         unwritten = list(self._loads)
         self.complete_loads()  # in so far as nothing is read any more

@@ -79,7 +79,7 @@ class SingleTypeKVCacheManager(ABC):
         """Find the longest beginning of a request, up to ``num_blocks``, behind which these layers can go on.
 
         Returns:
-            A list for each of :attr:`group_ids`, equally long; the null block where no block is needed.
+            A list for each of ``group_ids``, equally long; the null block where no block is needed.
         """
 
     @abstractmethod

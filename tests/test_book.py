@@ -120,7 +120,7 @@ def test_map_shows_every_chapter() -> None:
     rows = re.findall(r"^\| (\[?)(\d\d) ", text, flags=re.MULTILINE)
     assert [number for _, number in rows] == [f"{number:02}" for number in range(12)]
     written = {number for link, number in rows if link}
-    assert written == {path.stem[:2] for path in CHAPTERS}
+    assert written == {path.stem[:2] for path in CHAPTERS if path.stem[0].isdigit()}  # appendices have a table below
     assert {f"../chapters/{path.name}" for path in CHAPTERS} <= set(re.findall(r"\]\(([^)]+)\)", text))
     boxes = re.findall(r'<rect x=[^>]+?(stroke-dasharray="[^"]*")?/>\n<text [^>]*><tspan [^>]*>(\d\d)<', picture)
     assert {number: not dashed for dashed, number in boxes} == {number: number in written for _, number in rows}

@@ -113,11 +113,11 @@ def log_requests(
     from then on: who goes back to an earlier turn begins a session, as does a prompt without a full block.
 
     Args:
-        log: path of the file, or requests as :func:`pagedattn_lab.workloads.load_trace` reads them.
+        log: path of the file, or requests as :func:`pagedattn_lab.workloads.request_logs.load_trace` reads them.
         block_size: tokens per hashed block.
 
     Raises:
-        MalformedTraceError, OSError: as for :func:`pagedattn_lab.workloads.load_trace`.
+        MalformedTraceError, OSError: as for :func:`pagedattn_lab.workloads.request_logs.load_trace`.
         ValueError: a block size below 1, or requests without ``hash_ids``.
 
     Example:
