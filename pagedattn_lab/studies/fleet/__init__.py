@@ -7,6 +7,7 @@
 * :mod:`.prefix_routers`: or by what the caches hold;
 * :mod:`.events`: what happens, for whoever watches;
 * :mod:`.report`: what a fleet was like;
+* :mod:`.collector`: fewer visits of Python's collector of cycles meanwhile;
 * :mod:`.simulation`: all of it together;
 * :mod:`.sweep`: many simulations, on whatever runs them;
 * :mod:`.cluster`: workers of a Dask cluster, which do.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, takewhile
 
@@ -22,7 +22,8 @@ class ReplicaCache:
 
     It finds, keeps and forgets exactly what :class:`pagedattn_lab.studies.hit_rates.BlockCache` does with ``"lru"``.
     A block goes by the id of its contents; only where an id is held by more than one block have the others names of
-    their own.
+    their own. The blocks are the keys of a plain dict, in the order in which they were put there. In it ids that follow
+    one another lie side by side, so a whole prompt is found nearly as fast as one block.
 
     Args:
         num_blocks: how many fit; ``None``: all.
@@ -54,7 +55,7 @@ class ReplicaCache:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.evictions = 0
         self.on_change = on_change
-        self._blocks: OrderedDict[Key, None] = OrderedDict()  # next to go first
+        self._blocks: dict[Key, None] = {}  # next to go first
         self._several: dict[int, deque[Key]] = {}  # id -> its blocks, oldest first, unless it has one by its own name
         self._num_named = 0
 
@@ -97,7 +98,9 @@ class ReplicaCache:
             if num_evictions > 0:
                 evicted = self._evict(num_evictions, set(hits))
         stored = self._keep(hash_ids[num_hits : num_tokens // size])
-        _exhaust(map(blocks.move_to_end, reversed(hits)))
+        found = dict.fromkeys(hits)
+        _exhaust(map(blocks.__delitem__, found))
+        blocks.update(dict.fromkeys(reversed(found)))
         if self.on_change is not None and (evicted or stored):
             self.on_change(evicted, stored)
         return num_hits * size

@@ -30,21 +30,23 @@ class PrefixRouter(Router):
         """Begin with empty caches."""
         super().begin(fleet, rng)
         self._holders: dict[int, int] = {}  # id of a block -> the set of replicas that hold it
+        self._bits = [1 << replica for replica in range(fleet.num_replicas)]  # one object for all that one alone holds
 
     def stored(self, replica: int, hash_ids: Sequence[int], now: float) -> None:
         """Note who holds the blocks."""
-        holders, bit = self._holders, 1 << replica
-        for hash_id in hash_ids:
-            holders[hash_id] = holders.get(hash_id, 0) | bit
+        holders, bit = self._holders, self._bits[replica]
+        if holders.keys().isdisjoint(hash_ids):
+            holders.update(dict.fromkeys(hash_ids, bit))
+        else:
+            for hash_id in hash_ids:
+                holders[hash_id] = holders.get(hash_id, 0) | bit
 
     def removed(self, replica: int, hash_ids: Sequence[int], now: float) -> None:
         """Note who holds them no longer."""
-        holders, bit = self._holders, 1 << replica
+        holders, bit = self._holders, self._bits[replica]
         for hash_id in hash_ids:
-            if left := holders[hash_id] ^ bit:
-                holders[hash_id] = left
-            else:
-                del holders[hash_id]
+            if (among := holders.pop(hash_id)) != bit:
+                holders[hash_id] = among ^ bit
 
     def cleared(self, replica: int, hash_ids: Sequence[int], now: float) -> None:
         """Note that a cache is lost."""
@@ -60,8 +62,8 @@ class PrefixRouter(Router):
         holders, among, depth = self._holders, fleet.alive, 0
         levels: list[tuple[int, int]] = []
         for hash_id in request.hash_ids[: (request.prompt_len - 1) // fleet.block_size]:
-            fewer = among & holders.get(hash_id, 0)
-            if fewer != among:
+            held = holders.get(hash_id, 0)
+            if held != among and (fewer := among & held) != among:
                 levels.append((depth, among))
                 if not fewer:
                     return levels

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Protocol
 
 from pagedattn_lab.arithmetic import at_least_one
@@ -116,10 +116,14 @@ class _Batch:
     """Jobs of one replica that :class:`Server` schedules.
 
     The running are kept by the step that computes their last token, counted from the replica's first.
+
+    A step that completes prompts, after which nothing is left to do but to decode, is taken as soon as it begins,
+    together with the stretch behind it. What comes before its end undoes that: a job ends the stretch before its first
+    step, and a failure takes the first tokens back.
     """
 
     __slots__ = (
-        "_desk", "_first", "_max_num_batched_tokens", "_max_num_seqs", "_num_held", "_partial", "_read",
+        "_ahead", "_desk", "_first", "_max_num_batched_tokens", "_max_num_seqs", "_num_held", "_partial", "_read",
         "_running", "_start", "_step", "_step_time", "_stretch", "_waiting", "_working", "busy_s",
     )  # fmt: skip
 
@@ -128,7 +132,7 @@ class _Batch:
         self._max_num_batched_tokens, self._max_num_seqs = server.max_num_batched_tokens, server.max_num_seqs
         self._waiting: deque[Job] = deque()
         self._partial: list[Job] = []  # those whose prompts are computed in this step; the last one may not be complete
-        self._running: list[tuple[int, int, Job]] = []  # a heap: last step, number, job
+        self._running: list[tuple[int, int, Job]] = []  # -last step, -number, job: sorted, so the last one ends first
         self._num_held = 0  # tokens held by those
         self._step = 0  # steps with running requests that have been taken
         self._start = 0.0  # when the current stretch of steps began
@@ -136,6 +140,7 @@ class _Batch:
         self._first = 0.0  # seconds of its first step
         self._read = 0.0  # by how much each step takes longer than the one before
         self._working = False
+        self._ahead: tuple[float, float] | None = None  # of a step taken ahead: its beginning, and ``busy_s`` then
         self.busy_s = 0.0
 
     def add(self, job: Job, now: float) -> float | None:
@@ -144,7 +149,7 @@ class _Batch:
         if not self._working:
             self._working, self._start, self._stretch = True, now, 0
             return now
-        if self._stretch > 1 and len(self._running) < self._max_num_seqs:
+        if (self._stretch > 1 or self._ahead) and len(self._running) < self._max_num_seqs:
             num_steps = self._steps_until(now)
             if num_steps < self._stretch:
                 self._stretch = num_steps
@@ -158,8 +163,8 @@ class _Batch:
             self.busy_s += now - self._start
             self._step += self._stretch
             self._num_held += self._stretch * len(running)
-            while running and running[0][0] == self._step:
-                job = heappop(running)[2]
+            while running and running[-1][0] == -self._step:
+                job = running.pop()[2]
                 self._num_held -= job.request.prompt_len + job.request.output_len - 1
                 self._desk.finish(job, now)
             if partial:
@@ -180,7 +185,7 @@ class _Batch:
             self._desk.finish(job, now)
         else:
             self._num_held += job.held
-            heappush(self._running, (self._step + job.request.output_len - 1, job.number, job))
+            insort(self._running, (1 - self._step - job.request.output_len, -job.number, job))
 
     def _begin(self, now: float) -> float | None:
         running, partial, waiting = self._running, self._partial, self._waiting
@@ -204,15 +209,24 @@ class _Batch:
             num_read += job.held
             partial.append(job)
             seats -= 1
-        self._start = now
+        self._start, self._ahead = now, None
         time = self._step_time
         if num_prefilled:
             self._stretch = 1
-            return now + time.seconds(self._num_held + num_running + num_read, num_running + num_prefilled)
+            end = now + time.seconds(self._num_held + num_running + num_read, num_running + num_prefilled)
+            if waiting or partial[-1].remaining or (running and running[-1][0] == -self._step - 1):
+                return end
+            for job in partial:
+                if job.request.output_len == 1:
+                    return end
+            ahead = now, self.busy_s
+            end = self.fire(end)
+            self._ahead = ahead
+            return end
         if not running:
             self._working, self._stretch = False, 0
             return None
-        self._stretch = running[0][0] - self._step
+        self._stretch = -running[-1][0] - self._step
         self._first = time.seconds(self._num_held + num_running, num_running)
         self._read = time.read * num_running
         return now + self._seconds(self._stretch)
@@ -222,7 +236,9 @@ class _Batch:
         return num_steps * self._first + self._read * (num_steps * (num_steps - 1) // 2)
 
     def _steps_until(self, now: float) -> int:
-        """How many steps of the stretch, at least one, have ended when the one ends that runs now."""
+        """How many steps of the stretch have ended when the one ends that runs now: none if that was taken ahead."""
+        if now <= self._start:
+            return 0
         elapsed, first, read = now - self._start, self._first, self._read
         if read:
             linear = first - read / 2
@@ -238,14 +254,20 @@ class _Batch:
 
     def drop(self, now: float) -> list[Job]:
         """Stop at once."""
-        if self._stretch:
+        if self._ahead and now <= self._start:
+            begun, busy_s = self._ahead
+            self.busy_s = busy_s + (now - begun)
+            for *_, job in self._running:
+                if job.first_token == self._start:
+                    job.first_token = None
+        elif self._stretch:
             self.busy_s += now - self._start
         jobs = sorted([*(job for *_, job in self._running), *self._partial, *self._waiting], key=lambda job: job.number)
         self._running.clear()
         self._partial.clear()
         self._waiting.clear()
         self._num_held = self._step = self._stretch = 0
-        self._working = False
+        self._working, self._ahead = False, None
         return jobs
 
 

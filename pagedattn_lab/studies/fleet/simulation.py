@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.studies.fleet.cache import ReplicaCache
+from pagedattn_lab.studies.fleet.collector import rare_collections
 from pagedattn_lab.studies.fleet.events import Arrived, Evicted, Failed, Finished, FleetEvent, Recovered, Started
 from pagedattn_lab.studies.fleet.prefix_routers import ROUTERS
 from pagedattn_lab.studies.fleet.report import FleetReport, LogHistogram, ReplicaReport
@@ -182,7 +183,8 @@ def simulate(
     fleet = Fleet(num_replicas, num_blocks, block_size, random.Random(f"ties {seed}"))
     run = _Run(fleet, router, server or Server(), seed, failures, on_event)
     arrivals = run.check(requests, rate, random.Random(f"arrivals of a fleet {seed}"))
-    run.through(arrivals, progress)
+    with rare_collections():
+        run.through(arrivals, progress)
     return run.report(name)
 
 
@@ -207,8 +209,8 @@ class _Run:
         self.lines: list[Line] = [
             server.line(desk, random.Random(f"serve {seed} {desk.replica}")) for desk in self.desks
         ]
-        self.due: list[tuple[float, int, int]] = []  # a heap: time, replica, and which word of that replica it is
-        self.words = [0] * fleet.num_replicas  # the last word of each replica counts
+        self.due: list[tuple[float, int]] = []  # a heap: time and replica
+        self.due_at = [math.inf] * fleet.num_replicas  # what else the heap says of a replica no longer counts
         self.turns: list[tuple[float, int, int]] = []  # a heap: time, 0 to come back or 1 to fail, index in failures
         self.failures = list(failures)
         for index, failure in enumerate(self.failures):
@@ -245,7 +247,7 @@ class _Run:
 
     def through(self, arrivals: Iterator[tuple[float, FleetRequest]], progress: Callable[[int], object] | None) -> None:
         """Do what is due, in order, until all requests have ended."""
-        fleet, due, turns, words, lines = self.fleet, self.due, self.turns, self.words, self.lines
+        fleet, due, turns, due_at, lines = self.fleet, self.due, self.turns, self.due_at, self.lines
         coming, request = next(arrivals, (math.inf, None))
         self.first_arrival = None if request is None else coming
         while True:
@@ -263,13 +265,18 @@ class _Run:
                     progress(self.num_requests)
                 coming, request = next(arrivals, (math.inf, None))
             else:
-                _, replica, word = heappop(due)
-                if word == words[replica]:
-                    fleet.now = at
-                    again = lines[replica].fire(at)
-                    if again is not None:
-                        words[replica] += 1
-                        heappush(due, (again, replica, words[replica]))
+                replica = due[0][1]
+                if at != due_at[replica]:
+                    heappop(due)
+                    continue
+                fleet.now = at
+                again = lines[replica].fire(at)
+                if again is None:
+                    due_at[replica] = math.inf
+                    heappop(due)
+                else:
+                    due_at[replica] = again
+                    heapreplace(due, (again, replica))
         self.num_lost = len(self.homeless)
         if progress is not None and self.num_requests % PROGRESS_EVERY:
             progress(self.num_requests)
@@ -303,8 +310,8 @@ class _Run:
             self.on_event(Arrived(now, replica, job.number, job.request, load))
         again = self.lines[replica].add(job, now)
         if again is not None:
-            self.words[replica] += 1
-            heappush(self.due, (again, replica, self.words[replica]))
+            self.due_at[replica] = again
+            heappush(self.due, (again, replica))
 
     def turn(self) -> None:
         """Let a replica fail, or come back."""
@@ -326,7 +333,7 @@ class _Run:
             if not fleet.alive & bit:
                 return
             fleet.alive ^= bit
-            self.words[replica] += 1
+            self.due_at[replica] = math.inf
             jobs = self.lines[replica].drop(now)
             fleet.change_load(replica, -len(jobs))
             cache = fleet.caches[replica]
