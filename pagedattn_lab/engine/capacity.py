@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, kv_cache_groups, largest_model_len
 from pagedattn_lab.kv_cache_specs import RequestLimits, SlidingWindowSpec
-from pagedattn_lab.kv_layers import layer_specs
+from pagedattn_lab.kv_layers import layer_index, layer_specs
+from pagedattn_lab.model_runner import windows_read
 from pagedattn_lab.models.support import rotary_limit
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def groups_with_windows(config: Any, block_size: int, dtype: Any = None) -> list[KVCacheGroup] | None:
-    """Form the groups of a model that has layers with a window; ``None`` for one whose layers all read every token.
+    """Form the groups of a configuration with windows; ``None`` if it has layers that read every token alone.
 
     Args:
         config, block_size, dtype: as for :func:`pagedattn_lab.kv_layers.layer_specs`.
@@ -36,6 +37,32 @@ def groups_with_windows(config: Any, block_size: int, dtype: Any = None) -> list
     if not any(isinstance(spec, SlidingWindowSpec) for spec in specs.values()):
         return None
     return kv_cache_groups(specs)
+
+
+def groups_of_model(model: PreTrainedModel, block_size: int, dtype: Any = None) -> list[KVCacheGroup] | None:
+    """Form the groups of a model whose layers read no more than the windows that its configuration names.
+
+    Args:
+        model: computes one token if its configuration names a window; see
+            :func:`~pagedattn_lab.model_runner.windows_read`.
+        block_size, dtype: as for :func:`pagedattn_lab.kv_layers.layer_specs`.
+
+    Returns:
+        ``None`` for a model without windows, or with layers that read on beyond them.
+
+    Raises:
+        UnsupportedModelError: a model that cannot run on the paged cache.
+    """
+    groups = groups_with_windows(model.config, block_size, dtype)
+    if groups is None:
+        return None
+    windows = windows_read(model)
+    for group in groups:
+        for name, spec in zip(group.layers, group.specs, strict=True):
+            window = windows[layer_index(name)]
+            if isinstance(spec, SlidingWindowSpec) and (window is None or window > spec.sliding_window):
+                return None
+    return groups
 
 
 def longest_in_groups(groups: Sequence[KVCacheGroup], num_blocks: int, max_num_batched_tokens: int) -> int:

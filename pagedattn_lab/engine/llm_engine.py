@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
-from pagedattn_lab.engine.capacity import check_length, groups_with_windows, longest_in_groups
+from pagedattn_lab.engine.capacity import check_length, groups_of_model, longest_in_groups
 from pagedattn_lab.engine.core import Choice, EngineCore
 from pagedattn_lab.engine.metrics import Metrics
 from pagedattn_lab.engine.output_processor import RunningOutput, RunningRequest
@@ -135,7 +135,7 @@ class LLMEngine:
         shape = kv_shape_of(model, kv_cache_dtype)
         groups = None
         if hybrid_kv_cache_manager and kv_policy == "paged" and preemption == "recompute" and not num_host_blocks:
-            groups = groups_with_windows(model.config, block_size, shape.dtype)
+            groups = groups_of_model(model, block_size, shape.dtype)
         if groups is not None and num_offload_blocks:
             raise ValueError(
                 f"num_offload_blocks is {num_offload_blocks}, and layers with a window form groups, which a tier does "
