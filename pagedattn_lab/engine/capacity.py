@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, kv_cache_groups, largest_model_len
+from pagedattn_lab.arithmetic import count
+from pagedattn_lab.kv_cache_groups import (
+    KVCacheGroup,
+    blocks_per_request,
+    bytes_per_block,
+    kv_cache_groups,
+    largest_model_len,
+)
 from pagedattn_lab.kv_cache_specs import RequestLimits, SlidingWindowSpec
 from pagedattn_lab.kv_layers import layer_index, layer_specs
 from pagedattn_lab.model_runner import windows_read
@@ -76,7 +84,7 @@ def longest_in_groups(groups: Sequence[KVCacheGroup], num_blocks: int, max_num_b
         max_num_batched_tokens: tokens of one step at most.
 
     Raises:
-        ValueError: too few blocks for one token in each group.
+        ValueError: fewer blocks than one token counts; the message says how many are needed.
 
     Example:
         >>> config = {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8, "sliding_window": 32,
@@ -88,9 +96,11 @@ def longest_in_groups(groups: Sequence[KVCacheGroup], num_blocks: int, max_num_b
     limits = RequestLimits(sys.maxsize // 2, max_num_batched_tokens)
     longest = largest_model_len(groups, num_blocks * bytes_per_block(groups), limits)
     if not longest:
+        needed = blocks_per_request(groups, replace(limits, max_model_len=1)) + 1
         raise ValueError(
-            f"{num_blocks} blocks, one of them the null block, do not hold one token in each of {len(groups)} groups "
-            "of layers: give more, or keep all layers in one table by hybrid_kv_cache_manager=False"
+            f"{num_blocks} blocks, one of them the null block, are too few for the {count(len(groups), 'group')} of "
+            f"layers: give {needed} or more, since a window may begin within a block and counts one more, or keep all "
+            "layers in one table by hybrid_kv_cache_manager=False"
         )
     return longest
 

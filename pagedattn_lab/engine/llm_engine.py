@@ -235,11 +235,13 @@ class LLMEngine:
         room = self.max_model_len - len(token_ids)
         wanted = 1 if params.max_tokens is None else params.max_tokens
         if wanted > room:
-            block_size = self.core.manager.block_pool.block_size
+            block_size, taken = self.core.manager.block_pool.block_size, ""
+            if self.core.runner.groups is None:  # one table, whose blocks anybody can count
+                num_blocks = cdiv(len(token_ids) + wanted - 1, block_size)
+                taken = f", which take {num_blocks} blocks of {block_size} tokens"
             raise ValueError(
-                f"request {request_id!r} has a prompt of {len(token_ids)} tokens and asks for {wanted} more, which "
-                f"take {cdiv(len(token_ids) + wanted - 1, block_size)} blocks of {block_size} tokens: prompt and "
-                f"output have at most {self.max_model_len} tokens here"
+                f"request {request_id!r} has a prompt of {len(token_ids)} tokens and asks for {wanted} more{taken}: "
+                f"prompt and output have at most {self.max_model_len} tokens here"
             )
         arrival_time = time.monotonic() if arrival_time is None else arrival_time
         group = RunningRequest(request_id, prompt if isinstance(prompt, str) else None, token_ids, self.tokenizer)
