@@ -150,8 +150,8 @@ class GroupedKVCacheManager:
         if num_blocks > self.block_pool.num_blocks - 1:
             raise ValueError(
                 f"request {request.request_id!r} needs {num_blocks} blocks of {self.block_pool.block_size} tokens in "
-                f"{count(self.num_groups, 'group')} for {request.num_prompt_tokens} tokens and up to {max_tokens} more, and "
-                f"there are {self.block_pool.num_blocks - 1}: shorten it or give the cache more blocks"
+                f"{count(self.num_groups, 'group')} for {request.num_prompt_tokens} tokens and up to {max_tokens} "
+                f"more, and there are {self.block_pool.num_blocks - 1}: shorten it or give the cache more blocks"
             )
 
     def num_blocks_to_admit(
