@@ -127,7 +127,7 @@ class Groups(RuleBasedStateMachine):
     ) -> None:
         self.block_size, self.widths, self.budget = block_size, widths, budget
         self.specs = [full(block_size) if width is None else window(block_size, width) for width in widths]
-        if interval and any(widths):
+        if interval and any(widths) and caching:
             interval *= block_size
         elif interval:
             interval = 0
