@@ -101,12 +101,20 @@ class Fleet:
         return self._any(found)
 
     def _any(self, replicas: int) -> int:
-        """Draw a place, and take the first of the set from there on."""
-        place = int(self._random() * self.num_replicas)
-        behind = replicas >> place
-        if behind:
-            return place + (behind & -behind).bit_length() - 1
-        return (replicas & -replicas).bit_length() - 1
+        """Draw one of a set, each with the same chance: the half that has it, then the half of that, and so on."""
+        num_alike = replicas.bit_count()
+        if num_alike == 1:
+            return replicas.bit_length() - 1
+        number, place, width = int(self._random() * num_alike), 0, replicas.bit_length()
+        while width > 1:
+            width = (width + 1) // 2
+            low = replicas & ((1 << width) - 1)
+            num_low = low.bit_count()
+            if number < num_low:
+                replicas = low
+            else:
+                number, place, replicas = number - num_low, place + width, replicas >> width
+        return place
 
     def change_load(self, replica: int, change: int) -> None:
         """Count requests in or out."""
