@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedattn_lab.studies.fleet import chat_requests, simulate
-from pagedattn_lab.studies.fleet.cluster import Cluster, ClusterLostError
+from pagedattn_lab.studies.fleet.cluster import Cluster, ClusterLostError, _Workers
 from pagedattn_lab.studies.fleet.sweep import Point, PointFailedError, grid, run_point, sweep
 from tests.helpers.cli import MOONCAKE
 from tests.helpers.fleet import NUM_REQUESTS, Deadly, Meeting, Raising, Trailing, runs
@@ -288,6 +288,52 @@ def test_distributed_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ModuleNotFoundError, match=r"the package distributed, of the extra pagedattn-lab\[cluster\]"):
         Cluster(workers=1)
+
+
+class Interrupted:
+    """A process that takes its time to end, so that a second Ctrl-C comes while somebody waits for it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def wait(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_no_worker_is_left_by_who_interrupts_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches workers that are killed only when those in front of them have ended, or only if all have started."""
+    started: list[Interrupted] = []
+
+    def start(_: Any) -> Interrupted:
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        started.append(Interrupted())
+        return started[-1]
+
+    monkeypatch.setattr(_Workers, "_start", start)
+    with pytest.raises(KeyboardInterrupt), _Workers("tcp://127.0.0.1:1", 3):
+        pass
+    assert [process.killed for process in started] == [True] * 3
+    started.clear()
+    with pytest.raises(KeyboardInterrupt):
+        _Workers("tcp://127.0.0.1:1", 4)
+    assert [process.killed for process in started] == [True] * 3
+
+
+def test_no_worker_is_left_by_who_interrupts_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a cluster that stays open when a second Ctrl-C comes while it waits for what still runs."""
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Cluster(workers=1) as workers:
+        pid = workers.submit(os.getpid).result()
+        monkeypatch.setattr("concurrent.futures.wait", interrupted)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_cluster_without_workers_is_reported() -> None:

@@ -101,8 +101,8 @@ def grid(**settings: Any) -> list[Point]:
     """Combine settings: a point for each choice of one value from every list; the last list changes fastest.
 
     Args:
-        settings: fields of :class:`Point`, each with a value, or several: a list, a range, whatever can be walked through
-            and is no text.
+        settings: fields of :class:`Point`, each with a value, or several: a list, a range, whatever can be walked
+            through and is no text.
 
     Raises:
         ValueError: a name that is no field, a list without values, or a value that a point cannot have.
