@@ -227,6 +227,15 @@ def test_a_replica_comes_back_empty() -> None:
     assert simulate(requests, 1, "prefix", 9, 4, failures=[Failure(21.0, 0)]).num_lost == 1
 
 
+def test_a_failure_takes_back_what_was_taken_ahead() -> None:
+    """Catches a first token, or working time, of a step that a failure cut short: steps are summed before they end."""
+    request = FleetRequest(0.0, 9, 5, (1, 2), 0)
+    whole = simulate([request], 1, "random", 9, 4, Server(EXACT))
+    cut = simulate([request], 1, "random", 9, 4, Server(EXACT), failures=[Failure(0.125, 0, down_s=2.0)])
+    assert cut.ttft_mean_s == whole.ttft_mean_s + 2.125
+    assert cut.replicas[0].busy_s == whole.replicas[0].busy_s + 0.125
+
+
 def chats(n: int, **more: float) -> Iterator[FleetRequest]:
     return islice(chat_requests(num_active=40, rate=2.0, **more), n)  # type: ignore[arg-type]
 

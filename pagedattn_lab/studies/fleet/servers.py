@@ -222,9 +222,9 @@ class _Batch:
                 if job.request.output_len == 1:
                     return end
             ahead = now, self.busy_s
-            end = self.fire(end)
+            again = self.fire(end)
             self._ahead = ahead
-            return end
+            return again
         if not running:
             self._working, self._stretch = False, 0
             return None
