@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import NoReturn
 
-from pagedattn_lab.arithmetic import at_least_one, cdiv
+from pagedattn_lab.arithmetic import at_least_one, cdiv, count
 from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.host_tier import HostTier
@@ -33,7 +33,8 @@ class GroupedKVCacheManager:
     """Decides which physical blocks each request gets in each group of layers.
 
     Takes the place of :class:`pagedattn_lab.kv_manager.KVCacheManager`; where that one gives a list of blocks, this one
-    gives a tuple with a list for each group. With one group of full attention it does the same.
+    gives a tuple with a list for each group. With one group of full attention it hands out the same blocks. It does not
+    fork, swap or keep a tier, whatever the groups.
 
     Blocks behind a window are given back at the beginning of the next :meth:`allocate_slots`, once the step that read
     them last is over; their entries name the null block from then on.
@@ -58,7 +59,7 @@ class GroupedKVCacheManager:
 
     Raises:
         ValueError: no group, different block sizes, a kind of layers without rules, impossible sizes, an interval that
-            is no multiple of a block or that no group looks at, or events without prefix caching.
+            is no multiple of a block or that no group looks at, or events or an interval without prefix caching.
 
     Example:
         A window of 5 tokens beside full attention, blocks of 2 tokens:
@@ -109,6 +110,11 @@ class GroupedKVCacheManager:
             )
         if interval and not any(isinstance(group.spec, SlidingWindowSpec) for group in groups):
             raise ValueError(f"prefix_cache_retention_interval is {interval}, and no layer has a window: leave it at 0")
+        if interval and not enable_prefix_caching:
+            raise ValueError(
+                f"prefix_cache_retention_interval is {interval}, and enable_prefix_caching is False: nothing is "
+                "remembered; leave it at 0"
+            )
         if max_num_batched_tokens is not None:
             at_least_one("max_num_batched_tokens", max_num_batched_tokens)
         self.groups = tuple(groups)
@@ -144,8 +150,8 @@ class GroupedKVCacheManager:
         if num_blocks > self.block_pool.num_blocks - 1:
             raise ValueError(
                 f"request {request.request_id!r} needs {num_blocks} blocks of {self.block_pool.block_size} tokens in "
-                f"{self.num_groups} groups for {request.num_prompt_tokens} tokens and up to {max_tokens} more, and "
-                f"there are {self.block_pool.num_blocks - 1}: shorten it or give the cache more blocks"
+                f"{count(self.num_groups, 'group')} for {request.num_prompt_tokens} tokens and up to {max_tokens} "
+                f"more, and there are {self.block_pool.num_blocks - 1}: shorten it or give the cache more blocks"
             )
 
     def num_blocks_to_admit(
@@ -205,8 +211,8 @@ class GroupedKVCacheManager:
 
         Raises:
             ValueError: ``num_new_tokens`` below 1; hits for a request that holds blocks, or that are no longer those
-                of the request; computed tokens of one that holds none; or tokens to be computed again whose window has
-                been given back. Nothing changed.
+                of the request; computed tokens of one that holds none, or more than have slots; or tokens to be
+                computed again whose window has been given back. Nothing changed.
         """
         pool, name = self.block_pool, request.request_id
         tables = self.tables.get(name)
@@ -340,6 +346,11 @@ class GroupedKVCacheManager:
         if tables is not None:
             if any(computed_blocks):
                 raise ValueError(f"{name} holds blocks already: hits are for requests without any")
+            if not 0 <= num_computed <= tables[0].num_tokens:
+                raise ValueError(
+                    f"{name} has num_computed_tokens = {num_computed}, and slots for {tables[0].num_tokens} tokens: "
+                    "count those that steps have computed"
+                )
             for manager, table in zip(self._manager_of, tables, strict=True):
                 if table.num_skipped_blocks > manager.num_unread_blocks(num_computed):
                     raise ValueError(
@@ -347,6 +358,8 @@ class GroupedKVCacheManager:
                         "given back: free it and compute it again"
                     )
             return
+        if computed_blocks and isinstance(computed_blocks[0], KVCacheBlock):
+            raise ValueError(f"computed_blocks of {name} is a list of blocks: give a list for each of the groups")
         num_hits = len(computed_blocks[0]) if computed_blocks else 0
         if num_computed not in (0, num_hits * self.block_pool.block_size):
             raise ValueError(

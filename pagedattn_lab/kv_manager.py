@@ -174,8 +174,8 @@ class KVCacheManager:
 
         Raises:
             ValueError: ``num_new_tokens`` below 1; hits for a request that holds blocks, or that are no longer those
-                of the request; computed tokens of one that holds none; a block that a fork shares would be written
-                to once more. Nothing changed.
+                of the request; computed tokens of one that holds none, or more than have slots; a block that a fork
+                shares would be written to once more. Nothing changed.
         """
         pool, block_size, name = self.block_pool, self.block_pool.block_size, request.request_id
         table = self.tables.get(name)
@@ -197,14 +197,11 @@ class KVCacheManager:
         # Nothing can fail from here on. Hits first: once touched, they cannot be handed out as new blocks.
         if table is None:
             table = self._admit(request, computed_blocks, num_external_computed_tokens)
-        found = len(computed_blocks), len(computed_blocks) + num_external_computed_tokens // block_size
-        in_tier = self._hashes(request)[slice(*found)] if num_external_computed_tokens else []
-        if self.tier is not None:
-            self.tier.pin(in_tier)
-        new_blocks = table.append_tokens(max(0, num_tokens - table.num_tokens))
-        if self.tier is not None:
-            for block_hash, block in zip(in_tier, new_blocks, strict=False):
-                self.tier.load(block_hash, block.block_id)
+        if num_external_computed_tokens:
+            num_hits = len(computed_blocks), num_external_computed_tokens // block_size
+            new_blocks = self._append_and_load(request, table, num_tokens, *num_hits)
+        else:
+            new_blocks = table.append_tokens(max(0, num_tokens - table.num_tokens))
 
         # Remember what is full now. Speculative tokens, past the request's own, are not.
         if self.prefix_cache is not None:
@@ -379,8 +376,14 @@ class KVCacheManager:
         if table is not None:
             if computed_blocks or num_external:
                 raise ValueError(f"{name} holds blocks already: hits are for requests without any")
-            if num_computed < table.num_tokens:
-                table.check_rewrite(num_computed)
+            if num_computed == table.num_tokens:
+                return
+            if not 0 <= num_computed < table.num_tokens:
+                raise ValueError(
+                    f"{name} has num_computed_tokens = {num_computed}, and slots for {table.num_tokens} tokens: count "
+                    "those that steps have computed"
+                )
+            table.check_rewrite(num_computed)
             return
         if self.is_swapped_out(request.request_id):
             raise ValueError(f"{name} is swapped out: call swap_in before it computes more")
@@ -408,6 +411,21 @@ class KVCacheManager:
         if self.prefix_cache is not None:
             self.stats.record(request.num_tokens, table.num_tokens, request.num_preemptions > 0, num_external)
         return table
+
+    def _append_and_load(
+        self, request: Request, table: BlockTable, num_tokens: int, num_hits: int, num_in_tier: int
+    ) -> list[KVCacheBlock]:
+        """Append blocks to a table that ends with its hits; plan the copies of what the tier has to the first of them.
+
+        The tier's blocks are pinned first, so that what is evicted on the way does not take their place.
+        """
+        assert self.tier is not None  # _check has refused them otherwise
+        in_tier = self._hashes(request)[num_hits : num_hits + num_in_tier]
+        self.tier.pin(in_tier)
+        new_blocks = table.append_tokens(num_tokens - table.num_tokens)
+        for block_hash, block in zip(in_tier, new_blocks, strict=False):
+            self.tier.load(block_hash, block.block_id)
+        return new_blocks
 
     def _release(self, name: str) -> None:
         table = self.tables.pop(name, None)

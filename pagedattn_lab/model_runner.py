@@ -13,16 +13,17 @@ Source: transformers' ``AttentionInterface``; the forward context follows vLLM's
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
 from pagedattn_lab.attention.backends import Call, check_name, choose
-from pagedattn_lab.attention.metadata import AttentionMetadata
+from pagedattn_lab.attention.metadata import AttentionMetadata, attention_metadata
 from pagedattn_lab.attention.variant import PLAIN, Variant
-from pagedattn_lab.block_table import take_copies
+from pagedattn_lab.block_pool import BlockPool
+from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.forward_context import ATTENTION_NAME, ForwardContext, set_forward_context
 from pagedattn_lab.input_batch import InputBatch
 from pagedattn_lab.kv_cache import PagedKVCache
@@ -90,6 +91,7 @@ class ModelRunner:
         cache: the tensors. A pool of as many blocks hands them out: two pools would hand out the same ones.
         forward: ``"modules"`` or ``"fused"``: what computes the steps.
         groups: as above, ``None`` where all layers read one table.
+        windows: of each layer, by its number, how many tokens it read at most in the last step; ``None`` for all.
         input_batch: lays steps out, faster than :func:`pagedattn_lab.attention.metadata.attention_metadata`.
 
     Sliding windows, soft-capping, attention sinks and values of another width than keys are the model's own: it passes
@@ -142,6 +144,7 @@ class ModelRunner:
             shape, num_blocks, block_size, model.device, num_host_blocks=num_host_blocks,
             tensor_of_layer=[place.tensor for place in self._places],
         )  # fmt: skip
+        self.windows: dict[int, int | None] = {}
         self.input_batch = InputBatch(model.device)
         key_cache, value_cache = self.cache.key_caches[0], self.cache.value_caches[0]
         sizes = (key_cache.dtype, key_cache.shape[3], value_cache.shape[3])
@@ -157,7 +160,8 @@ class ModelRunner:
             from pagedattn_lab.models.fused_decoder import FusedDecoder  # late: numba is optional
 
             self._fused = FusedDecoder(model, self.cache, [place.group for place in self._places])
-            self._check_windows(dict(enumerate(self._fused.windows)))
+            self.windows = dict(enumerate(self._fused.windows))
+            self._check_windows()
 
     def _fused_obstacle(self) -> str | None:
         if self.attention not in ("auto", "cpu"):
@@ -258,17 +262,48 @@ class ModelRunner:
                 f"{type(self.model).__name__} computed attention outside transformers' interface in layers "
                 f"{sorted(missing)}: their keys and values are not in the paged cache"
             )
-        if self.groups is not None:
-            self._check_windows(context.windows)
+        self.windows = context.windows
+        self._check_windows()
         return logits if self._takes_logits_to_keep else logits[last_tokens]
 
-    def _check_windows(self, windows: Mapping[int, int | None]) -> None:
+    def _check_windows(self) -> None:
         """Refuse layers that read more than their group keeps: what they read beyond it may be another's."""
-        for layer, window in windows.items():
+        for layer, window in self.windows.items():
             kept = self._places[layer].window
             if kept is not None and (window is None or window > kept):
                 read = "every token" if window is None else f"a window of {window} tokens"
                 raise UnsupportedModelError(
                     f"layer {layer} of {type(self.model).__name__} reads {read}, and its group keeps {kept}: form the "
-                    "groups of what the model reads, or give none"
+                    "groups of what the model reads, or keep all layers in one table, as an engine does under "
+                    "hybrid_kv_cache_manager=False"
                 )
+
+
+def windows_read(model: PreTrainedModel) -> dict[int, int | None]:
+    """Find out how many tokens each layer reads at most, by computing one token on a cache of one block.
+
+    A configuration may name a window that the model's class does not read. Only the class knows.
+
+    Args:
+        model: as for :class:`ModelRunner`.
+
+    Returns:
+        For each layer, by its number, its window; ``None`` if it reads every token.
+
+    Raises:
+        UnsupportedModelError: as :class:`ModelRunner` and :meth:`ModelRunner.execute` do.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+        >>> sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        ...              num_attention_heads=4, num_key_value_heads=2, sliding_window=5)
+        >>> windows_read(LlamaForCausalLM(LlamaConfig(**sizes)))
+        {0: None, 1: None}
+        >>> windows_read(MistralForCausalLM(MistralConfig(**sizes)))
+        {0: 5, 1: 5}
+    """
+    runner = ModelRunner(model, num_blocks=2, attention="reference")
+    table = BlockTable(BlockPool(runner.cache.num_blocks, runner.cache.block_size))
+    table.append_tokens(1)
+    runner.execute([0], attention_metadata([table]))
+    return runner.windows

@@ -21,9 +21,12 @@ from pagedattn_lab.attention.cascade import (
     prefix_product,
 )
 from pagedattn_lab.attention.cpu import QUERIES_AT_A_TIME, Caches, Plan
+from pagedattn_lab.attention.metadata import attention_metadata
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.shared_prefix import SharedPrefix, shared_prefixes
 from pagedattn_lab.attention.variant import Variant
+from pagedattn_lab.block_pool import BlockPool
+from pagedattn_lab.block_table import BlockTable
 from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch
 
 
@@ -235,3 +238,17 @@ def test_merge_takes_any_scores() -> None:
     lse = torch.full((1, 1), 1e4)
     assert merge_attention(one, lse, other, lse)[0].tolist() == [[[2.0, 2.0]]]
     assert merge_attention(one, torch.full((1, 1), -math.inf), other, lse)[0].tolist() == [[[3.0, 3.0]]]
+
+
+def test_the_null_block_is_no_shared_prefix() -> None:
+    """Catches a pass over the null block, which stands before every window that has moved on and which none reads."""
+    pool, tables = BlockPool(300, 4), []
+    for _ in range(2 * cascade.MIN_SEQUENCES):
+        tables.append(BlockTable(pool))
+        for _ in range(100):
+            tables[-1].append_tokens(40)
+            tables[-1].remove_skipped_blocks(tables[-1].num_tokens // 4 - 3)
+    assert attention_metadata(tables).cascade is None
+    rows = [[0, 0, 5], [0, 0, 6], [7, 8, 9], [7, 8, 10]]
+    plan = plan_cascade(rows, [12] * 4, [1] * 4, 4, min_sequences=2, min_tokens=8)
+    assert [blocks.tolist() for _, blocks in plan.prefixes] == [[7, 8]]

@@ -315,6 +315,10 @@ def test_watermark_counts_the_first_chunk_after_a_long_hit() -> None:
         ({"groups": grouped(full(4)), "prefix_cache_retention_interval": 8}, "no layer has a window"),
         ({"max_num_batched_tokens": 0}, "max_num_batched_tokens"),
         ({"enable_prefix_caching": False, "enable_kv_cache_events": True}, "use a HashIndex"),
+        (
+            {"enable_prefix_caching": False, "prefix_cache_retention_interval": 4},
+            "interval is 4, and enable_prefix_caching is False: nothing is remembered",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(change: dict, message: str) -> None:
@@ -362,3 +366,35 @@ def test_counts_and_hits_that_are_out_of_date_are_refused() -> None:
     with pytest.raises(ValueError, match="no longer holds"):
         manager.allocate_slots(bo, 1, hits)
     assert ids(manager.block_pool.free_block_queue.get_all_free_blocks()) == free and "Bo" not in manager.tables
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 12])
+def test_computed_tokens_that_no_slot_was_made_for_are_refused(wrong: int) -> None:
+    """Catches blocks that are remembered and were never written, and slots in the null block."""
+    manager = GroupedKVCacheManager(grouped(full(2), window(2, 3)), num_blocks=40)
+    ada = Request("Ada", range(20))
+    assert manager.allocate_slots(ada, 3) is not None
+    before = ids(manager.block_pool.free_block_queue.get_all_free_blocks()), manager.block_ids("Ada")
+    ada.num_computed_tokens = wrong
+    with pytest.raises(ValueError, match=f"'Ada' has num_computed_tokens = {wrong}, and slots for 3 tokens"):
+        manager.allocate_slots(ada, 1)
+    assert before == (ids(manager.block_pool.free_block_queue.get_all_free_blocks()), manager.block_ids("Ada"))
+
+
+def test_a_flat_list_of_hits_is_refused() -> None:
+    """Catches a TypeError for what one group's manager takes, and a table that is begun all the same."""
+    manager = GroupedKVCacheManager(grouped(full(2), window(2, 3)), num_blocks=20)
+    assert manager.allocate_slots(Request("Ada", range(9)), 9) is not None
+    bo = Request("Bo", range(9))
+    hits, _ = manager.get_computed_blocks(bo)
+    with pytest.raises(
+        ValueError, match="computed_blocks of request 'Bo' is a list of blocks: give a list for each of"
+    ):
+        manager.allocate_slots(bo, 1, hits[0])
+    assert "Bo" not in manager.tables
+
+
+def test_one_group_is_one() -> None:
+    """Catches "in 1 groups"."""
+    with pytest.raises(ValueError, match="tokens in 1 group for 20 tokens"):
+        GroupedKVCacheManager(grouped(full(4)), num_blocks=4).check_fits(Request("Ada", range(20)))

@@ -792,3 +792,17 @@ def test_events() -> None:
     assert manager.reset_prefix_cache() and manager.take_events() == [AllBlocksCleared()]
     admit(manager, cy := Request("Cy", [1]))
     assert manager.swap_out(cy) and manager.swap_in(cy) and manager.take_events() == [], "no full block, no event"
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 12])
+def test_computed_tokens_that_no_slot_was_made_for_are_refused(wrong: int) -> None:
+    """Catches blocks that are remembered and were never written."""
+    manager, ada = KVCacheManager(num_blocks=20, block_size=2), Request("Ada", range(20))
+    assert manager.allocate_slots(ada, 3) is not None
+    before = (counts(manager), free_ids(manager), manager.block_ids("Ada"))
+    ada.num_computed_tokens = wrong
+    with pytest.raises(ValueError, match=f"'Ada' has num_computed_tokens = {wrong}, and slots for 3 tokens"):
+        manager.allocate_slots(ada, 1)
+    assert before == (counts(manager), free_ids(manager), manager.block_ids("Ada"))
+    ada.num_computed_tokens = 3
+    assert manager.allocate_slots(ada, 1) == []

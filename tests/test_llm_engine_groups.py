@@ -8,11 +8,14 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from hypothesis import given, settings
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.budget.lengths import held_blocks, kept_by
 from pagedattn_lab.engine.beam_search import beam_search
+from pagedattn_lab.engine.capacity import longest_in_groups
 from pagedattn_lab.engine.core import EngineCore
 from pagedattn_lab.engine.llm_engine import KV_POLICIES, LLMEngine, StepFailedError
 from pagedattn_lab.engine.outputs import RequestOutput
@@ -26,7 +29,17 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.radix_tree import RadixTree
 from tests.helpers.engine import StopHereError, failing, requests_of, shuffle, small
-from tests.helpers.windows import MODELS, WINDOW, every_model, generated, poison_groups, some_tokens, windowed
+from tests.helpers.models import SMALL
+from tests.helpers.windows import (
+    MODELS,
+    WINDOW,
+    every_model,
+    generated,
+    poison_groups,
+    some_tokens,
+    window_of_group,
+    windowed,
+)
 
 LENGTHS = [WINDOW + 1, 1, 5 * WINDOW + 3, WINDOW, 3 * WINDOW]
 PROMPTS = [some_tokens(length, 20 + length) for length in LENGTHS]
@@ -325,3 +338,46 @@ def test_managers_and_runners_that_do_not_go_together_are_refused() -> None:
             EngineCore(runner, manager=manager)
     with pytest.raises(ValueError, match="looked up by hash"):
         EngineCore(grouped, index=RadixTree(4))
+
+
+@pytest.mark.parametrize("forward", ["modules", "auto"])
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "gpt_neox", "granite", "gemma", "stablelm", "cohere", "phi"])
+def test_a_window_that_the_class_does_not_read_makes_no_groups(kind: str, forward: str) -> None:
+    """Catches groups formed of what the configuration says alone: each step would be refused, or read what is gone."""
+    config = AutoConfig.for_model(kind, **(SMALL | {"num_key_value_heads": 6, "sliding_window": 5}))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    engine = LLMEngine(model, None, num_blocks=40, block_size=4, forward=forward)
+    assert isinstance(engine.core.manager, KVCacheManager)
+    assert tokens_of(engine.generate(PROMPTS[:1], greedily(9))) == [continued(model, PROMPTS[0], 9)]
+
+
+@torch.inference_mode()
+def continued(model: PreTrainedModel, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    """Continue a prompt without any cache: transformers' own drops tokens behind a window that is only named."""
+    tokens = list(prompt)
+    for _ in range(max_tokens):
+        tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "phi3", "starcoder2", "olmo3", "cohere2"])
+def test_a_window_that_the_class_reads_makes_groups(kind: str) -> None:
+    """Catches windows that are seen only where an attribute of the attention names them: some classes ask elsewhere."""
+    config = AutoConfig.for_model(kind, **(SMALL | {"sliding_window": 5}))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    engine = LLMEngine(model, None, num_blocks=40, block_size=4)
+    assert isinstance(engine.core.manager, GroupedKVCacheManager)
+    assert {window_of_group(group) for group in engine.core.manager.groups} & {5, 6}
+
+
+def test_refusals_do_not_count_the_blocks_of_one_table() -> None:
+    """Catches a number of blocks that is too small by all groups but one, and "do not hold" where they would."""
+    engine = engine_of("gemma2", num_blocks=13, max_num_batched_tokens=7)
+    with pytest.raises(ValueError, match="asks for 100 more: prompt and output have at most"):
+        engine.add_request("Ada", [5] * 8, greedily(100))
+    for name in MODELS:
+        groups = kv_cache_groups(layer_specs(windowed(name), 4))
+        needed = 1 + sum(1 if window_of_group(group) is None else 2 for group in groups)
+        with pytest.raises(ValueError, match=f"{needed - 1} blocks, .*, are too few .* give {needed} or more"):
+            longest_in_groups(groups, needed - 1, 8)
+        assert longest_in_groups(groups, needed, 8) > 0

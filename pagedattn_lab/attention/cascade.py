@@ -68,7 +68,8 @@ def plan_cascade(
     """Find what the sequences of a step share, and part their page tables at the end of it.
 
     Args:
-        tables: each sequence's row of the page table, all of one width.
+        tables: each sequence's row of the page table, all of one width. One that begins with the null block is of a
+            window that has moved on, and shares nothing.
         seq_lens: tokens in the cache.
         query_lens: how many of each sequence's last tokens are queries. All blocks that end before the first of them
             can be shared, so a tail always holds a token; not on a GPU where there are more than :data:`MAX_QUERIES`.
@@ -89,7 +90,7 @@ def plan_cascade(
         return None
     max_queries = math.inf if torch.device(device).type == "cpu" else MAX_QUERIES
     shareable = [
-        list(row[: (seq_len - query_len) // block_size]) if query_len <= max_queries else []
+        list(row[: (seq_len - query_len) // block_size]) if query_len <= max_queries and row[0] != 0 else []
         for row, seq_len, query_len in zip(tables, seq_lens, query_lens, strict=True)
     ]
     prefixes = shared_prefixes(shareable, min_sequences, cdiv(min_tokens, block_size))

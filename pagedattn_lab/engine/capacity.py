@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pagedattn_lab.kv_cache_groups import KVCacheGroup, bytes_per_block, kv_cache_groups, largest_model_len
+from pagedattn_lab.arithmetic import count
+from pagedattn_lab.kv_cache_groups import (
+    KVCacheGroup,
+    blocks_per_request,
+    bytes_per_block,
+    kv_cache_groups,
+    largest_model_len,
+)
 from pagedattn_lab.kv_cache_specs import RequestLimits, SlidingWindowSpec
-from pagedattn_lab.kv_layers import layer_specs
+from pagedattn_lab.kv_layers import layer_index, layer_specs
+from pagedattn_lab.model_runner import windows_read
 from pagedattn_lab.models.support import rotary_limit
 
 if TYPE_CHECKING:
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def groups_with_windows(config: Any, block_size: int, dtype: Any = None) -> list[KVCacheGroup] | None:
-    """Form the groups of a model that has layers with a window; ``None`` for one whose layers all read every token.
+    """Form the groups of a configuration with windows; ``None`` if it has layers that read every token alone.
 
     Args:
         config, block_size, dtype: as for :func:`pagedattn_lab.kv_layers.layer_specs`.
@@ -38,6 +47,32 @@ def groups_with_windows(config: Any, block_size: int, dtype: Any = None) -> list
     return kv_cache_groups(specs)
 
 
+def groups_of_model(model: PreTrainedModel, block_size: int, dtype: Any = None) -> list[KVCacheGroup] | None:
+    """Form the groups of a model whose layers read no more than the windows that its configuration names.
+
+    Args:
+        model: computes one token if its configuration names a window; see
+            :func:`~pagedattn_lab.model_runner.windows_read`.
+        block_size, dtype: as for :func:`pagedattn_lab.kv_layers.layer_specs`.
+
+    Returns:
+        ``None`` for a model without windows, or with layers that read on beyond them.
+
+    Raises:
+        UnsupportedModelError: a model that cannot run on the paged cache.
+    """
+    groups = groups_with_windows(model.config, block_size, dtype)
+    if groups is None:
+        return None
+    windows = windows_read(model)
+    for group in groups:
+        for name, spec in zip(group.layers, group.specs, strict=True):
+            window = windows[layer_index(name)]
+            if isinstance(spec, SlidingWindowSpec) and (window is None or window > spec.sliding_window):
+                return None
+    return groups
+
+
 def longest_in_groups(groups: Sequence[KVCacheGroup], num_blocks: int, max_num_batched_tokens: int) -> int:
     """Count the tokens for which all blocks together have slots, as the budget counts them.
 
@@ -49,7 +84,7 @@ def longest_in_groups(groups: Sequence[KVCacheGroup], num_blocks: int, max_num_b
         max_num_batched_tokens: tokens of one step at most.
 
     Raises:
-        ValueError: too few blocks for one token in each group.
+        ValueError: fewer blocks than one token counts; the message says how many are needed.
 
     Example:
         >>> config = {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8, "sliding_window": 32,
@@ -61,9 +96,11 @@ def longest_in_groups(groups: Sequence[KVCacheGroup], num_blocks: int, max_num_b
     limits = RequestLimits(sys.maxsize // 2, max_num_batched_tokens)
     longest = largest_model_len(groups, num_blocks * bytes_per_block(groups), limits)
     if not longest:
+        needed = blocks_per_request(groups, replace(limits, max_model_len=1)) + 1
         raise ValueError(
-            f"{num_blocks} blocks, one of them the null block, do not hold one token in each of {len(groups)} groups "
-            "of layers: give more, or keep all layers in one table by hybrid_kv_cache_manager=False"
+            f"{num_blocks} blocks, one of them the null block, are too few for the {count(len(groups), 'group')} of "
+            f"layers: give {needed} or more, since a window may begin within a block and counts one more, or keep all "
+            "layers in one table by hybrid_kv_cache_manager=False"
         )
     return longest
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
-from pagedattn_lab.engine.capacity import check_length, groups_with_windows, longest_in_groups
+from pagedattn_lab.engine.capacity import check_length, groups_of_model, longest_in_groups
 from pagedattn_lab.engine.core import Choice, EngineCore
 from pagedattn_lab.engine.metrics import Metrics
 from pagedattn_lab.engine.output_processor import RunningOutput, RunningRequest
@@ -135,7 +135,7 @@ class LLMEngine:
         shape = kv_shape_of(model, kv_cache_dtype)
         groups = None
         if hybrid_kv_cache_manager and kv_policy == "paged" and preemption == "recompute" and not num_host_blocks:
-            groups = groups_with_windows(model.config, block_size, shape.dtype)
+            groups = groups_of_model(model, block_size, shape.dtype)
         if groups is not None and num_offload_blocks:
             raise ValueError(
                 f"num_offload_blocks is {num_offload_blocks}, and layers with a window form groups, which a tier does "
@@ -235,11 +235,13 @@ class LLMEngine:
         room = self.max_model_len - len(token_ids)
         wanted = 1 if params.max_tokens is None else params.max_tokens
         if wanted > room:
-            block_size = self.core.manager.block_pool.block_size
+            block_size, taken = self.core.manager.block_pool.block_size, ""
+            if self.core.runner.groups is None:  # one table, whose blocks anybody can count
+                num_blocks = cdiv(len(token_ids) + wanted - 1, block_size)
+                taken = f", which take {num_blocks} blocks of {block_size} tokens"
             raise ValueError(
-                f"request {request_id!r} has a prompt of {len(token_ids)} tokens and asks for {wanted} more, which "
-                f"take {cdiv(len(token_ids) + wanted - 1, block_size)} blocks of {block_size} tokens: prompt and "
-                f"output have at most {self.max_model_len} tokens here"
+                f"request {request_id!r} has a prompt of {len(token_ids)} tokens and asks for {wanted} more{taken}: "
+                f"prompt and output have at most {self.max_model_len} tokens here"
             )
         arrival_time = time.monotonic() if arrival_time is None else arrival_time
         group = RunningRequest(request_id, prompt if isinstance(prompt, str) else None, token_ids, self.tokenizer)
