@@ -25,7 +25,7 @@ class Replay(test_vllm_scheduler.Replay):
             run["num_blocks"],
             run["enable_prefix_caching"],
             max_num_batched_tokens=run["options"]["max_num_batched_tokens"],
-            prefix_cache_retention_interval=run["retention_interval"],
+            prefix_cache_retention_interval=run["retention_interval"] if run["enable_prefix_caching"] else 0,
         )
 
 

@@ -51,7 +51,7 @@ class Replay:
             run["num_blocks"],
             caching,
             max_num_batched_tokens=run["max_in_flight_tokens"],
-            prefix_cache_retention_interval=run["retention_interval"],
+            prefix_cache_retention_interval=run["retention_interval"] if caching else 0,  # without, it does nothing
             enable_kv_cache_events=caching,
         )
         self.numbers: dict[int, int] = {}  # which hash is which of the recording's
