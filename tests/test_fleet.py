@@ -7,8 +7,10 @@ import math
 import statistics
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from itertools import count, islice
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,6 +227,15 @@ def test_a_replica_comes_back_empty() -> None:
     assert simulate(requests, 1, "prefix", 9, 4, failures=[Failure(21.0, 0)]).num_lost == 1
 
 
+def test_a_failure_takes_back_what_was_taken_ahead() -> None:
+    """Catches a first token, or working time, of a step that a failure cut short: steps are summed before they end."""
+    request = FleetRequest(0.0, 9, 5, (1, 2), 0)
+    whole = simulate([request], 1, "random", 9, 4, Server(EXACT))
+    cut = simulate([request], 1, "random", 9, 4, Server(EXACT), failures=[Failure(0.125, 0, down_s=2.0)])
+    assert cut.ttft_mean_s == whole.ttft_mean_s + 2.125
+    assert cut.replicas[0].busy_s == whole.replicas[0].busy_s + 0.125
+
+
 def chats(n: int, **more: float) -> Iterator[FleetRequest]:
     return islice(chat_requests(num_active=40, rate=2.0, **more), n)  # type: ignore[arg-type]
 
@@ -275,10 +286,48 @@ def test_progress() -> None:
     calls: list[int] = []
     simulate(chats(2500), 4, "random", 300, 16, progress=calls.append)
     assert calls == [1000, 2000, 2500]
+    for late in (Failure(1e9, 0), Failure(1.0, 0, 1e9)):  # what comes when all have ended
+        calls.clear()
+        simulate(chats(2500), 4, "random", 300, 16, failures=[late], progress=calls.append)
+        assert calls == [1000, 2000, 2500]
+
+
+def test_a_request_is_sent_again_when_a_replica_has_it_again() -> None:
+    """Catches counting a request that is lost, or one that no replica had before, as sent again."""
+    requests = [FleetRequest(0.0, 2000, 500, (), number) for number in range(5)]
+    run = partial(simulate, requests, 1, "random", None, 4096)
+    counts = []
+    for failures in ([Failure(0.125, 0)], [Failure(0.125, 0, 1.0)], [Failure(0.0, 0, 1.0)], [Failure(0.0, 0)]):
+        events: list[FleetEvent] = []
+        report = run(failures=failures, on_event=events.append)
+        arrived = sum(isinstance(event, Arrived) for event in events)
+        assert report.num_sent_again == max(0, arrived - len(requests))
+        counts.append((report.num_sent_again, report.num_lost, report.num_finished))
+    assert counts == [(0, 5, 0), (5, 0, 5), (0, 0, 5), (0, 5, 0)]
+
+
+def test_failures_are_on_the_clock_of_the_arrivals() -> None:
+    """Catches a failure counted from the first request, when a log begins later than 0; with a rate it does not."""
+    requests = [FleetRequest(1000.0 + second, 200, 5, (), second) for second in range(20)]
+    for rate, first in ((None, 1000.0), (1.0, 0.0)):
+        events: list[FleetEvent] = []
+        simulate(requests, 2, "random", None, 4096, rate=rate, failures=[Failure(1005.0, 0)], on_event=events.append)
+        assert events[0].time == first
+        assert [event.time for event in events if isinstance(event, Failed)] == ([1005.0] if rate is None else [])
 
 
 def test_a_function_is_a_router() -> None:
-    """Catches a router of a reader's own that needs more than ten lines; an empty load is a report, too."""
+    """Catches a router of a reader's own that needs more than ten lines, or whose whole numbers are refused because
+    NumPy made them; an empty load is a report, too.
+    """
+    least, by_numpy = (
+        simulate(chats(100), 3, router, 300, 16)
+        for router in (
+            LowestOfLeast(),
+            lambda _, fleet: np.argmin([fleet.load(replica) for replica in range(3)]),  # type: ignore[arg-type]
+        )
+    )
+    assert by_numpy.replicas == least.replicas
     report = simulate(chats(100), 3, lambda request, fleet: request.session % fleet.num_replicas, 300, 16)
     assert report.num_finished == 100 and report.router == "<lambda>"
     nothing = simulate([], 3)
@@ -298,8 +347,16 @@ REQUEST = FleetRequest(1.0, 9, 2, (1, 2), 0)
         ({"rate": 0.0}, "rate of 0.0"),
         ({"failures": [Failure(1.0, 8)]}, "replicas are 0 to 7"),
         ({"failures": [Failure(math.nan, 0)]}, "replicas are 0 to 7"),
-        ({"router": lambda request, fleet: 8}, "chose replica 8 for request 0"),
-        ({"router": lambda request, fleet: 0, "failures": [Failure(0.5, 0)]}, "chose replica 0 for request 0"),
+        ({"router": lambda request, fleet: 8}, "chose replica 8 for request 0, which is not there: .* 0 to 7"),
+        ({"router": lambda request, fleet: -1}, "chose replica -1 for request 0, which is not there"),
+        ({"router": lambda request, fleet: np.int64(8)}, "8.* for request 0, which is not there"),
+        ({"router": lambda request, fleet: 1.0}, "chose replica 1.0 for request 0, which is no whole number"),
+        ({"router": lambda request, fleet: None}, "chose replica None for request 0, which is no whole number"),
+        ({"router": lambda request, fleet: True}, "chose replica True for request 0, which is no whole number"),
+        (
+            {"router": lambda request, fleet: 0, "failures": [Failure(0.5, 0)]},
+            "chose replica 0 for request 0, which has failed",
+        ),
         ({"requests": [REQUEST, REQUEST._replace(arrival=0.5)]}, "request 2 arrives at 0.5, after one .* at 1.0"),
         ({"requests": [REQUEST._replace(hash_ids=(1,))]}, "request 1: 1 hash_ids for 9 tokens in blocks of 4"),
         ({"requests": [REQUEST._replace(output_len=0)]}, "request 1: .* one in its output"),

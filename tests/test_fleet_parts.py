@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 
 import pytest
@@ -122,6 +123,53 @@ def test_what_a_failed_replica_sent_does_not_count() -> None:
     router.removed(0, [9], 4.0)  # that it was stored has never come
     router.stored(0, [7], 5.0)  # and that 4 was removed never comes
     assert (depth(6.5, 4), depth(7.0, 4), depth(7.0, 5, 6, 7)) == (1, 0, 3)
+
+
+class OneRemovalIsLost(PrefixEventsRouter):
+    """Loses one event, and compares what it knows with what is cached."""
+
+    def __init__(self, which: int) -> None:
+        super().__init__(delay_s=0.0, loss=0.0)
+        self.which, self.removals = which, 0
+        self.depths: list[tuple[int, int]] = []  # of a prompt in the index, and in the cache
+        self.differences: list[tuple[int, int]] = []  # ids in the index alone, and in the cache alone
+
+    def removed(self, replica: int, hash_ids: Sequence[int], now: float) -> None:
+        self.removals += 1
+        if self.removals != self.which:
+            super().removed(replica, hash_ids, now)
+
+    def choose(self, request: FleetRequest, fleet: Fleet) -> int:  # type: ignore[override]
+        super().choose(request._replace(hash_ids=()), fleet)  # learns what has come by now
+        known, cached = self._known[0].keys(), set(fleet.caches[0].hash_ids())
+        self.depths.append((self.levels(request, fleet)[-1][0], fleet.hit_blocks(0, request)))
+        self.differences.append((len(known - cached), len(cached - known)))
+        return super().choose(request, fleet)
+
+
+@pytest.mark.parametrize("which", range(1, 9))
+def test_a_lost_removal_does_not_cost_the_blocks_that_are_used_most(which: int) -> None:
+    """Catches an index that forgets what was stored first, though each prompt finds it in the cache, and one that never
+    forgets a block whose removal was lost.
+    """
+    router = OneRemovalIsLost(which)
+    prompts = [(1, 2, 10 * turn, 10 * turn + 1) for turn in range(1, 30)]  # the first two blocks are in every prompt
+    requests = [FleetRequest(10.0 * turn, 16, 1, prompt, turn) for turn, prompt in enumerate(prompts)]
+    simulate(requests, 1, router, num_blocks=8, block_size=4)
+    assert router.removals > which + 10
+    assert router.depths == [(0, 0)] + [(2, 2)] * 28
+    assert set(router.differences) == {(0, 0)}  # a full index forgets at once what a full cache did
+
+
+def test_equals_are_drawn_alike() -> None:
+    """Catches a replica that gets, beside its own share, that of those in front of it that are not in the set."""
+    for num_replicas, among in ((8, 0b11100011), (3, 0b101), (70, 1 << 69 | 0b1001), (40, 2**40 - 1 - 0xFF00)):
+        fleet, members = Fleet(num_replicas, 5, 4, random.Random(0)), among.bit_count()
+        drawn = Counter(fleet.least_loaded(among) for _ in range(2000 * members))
+        assert drawn.total() == 2000 * members and all(among >> replica & 1 for replica in drawn)
+        assert all(
+            abs(drawn[replica] - 2000) < 5 * 2000**0.5 for replica in range(num_replicas) if among >> replica & 1
+        )
 
 
 @settings(max_examples=100, deadline=None)

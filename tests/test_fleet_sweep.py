@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -20,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedattn_lab.studies.fleet import chat_requests, simulate
-from pagedattn_lab.studies.fleet.cluster import Cluster, ClusterLostError
-from pagedattn_lab.studies.fleet.sweep import Point, PointFailedError, grid, sweep
+from pagedattn_lab.studies.fleet.cluster import Cluster, ClusterLostError, _Workers
+from pagedattn_lab.studies.fleet.sweep import Point, PointFailedError, grid, run_point, sweep
 from tests.helpers.cli import MOONCAKE
 from tests.helpers.fleet import NUM_REQUESTS, Deadly, Meeting, Raising, Trailing, runs
 
@@ -156,14 +157,44 @@ def test_grid_is_every_choice_once(names: list[str], values: list[int]) -> None:
         ({"num_blocks": 1.5}, "num_blocks is 1.5"),
         ({"block_size": -1}, "block_size is -1"),
         ({"rate": 0.0}, "a rate of 0.0 requests per second: give one above 0"),
+        ({"rate": [1.0, math.inf]}, "a rate of inf requests per second"),
+        ({"rate": math.nan}, "a rate of nan requests per second"),
+        ({"seed": (0, 1.5)}, "seed is 1.5: give a whole number"),
+        ({"seed": "12"}, "seed is '12'"),
+        ({"seed": True}, "seed is True"),
         ({"replicas": 2}, "a point has no 'replicas': choose from router, num_replicas"),
         ({"seed": []}, "seed has no values"),
+        ({"seed": range(0)}, "seed has no values"),
     ],
 )
 def test_points_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     """Catches a mistake that shows only after hours, when its point is reached."""
     with pytest.raises(ValueError, match=message):
         grid(**settings)
+
+
+@pytest.mark.parametrize("values", [range(4), (0, 1, 2, 3), {0: "a", 1: "b", 2: "c", 3: "d"}, iter([0, 1, 2, 3])])
+def test_values_may_be_whatever_can_be_walked_through(values: Any) -> None:
+    """Catches ``seed=range(4)`` taken as one point, whose seed is a range."""
+    assert [point.seed for point in grid(router="random", seed=values)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("num_requests", [0, -1, 2.0])
+def test_a_number_of_requests_that_cannot_be_is_refused(num_requests: Any) -> None:
+    """Catches 0 taken for the usual number."""
+    for run in (partial(sweep, [Point()]), partial(run_point, Point())):
+        with pytest.raises(ValueError, match=f"num_requests is {num_requests}: give a whole number"):
+            run(num_requests=num_requests)
+
+
+def test_a_router_that_changes_later_does_not_change_its_point(tmp_path: Path) -> None:
+    """Catches a point that holds its caller's router, and runs it as it has become."""
+    router = Trailing(tmp_path)
+    points = [Point(router, num_replicas=2), *grid(router=[router], num_replicas=2)]
+    before = small(points)
+    router.num_chosen = 1  # the other replica would be the first
+    assert small(points) == before
+    assert small([Point(router, num_replicas=2)])[0][1] != before[0][1]
 
 
 def test_nothing_to_do() -> None:
@@ -257,6 +288,52 @@ def test_distributed_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ModuleNotFoundError, match=r"the package distributed, of the extra pagedattn-lab\[cluster\]"):
         Cluster(workers=1)
+
+
+class Interrupted:
+    """A process that takes its time to end, so that a second Ctrl-C comes while somebody waits for it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def wait(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_no_worker_is_left_by_who_interrupts_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches workers that are killed only when those in front of them have ended, or only if all have started."""
+    started: list[Interrupted] = []
+
+    def start(_: Any) -> Interrupted:
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        started.append(Interrupted())
+        return started[-1]
+
+    monkeypatch.setattr(_Workers, "_start", start)
+    with pytest.raises(KeyboardInterrupt), _Workers("tcp://127.0.0.1:1", 3):
+        pass
+    assert [process.killed for process in started] == [True] * 3
+    started.clear()
+    with pytest.raises(KeyboardInterrupt):
+        _Workers("tcp://127.0.0.1:1", 4)
+    assert [process.killed for process in started] == [True] * 3
+
+
+def test_no_worker_is_left_by_who_interrupts_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a cluster that stays open when a second Ctrl-C comes while it waits for what still runs."""
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Cluster(workers=1) as workers:
+        pid = workers.submit(os.getpid).result()
+        monkeypatch.setattr("concurrent.futures.wait", interrupted)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_cluster_without_workers_is_reported() -> None:

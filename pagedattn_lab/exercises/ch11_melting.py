@@ -234,7 +234,7 @@ def _with_a_mistake(mistake: str) -> Callable[..., Finding]:
 melting_replica = Exercise(
     "11.2",
     "melting_replica",
-    "Which replica melts, and why",
+    "Which replica drowns in requests, and why",
     cases=_melting_cases,
     reference=_melting_replica,
     returns='a dictionary with "replica", "drawn", "prefix" and "cause"',

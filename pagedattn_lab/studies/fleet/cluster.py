@@ -147,9 +147,11 @@ class Cluster(Executor):
         if cancel_futures or not wait:
             for future in sent:
                 future.cancel()
-        futures.wait(sent)
-        self._closed = True
-        self._stack.close()
+        try:
+            futures.wait(sent)
+        finally:  # whoever is interrupted while waiting leaves no workers behind
+            self._closed = True
+            self._stack.close()
 
     def _take(self, ours: Future[Any]) -> bool:
         """Say whether an open call is the caller's to end: its result and a wish to cancel it may come together."""
@@ -228,7 +230,13 @@ class _Workers:
         path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
         self._environment = os.environ | {"PYTHONPATH": path, "DASK_LOGGING__DISTRIBUTED": "critical"}
         self._lock = threading.Lock()
-        self._processes: list[subprocess.Popen[bytes]] = [self._start() for _ in range(num_workers)]
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for _ in range(num_workers):
+                self._processes.append(self._start())
+        except BaseException:
+            self.__exit__()
+            raise
 
     def replace(self) -> None:
         """Start a worker for each that has died."""
@@ -240,10 +248,11 @@ class _Workers:
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            for process in self._processes:
+            ended, self._processes = self._processes, []  # none of them is replaced any more
+            for process in ended:
                 process.kill()
-                process.wait()
-            self._processes = []
+        for process in ended:  # that may take a while, and be interrupted
+            process.wait()
         self._folder.cleanup()
 
     def _start(self) -> subprocess.Popen[bytes]:

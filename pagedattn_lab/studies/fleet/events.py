@@ -80,7 +80,7 @@ class Evicted(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A replica failed: its cache is lost, and what it had in hand is sent again.
+    """A replica failed: its cache is lost, and what it had in hand must be sent again.
 
     Attributes:
         time: seconds.

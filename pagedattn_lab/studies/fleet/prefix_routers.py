@@ -80,9 +80,10 @@ class PrefixRouter(Router):
 class PrefixEventsRouter(PrefixRouter):
     """As :class:`PrefixRouter`, with an index made from events that come late and get lost, as over a network.
 
-    An event tells of all blocks that one prompt stores, or that make room for one. A block whose removal is not told
-    stays in the index until as many were stored after it as a cache has, for then it must be gone. That a replica has
-    failed is known at once.
+    An event tells of all blocks that one prompt stores, or that make room for one. No event tells of a hit, after which
+    a cache keeps a block longer. So the index, too, keeps blocks in the order of their use: those that a prompt is
+    routed for count as used. Where it knows more blocks of a replica than a cache has, removals were not told, and it
+    forgets what was not used for longest. That a replica has failed is known at once.
 
     Args:
         delay_s: seconds from a change to its effect on the index.
@@ -103,7 +104,7 @@ class PrefixEventsRouter(PrefixRouter):
         """Begin with empty caches and nothing on the way."""
         super().begin(fleet, rng)
         self._most = fleet.num_blocks
-        self._known: list[dict[int, None]] = [{} for _ in range(fleet.num_replicas)]  # ids, in the order of storing
+        self._known: list[dict[int, None]] = [{} for _ in range(fleet.num_replicas)]  # ids, next to forget first
         self._lives = [0] * fleet.num_replicas
         self._on_the_way: deque[tuple[float, int, int, bool, Sequence[int]]] = deque()
 
@@ -131,7 +132,14 @@ class PrefixEventsRouter(PrefixRouter):
             due, replica, life, stored, hash_ids = self._on_the_way.popleft()
             if life == self._lives[replica]:
                 self._learn(replica, hash_ids, due, stored)
-        return super().choose(request, fleet)
+        depth, among = self.levels(request, fleet)[-1]
+        replica = fleet.least_loaded(among)
+        if self._most is not None:
+            known, used = self._known[replica], dict.fromkeys(reversed(request.hash_ids[:depth]))
+            for hash_id in used:
+                del known[hash_id]
+            known.update(used)
+        return replica
 
     def _learn(self, replica: int, hash_ids: Sequence[int], now: float, stored: bool) -> None:
         known = self._known[replica]

@@ -35,14 +35,16 @@ class Job:
         first_token: when it got its first token; ``None``: not yet.
         held: tokens in the cache.
         remaining: tokens of the prompt still to be computed, once it has started.
+        was_sent: whether a replica has had it before.
     """
 
-    __slots__ = ("arrival", "first_token", "held", "number", "remaining", "request")
+    __slots__ = ("arrival", "first_token", "held", "number", "remaining", "request", "was_sent")
 
     def __init__(self, request: FleetRequest, number: int, arrival: float) -> None:
         self.request, self.number, self.arrival = request, number, arrival
         self.first_token: float | None = None
         self.held = self.remaining = 0
+        self.was_sent = False
 
 
 class Desk(Protocol):
@@ -220,9 +222,9 @@ class _Batch:
                 if job.request.output_len == 1:
                     return end
             ahead = now, self.busy_s
-            end = self.fire(end)
+            again = self.fire(end)
             self._ahead = ahead
-            return end
+            return again
         if not running:
             self._working, self._stretch = False, 0
             return None

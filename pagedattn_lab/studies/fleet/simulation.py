@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush, heapreplace
+from operator import index
 from typing import NamedTuple
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv
@@ -33,7 +34,8 @@ class Failure(NamedTuple):
     """A replica fails: its cache is lost, and requests that wait or run there are sent again, from their beginning.
 
     Attributes:
-        time: seconds after the first request.
+        time: seconds on the clock by which requests arrive: that of a log, which need not begin at 0, or with a
+            ``rate`` one that begins with the first request.
         replica: which.
         down_s: seconds until it is back, with an empty cache.
     """
@@ -101,12 +103,20 @@ class Fleet:
         return self._any(found)
 
     def _any(self, replicas: int) -> int:
-        """Draw a place, and take the first of the set from there on."""
-        place = int(self._random() * self.num_replicas)
-        behind = replicas >> place
-        if behind:
-            return place + (behind & -behind).bit_length() - 1
-        return (replicas & -replicas).bit_length() - 1
+        """Draw one of a set, each with the same chance: the half that has it, then the half of that, and so on."""
+        num_alike = replicas.bit_count()
+        if num_alike == 1:
+            return replicas.bit_length() - 1
+        number, place, width = int(self._random() * num_alike), 0, replicas.bit_length()
+        while width > 1:
+            width = (width + 1) // 2
+            low = replicas & ((1 << width) - 1)
+            num_low = low.bit_count()
+            if number < num_low:
+                replicas = low
+            else:
+                number, place, replicas = number - num_low, place + width, replicas >> width
+        return place
 
     def change_load(self, replica: int, change: int) -> None:
         """Count requests in or out."""
@@ -155,7 +165,7 @@ def simulate(
     Raises:
         ValueError: a number below 1, an unknown router, a rate that is not above 0, a failure of a replica that is not
             there or at a time below 0, a request that arrives before the one in front of it or has too few ids or too
-            many, or a router that chooses a replica that is not there.
+            many, or a router that chooses what is no replica, or one that has failed.
 
     Example:
         >>> from itertools import islice
@@ -211,10 +221,10 @@ class _Run:
         ]
         self.due: list[tuple[float, int]] = []  # a heap: time and replica
         self.due_at = [math.inf] * fleet.num_replicas  # what else the heap says of a replica no longer counts
-        self.turns: list[tuple[float, int, int]] = []  # a heap: time, 0 to come back or 1 to fail, index in failures
+        self.turns: list[tuple[float, int, int]] = []  # a heap: time, 0 to come back or 1 to fail, place in failures
         self.failures = list(failures)
-        for index, failure in enumerate(self.failures):
-            heappush(self.turns, (failure.time, 1, index))
+        for place, failure in enumerate(self.failures):
+            heappush(self.turns, (failure.time, 1, place))
         self.down_until = [0.0] * fleet.num_replicas
         self.homeless: list[Job] = []  # they wait for a replica that comes back
         self.ttft, self.latency = LogHistogram(), LogHistogram()
@@ -254,7 +264,7 @@ class _Run:
             at = due[0][0] if due else math.inf
             if turns and turns[0][0] <= coming and turns[0][0] <= at:
                 if request is None and not due and not self.homeless:
-                    return
+                    break  # nobody is left whom it concerns
                 self.turn()
             elif coming <= at:
                 if request is None:
@@ -298,10 +308,10 @@ class _Run:
             self.homeless.append(job)
             return
         replica = self.choose(job.request, fleet)
-        if not (isinstance(replica, int) and 0 <= replica < fleet.num_replicas and fleet.is_alive(replica)):
-            raise ValueError(
-                f"the router chose replica {replica!r} for request {job.number}, which is not there or failed"
-            )
+        if type(replica) is not int or not 0 <= replica < fleet.num_replicas or not fleet.is_alive(replica):
+            replica = self.checked(replica, job.number)
+        self.num_sent_again += job.was_sent
+        job.was_sent = True
         fleet.change_load(replica, 1)
         load, figures = fleet.load(replica), self.desks[replica].figures
         if load > figures.most_load:
@@ -313,11 +323,26 @@ class _Run:
             self.due_at[replica] = again
             heappush(self.due, (again, replica))
 
+    def checked(self, chosen: object, number: int) -> int:
+        """Return a router's choice as an ``int``, as which NumPy's whole numbers will do, or say what is wrong."""
+        fleet, about = self.fleet, f"the router chose replica {chosen!r} for request {number}"
+        try:
+            replica = index(chosen)  # type: ignore[arg-type]
+        except TypeError:
+            replica = None
+        if replica is None or isinstance(chosen, bool):
+            raise ValueError(f"{about}, which is no whole number: return one from 0 to {fleet.num_replicas - 1}")
+        if not 0 <= replica < fleet.num_replicas:
+            raise ValueError(f"{about}, which is not there: they are numbered 0 to {fleet.num_replicas - 1}")
+        if not fleet.is_alive(replica):
+            raise ValueError(f"{about}, which has failed: choose one for which fleet.is_alive is true")
+        return replica
+
     def turn(self) -> None:
         """Let a replica fail, or come back."""
         fleet = self.fleet
-        now, fails, index = heappop(self.turns)
-        replica, bit = self.failures[index].replica, 1 << self.failures[index].replica
+        now, fails, place = heappop(self.turns)
+        replica, bit = self.failures[place].replica, 1 << self.failures[place].replica
         fleet.now = now
         if not fails:
             if self.down_until[replica] > now or fleet.alive & bit:
@@ -327,9 +352,9 @@ class _Run:
                 self.on_event(Recovered(now, replica))
             jobs, self.homeless = self.homeless, []
         else:
-            self.down_until[replica] = max(self.down_until[replica], now + self.failures[index].down_s)
+            self.down_until[replica] = max(self.down_until[replica], now + self.failures[place].down_s)
             if self.down_until[replica] < math.inf:
-                heappush(self.turns, (self.down_until[replica], 0, index))
+                heappush(self.turns, (self.down_until[replica], 0, place))
             if not fleet.alive & bit:
                 return
             fleet.alive ^= bit
@@ -341,7 +366,6 @@ class _Run:
                 self.router.cleared(replica, cache.hash_ids(), now)
             cache.clear()
             self.desks[replica].figures.num_failures += 1
-            self.num_sent_again += len(jobs)
             if self.on_event is not None:
                 self.on_event(Failed(now, replica, len(jobs)))
         for job in jobs:

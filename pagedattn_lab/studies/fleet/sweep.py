@@ -8,6 +8,7 @@ runs cannot change its figures.
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
@@ -44,8 +45,10 @@ class Point:
     """One setting of a fleet, to be simulated.
 
     Attributes:
-        router: a name of :data:`pagedattn_lab.studies.fleet.prefix_routers.ROUTERS`, or a router of your own. Each run
-            gets a copy of it as it was when it was given; on other machines its class must be there to be imported.
+        router: a name of :data:`pagedattn_lab.studies.fleet.prefix_routers.ROUTERS`, or a router of your own. The point
+            keeps a copy of it as it is now, and each run gets a copy of that; on other machines its class must be there
+            to be imported. A function cannot be copied, so one that keeps something from call to call, in a global
+            variable or a closure, takes it from run to run: make it an object with ``choose``.
         num_replicas: servers.
         num_blocks: blocks in the cache of each; ``None`` for as many as it takes.
         block_size: tokens per block; ``None`` for 16 in conversations and 512 in a log.
@@ -74,8 +77,11 @@ class Point:
         for name in ("num_blocks", "block_size"):
             if getattr(self, name) is not None:
                 at_least_one(name, getattr(self, name))
-        if self.rate is not None and not self.rate > 0:
-            raise ValueError(f"a rate of {self.rate} requests per second: give one above 0")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise ValueError(f"a rate of {self.rate} requests per second: give one above 0 that is finite")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"seed is {self.seed!r}: give a whole number")
+        object.__setattr__(self, "router", copy.deepcopy(self.router))
 
     def __str__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)} | {"router": self.router_name}
@@ -95,7 +101,8 @@ def grid(**settings: Any) -> list[Point]:
     """Combine settings: a point for each choice of one value from every list; the last list changes fastest.
 
     Args:
-        settings: fields of :class:`Point`, each with a value or a list or tuple of values.
+        settings: fields of :class:`Point`, each with a value, or several: a list, a range, whatever can be walked
+            through and is no text.
 
     Raises:
         ValueError: a name that is no field, a list without values, or a value that a point cannot have.
@@ -109,7 +116,7 @@ def grid(**settings: Any) -> list[Point]:
     for name, value in settings.items():
         if name not in known:
             raise ValueError(f"a point has no {name!r}: choose from {', '.join(known)}")
-        axes[name] = list(value) if isinstance(value, list | tuple) else [value]
+        axes[name] = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
         if not axes[name]:
             raise ValueError(f"{name} has no values: give at least one")
     return [Point(**dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
@@ -122,10 +129,16 @@ def run_point(point: Point, requests: str = CHAT, num_requests: int | None = Non
         point: the setting.
         requests: :data:`CHAT`, or the path of a request log in Mooncake's format.
         num_requests: the first so many; ``None`` for all of a log, and 10,000 else.
+
+    Raises:
+        ValueError: less than one request.
     """
+    if num_requests is not None:
+        at_least_one("num_requests", num_requests)
     block_size = point.block_size_for(requests)
     if requests == CHAT:
-        load = islice(chat_requests(point.seed, block_size=block_size), num_requests or CHAT_REQUESTS)
+        most = CHAT_REQUESTS if num_requests is None else num_requests
+        load = islice(chat_requests(point.seed, block_size=block_size), most)
     else:
         load = islice(log_requests(requests, block_size), num_requests)
     return simulate(
@@ -164,6 +177,7 @@ def sweep(
         progress: draw a line that says how many are done; ``None`` for on a terminal only.
 
     Raises:
+        ValueError: less than one request.
         PointFailedError: a point raised an exception, which is the cause; or workers were lost more than ``retries``
             times in a row. Points that had not begun are cancelled.
 
@@ -179,6 +193,8 @@ def sweep(
     """
     from tqdm import tqdm
 
+    if num_requests is not None:
+        at_least_one("num_requests", num_requests)
     points = list(points)
     source = CHAT if requests == CHAT else os.path.abspath(requests)
     run = partial(run_point, requests=source, num_requests=num_requests)
