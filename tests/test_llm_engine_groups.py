@@ -278,9 +278,7 @@ def test_a_model_without_windows_keeps_one_table() -> None:
 
 def test_a_pool_too_small_for_a_token_in_each_group_is_refused() -> None:
     """Catches an engine that starts and can serve nothing."""
-    with pytest.raises(
-        ValueError, match="2 blocks, one of them the null block, do not hold one token in each of 7 groups"
-    ):
+    with pytest.raises(ValueError, match="2 blocks, one of them the null block, are too few for the 7 groups"):
         engine_of("gemma3", num_blocks=2)
 
 
