@@ -63,7 +63,9 @@ def test_the_map_leads_and_remembers(watch: Watch, chromium: str, site: Path) ->
     page.goto((folder / "map.html").as_uri())
     boxes = dict(page.evaluate(BOXES))
     assert {(folder / address).resolve() for address in boxes} == {
-        site / "chapters" / f"{path.stem}.html" for path in CHAPTERS
+        site / "chapters" / f"{path.stem}.html"
+        for path in CHAPTERS
+        if path.stem[0].isdigit()  # appendices: a table
     }
     assert all(text.strip().endswith(" minutes") for text in boxes.values()), boxes
     page.locator(".map a", has_text="05").focus()
