@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pagedattn_lab.bench.forward import where_a_step_goes
@@ -16,6 +17,7 @@ CONFIG = LlamaConfig(
 
 def engine(forward: str, **options: int) -> LLMEngine:
     """Make an engine of a model of two layers."""
+    torch.manual_seed(0)
     return LLMEngine(LlamaForCausalLM(CONFIG).eval(), None, num_blocks=60, forward=forward, **options)
 
 

@@ -170,7 +170,9 @@ class Groups(RuleBasedStateMachine):
         if request.num_computed_tokens == request.num_tokens:
             request.append_token(token)
         num_new = min(num_new, self.budget, request.num_tokens - request.num_computed_tokens)
-        drafts = min(drafts, self.budget - num_new)
+        # Guesses follow the last token there is: before it, the text goes on, and nothing is guessed.
+        is_last = request.num_computed_tokens + num_new == request.num_tokens
+        drafts = min(drafts, self.budget - num_new) if is_last else 0
         if self.manager.allocate_slots(request, num_new + drafts) is None:
             return
         if fails and not drafts:  # the step is not carried out, and the request starts again

@@ -97,7 +97,7 @@ class AsyncLLM:
         >>> async def main() -> list[int]:
         ...     async with AsyncLLM(engine) as llm:
         ...         return [len(output.outputs[0].token_ids) async for output in llm.generate(
-        ...             [7, 8, 9], SamplingParams(temperature=0.0, max_tokens=3))]
+        ...             [7, 8, 9], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))]
         >>> asyncio.run(main())[-1]
         3
     """

@@ -92,7 +92,8 @@ class LLMEngine:
         >>> config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
         ...                      num_attention_heads=4, num_key_value_heads=2)
         >>> engine = LLMEngine(LlamaForCausalLM(config), None, num_blocks=20, block_size=4)
-        >>> outputs = engine.generate([[7, 8, 9], [3]], SamplingParams(temperature=0.0, max_tokens=4))
+        >>> params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+        >>> outputs = engine.generate([[7, 8, 9], [3]], params)
         >>> [len(output.outputs[0].token_ids) for output in outputs], outputs[0].outputs[0].finish_reason
         ([4, 4], 'length')
     """
