@@ -15,7 +15,7 @@ EXPECTED = (
     "00_start_here", "01_the_kv_cache", "02_contiguous_caches", "03_blocks", "04_page_tables",
     "05_fork_and_copy_on_write", "06_prefix_caching",
     "07_a_kernel_that_walks_the_page_table", "08_making_it_fast", "09_continuous_batching",
-    "10_tuning_vllm", "11_past_one_gpu", "A1_against_the_paper",
+    "10_tuning_vllm", "11_past_one_gpu", "A1_against_the_paper", "A2_how_exact_is_exact",
 )  # fmt: skip
 ON_COLAB = "'google.colab' in sys.modules"
 INTERACT = re.compile(r"\binteract(_manual|ive|ive_output)?\s*\(|@(\w+\.)?interact\b|\bimport\b[^\n]*\binteract\b")

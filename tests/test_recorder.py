@@ -63,20 +63,20 @@ def test_direct_use_of_the_pool() -> None:
 def test_cached_blocks() -> None:
     """Catches an eviction that no sentence mentions, and a hit that looks like an allocation."""
     pool = BlockPool(3, 4)
-    ada, bob = BlockTable(pool), BlockTable(pool)
-    recorder = Recorder(pool, {"Ada": ada, "Bob": bob})
+    ada, bo = BlockTable(pool), BlockTable(pool)
+    recorder = Recorder(pool, {"Ada": ada, "Bo": bo})
     ada.append_tokens(8)
     ada.blocks[0].block_hash = b"\xca\xfe\xba\xbe\x00"
     ada.release()
     pool.touch([pool.blocks[1]])
     pool.free_blocks([pool.blocks[1]])
-    bob.append_tokens(7)
+    bo.append_tokens(7)
     assert sentences(recorder)[2:] == [
         "Ada gives back 2 blocks, last first: block 2 returns to the head of the free queue; "
         "block 1, still cached, joins the queue's tail.",
         "Touched: block 1 taken out of the free queue, contents kept.",
         "One owner fewer: block 1, still cached, joins the queue's tail.",
-        "Bob appends 7 tokens and takes blocks 2 and 1 from the head of the free queue, "
+        "Bo appends 7 tokens and takes blocks 2 and 1 from the head of the free queue, "
         "and the pool forgets what block 1 held.",
     ]
     assert recorder.frames[3].hashes == {1: "cafebabe"} and recorder.frames[-1].hashes == {}
@@ -85,18 +85,18 @@ def test_cached_blocks() -> None:
 def test_shared_blocks() -> None:
     """Catches an owner's end taken for a part of the next owner's, and a fill that is only the last table's."""
     pool = BlockPool(6, 4)
-    ada, bob = BlockTable(pool), BlockTable(pool)
-    recorder = Recorder(pool, {"Ada": ada, "Bob": bob})
+    ada, bo = BlockTable(pool), BlockTable(pool)
+    recorder = Recorder(pool, {"Ada": ada, "Bo": bo})
     ada.append_tokens(7)
-    bob.blocks, bob.num_tokens = list(ada.blocks), 5
-    pool.touch(bob.blocks)
+    bo.blocks, bo.num_tokens = list(ada.blocks), 5
+    pool.touch(bo.blocks)
     assert [(block.num_tokens, block.ref_cnt) for block in recorder.frames[-1].blocks[1:3]] == [(4, 2), (3, 2)]
-    assert recorder.frames[-1].blocks[2].owners == (("Ada", 1), ("Bob", 1))
+    assert recorder.frames[-1].blocks[2].owners == (("Ada", 1), ("Bo", 1))
     ada.release()
-    bob.release()
+    bo.release()
     assert sentences(recorder)[3:] == [
         "Ada gives back 2 blocks, last first: blocks 2 and 1 keep 1 owner.",
-        "Bob gives back 2 blocks, last first: blocks 2 and 1 return to the head of the free queue.",
+        "Bo gives back 2 blocks, last first: blocks 2 and 1 return to the head of the free queue.",
     ]
 
 
@@ -461,12 +461,12 @@ class Recorded(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(12, 3)
-        self.tables = {name: BlockTable(self.pool) for name in ("Ada", "Bob", "Cy")}
+        self.tables = {name: BlockTable(self.pool) for name in ("Ada", "Bo", "Cy")}
         self.recorder = Recorder(self.pool, self.tables)
         self.seen = 1
         self.held: dict[int, tuple] = {}
 
-    names = st.sampled_from(("Ada", "Bob", "Cy"))
+    names = st.sampled_from(("Ada", "Bo", "Cy"))
 
     @rule(name=names, count=st.integers(1, 8))
     def append(self, name: str, count: int) -> None:
@@ -486,13 +486,13 @@ class Recorded(RuleBasedStateMachine):
             block.block_hash = hash(name) if hashed else None
         self.tables[name].release()
 
-    @precondition(lambda self: self.tables["Bob"].blocks and not self.tables["Cy"].blocks)
+    @precondition(lambda self: self.tables["Bo"].blocks and not self.tables["Cy"].blocks)
     @rule()
     def fork(self) -> None:
-        """Cy becomes a fork of Bob's; whoever of them writes first copies."""
+        """Cy becomes a fork of Bo's; whoever of them writes first copies."""
         take_copies(self.tables.values())
         before = len(self.recorder.frames)
-        self.tables["Cy"] = self.tables["Bob"].fork("Cy")
+        self.tables["Cy"] = self.tables["Bo"].fork("Cy")
         assert [frame.kind for frame in self.recorder.frames[before:]] == ["fork"]
 
     @precondition(lambda self: self.tables["Ada"].blocks and not self.tables["Cy"].blocks)

@@ -130,9 +130,9 @@ def test_words_and_cells_give_one_account(state: State) -> None:
 def test_the_text_holds_the_whole_state() -> None:
     """Catches a picture whose words leave something out that can be seen."""
     allocator = contiguous.next_power_of_two(40, max_model_len=24)
-    running = {"Ada": (allocator.allocate(5, 6), 7), "Bob": (allocator.allocate(1, 1), 1)}
+    running = {"Ada": (allocator.allocate(5, 6), 7), "Bo": (allocator.allocate(1, 1), 1)}
     assert show_strip(allocator, running, waiting=32, sentence="Cem is refused.").alt == (
-        "Cem is refused. 40 slots. Ada: 7 tokens, 13 reserved, slots 0–15. Bob: 1 token, slots 32–33. "
+        "Cem is refused. 40 slots. Ada: 7 tokens, 13 reserved, slots 0–15. Bo: 1 token, slots 32–33. "
         "A request for 32 slots waits; the longest gap has 16. "
         "Token states 8, reservation 3, internal 4, external 25 (rounding 3), free 0."
     )

@@ -187,10 +187,10 @@ def test_many_blocks_still_say_whose_and_how_full() -> None:
 
 def test_a_shared_block_shows_who_reaches_how_far() -> None:
     """Catches a token of one request told to be another's that shares the block and is shorter."""
-    tables = (TableState("Ada", 0, "A", 5, (1, 2)), TableState("Bob", 1, "B", 7, (1, 2)))
+    tables = (TableState("Ada", 0, "A", 5, (1, 2)), TableState("Bo", 1, "B", 7, (1, 2)))
     frame = Frame("note", "", (), 4, tables, (0, 2, 2), {}, ())
     assert [drawn_slots(show_frame(frame))[slot] for slot in (8, 9, 10, 11)] == [
-        "Ada, token 4; Bob, token 4", "Bob, token 5", "Bob, token 6", "empty",
+        "Ada, token 4; Bo, token 4", "Bo, token 5", "Bo, token 6", "empty",
     ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ TOP, LINE = 48, 19  # pixels above the board for two lines of text
 STILL = 9  # the frame in which the third request has taken the blocks that came back
 WORDS = {
     "Ada": ["What", " is", " a", " page", " table", "?", " A", " list", " of", " blocks", ".", " It"],
-    "Bob": ["Name", " a", " river", ".", " The", " Nile", "."],
+    "Bo": ["Name", " a", " river", ".", " The", " Nile", "."],
     "Cleo": ["Sing", " me", " a", " song", " of", " rain"],
 }
 
@@ -37,13 +37,13 @@ WORDS = {
 def recorded() -> list[Frame]:
     """Two requests take blocks as they grow, one ends, and a third takes the blocks that came back."""
     pool = BlockPool(num_blocks=8, block_size=4)
-    ada, bob, cleo = (BlockTable(pool, name) for name in ("Ada", "Bob", "Cleo"))
+    ada, bo, cleo = (BlockTable(pool, name) for name in ("Ada", "Bo", "Cleo"))
     recorder = Recorder(pool)  # it shows each of them from when it arrives
     ada.append_tokens(6)
-    bob.append_tokens(4)
-    for table in (ada, bob, ada, ada, bob):
+    bo.append_tokens(4)
+    for table in (ada, bo, ada, ada, bo):
         table.append_tokens(1)
-    bob.release()
+    bo.release()
     cleo.append_tokens(6)
     ada.append_tokens(1)
     ada.append_tokens(1)

@@ -5,23 +5,23 @@
   const { BlockPool, BlockTable, NoFreeBlocksError, Recorder, boardText, controlOf, modelOf, plural, render } = window.pagedattn;
   const SLOTS = 24, BLOCK_SIZES = [1, 2, 3, 4, 6, 8];
   const PROMPT = "nothing is reserved and no hole is too small to use";
-  const OTHER = "where does my cache live now".split(" "); // what Bob writes meanwhile, so that blocks lie scattered
+  const OTHER = "where does my cache live now".split(" "); // what Bo writes meanwhile, so that blocks lie scattered
   const CONTINUATION = "because any free block will do for the next few words".split(" ");
   const NARROW = 600; // pixels
   const QUIET = 700; // ms without a change before the page says what the change led to
 
-  /** Record how Ada's words take their slots one by one, and Bob's between them, until the memory is full. Say which word then
+  /** Record how Ada's words take their slots one by one, and Bo's between them, until the memory is full. Say which word then
    * has no slot, and which frame is the last that Ada caused. */
   function recorded(words, block_size) {
     const pool = new BlockPool(SLOTS / block_size + 1, block_size), recorder = new Recorder(pool);
-    const ada = new BlockTable(pool, "Ada"), bob = new BlockTable(pool, "Bob");
+    const ada = new BlockTable(pool, "Ada"), bo = new BlockTable(pool, "Bo");
     let refused = null, at = 0;
     if (!words.length) recorder.note("Ada has written nothing, and holds no block."); // with one frame, there are no buttons
     try {
       words.forEach((_, index) => {
         ada.append_tokens(1);
         at = recorder.frames.length - 1;
-        if (index < OTHER.length) bob.append_tokens(1);
+        if (index < OTHER.length) bo.append_tokens(1);
       });
     } catch (error) {
       if (!(error instanceof NoFreeBlocksError)) throw error;
@@ -29,7 +29,7 @@
       refused = words[ada.num_tokens];
     }
     if (refused !== null || !words.length) at = recorder.frames.length - 1;
-    return { recording: { ...recorder.to_dict(), words: { Ada: words, Bob: OTHER } }, ada, refused, at };
+    return { recording: { ...recorder.to_dict(), words: { Ada: words, Bo: OTHER } }, ada, refused, at };
   }
 
   place.innerHTML = `
@@ -39,7 +39,7 @@
       <span class="play-sizes"></span>
       <p><button type="button">Generate a word</button> <button type="button" class="play-again" hidden>Start again</button>
         <span class="play-generated"></span></p>
-      <p class="play-note">One slot for each word; a tokenizer cuts a text more finely. Bob writes meanwhile. No model runs
+      <p class="play-note">One slot for each word; a tokenizer cuts a text more finely. Bo writes meanwhile. No model runs
         on this page: what is generated stands fixed.</p>
     </div>
     <div class="play-player"></div>

@@ -4,7 +4,7 @@
 const sandboxState = (() => {
   const { BlockPool, BlockTable, NoFreeBlocksError, Recorder, ValueError } = window.pagedattn;
 
-  const NAMES = ["Ada", "Bob", "Cy", "Dan", "Eve", "Fay", "Gus", "Hal", "Ivy", "Jon", "Kim", "Leo"];
+  const NAMES = ["Ada", "Bo", "Cy", "Dan", "Eve", "Fay", "Gus", "Hal", "Ivy", "Jon", "Kim", "Leo"];
   const USABLE = [2, 12], BLOCK_SIZE = [1, 8]; // the least and the most
   const MOST = { operations: 200, words: 60, letters: 40 };
   const FAULTS = {
@@ -215,7 +215,7 @@ const sandboxState = (() => {
     return sandbox;
   }
 
-  // ---- the address: 6x4/append:Ada:you+are/fork:Ada:Bob/free:Ada/break:give_back:1 -----------------------------------
+  // ---- the address: 6x4/append:Ada:you+are/fork:Ada:Bo/free:Ada/break:give_back:1 -----------------------------------
 
   const written = ([kind, ...what]) =>
     [kind, ...what.map((part) => (Array.isArray(part) ? part.map(encodeURIComponent).join("+") : part))].join(":");

@@ -90,7 +90,7 @@ lesson = Lesson(
     "Two requests",
     tokens=widgets.IntSlider(5, min=1, max=9, description="tokens"),
     block_size=widgets.SelectionSlider(options=[2, 4, 8], value=4, description="block size"),
-    order=widgets.Dropdown(options=["Ada, Bob", "Bob, Ada", "Bob"], description="order"),
+    order=widgets.Dropdown(options=["Ada, Bo", "Bo, Ada", "Bo"], description="order"),
 )
 lesson
 """

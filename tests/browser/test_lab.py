@@ -41,7 +41,7 @@ def draw(tokens, block_size, order):
     tables = {name: trace.add(name, BlockTable(pool)) for name in order.split(", ")}
     for table in tables.values():
         table.append_tokens(tokens)
-    tables["Bob"].release()
+    tables["Bo"].release()
     return trace
 
 """

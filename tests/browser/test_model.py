@@ -80,7 +80,7 @@ def of_tables(rng: random.Random) -> Recorder:
         kind = rng.choice(KINDS)
         try:
             if kind == "new":
-                tables.append(BlockTable(pool, rng.choice([None, "Ada", "Bob", "Ann", "request 7", "ü 12"])))
+                tables.append(BlockTable(pool, rng.choice([None, "Ada", "Bo", "Ann", "request 7", "ü 12"])))
             elif kind == "pool":
                 by_hand += pool.get_new_blocks(rng.choice([0, 1, 2, pool.num_free_blocks]))
             elif kind == "touch" and by_hand:

@@ -120,7 +120,7 @@ def turns() -> Player:
     """Three requests on 15 blocks of 4 tokens, as in chapter 03: the largest board that a chapter steps through."""
     pool = BlockPool(num_blocks=16, block_size=4)
     trace = Recorder(pool)
-    tables = [BlockTable(pool, name) for name in ("Ada", "Bob", "Cleo")]
+    tables = [BlockTable(pool, name) for name in ("Ada", "Bo", "Cleo")]
     for table in tables * 6:
         table.append_tokens(3)
     return Player(trace, "Three requests take turns", step=0)
@@ -177,11 +177,11 @@ FOCUS = "() => document.activeElement.dataset.block ?? document.activeElement.cl
 def grown() -> Player:
     """A request that grows by a block, beside one that leaves: the board changes its height, and pieces go."""
     pool = BlockPool(num_blocks=12, block_size=4)
-    ada, bob = BlockTable(pool), BlockTable(pool)
-    trace = Recorder(pool, {"Ada": ada, "Bob": bob})
+    ada, bo = BlockTable(pool), BlockTable(pool)
+    trace = Recorder(pool, {"Ada": ada, "Bo": bo})
     for _ in range(8):
         ada.append_tokens(4)
-    bob.append_tokens(8)
+    bo.append_tokens(8)
     ada.release()
     return Player(trace, "One grows, one leaves", step=0)
 
@@ -221,10 +221,10 @@ def test_keys_reach_blocks_and_entries(mount: Callable) -> None:
     assert page.evaluate("() => document.activeElement.dataset.blockOf") == "1"
     page.keyboard.press("End")
     entry = page.evaluate("() => ({...document.activeElement.dataset})")
-    assert entry == {"request": "Bob", "logical": "1", "blockOf": "10"}
+    assert entry == {"request": "Bo", "logical": "1", "blockOf": "10"}
     expect(player.locator("[data-block='10']")).to_have_class(re.compile("pa-lit"))
     expect(player.locator(".pa-detail")).to_have_text(
-        "block 10: Bob's logical block 1; reference count 1; 4 of 4 slots filled"
+        "block 10: Bo's logical block 1; reference count 1; 4 of 4 slots filled"
     )
     page.keyboard.press("Shift+Tab")
     assert page.evaluate(FOCUS) == "2", "each kind remembers its place"

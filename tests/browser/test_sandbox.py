@@ -29,9 +29,9 @@ from pagedattn_lab.request import Request
 from tests.helpers.chapters import CHAPTERS
 from tools import notebooks
 
-NAMES = ["Ada", "Bob", "Cy", "Dan", "Eve", "Fay", "Gus", "Hal", "Ivy", "Jon", "Kim", "Leo"]
+NAMES = ["Ada", "Bo", "Cy", "Dan", "Eve", "Fay", "Gus", "Hal", "Ivy", "Jon", "Kim", "Leo"]
 PROMPT = "you are a helpful assistant who answers"
-BOB = ["where", "does", "my", "cache", "live", "now"]
+BO = ["where", "does", "my", "cache", "live", "now"]
 TOKENS = {"a": 1, "b+/:": 2, "ü": 3}  # by word
 KINDS = ["append"] * 4 + ["look"] * 3 + ["fork"] * 2 + ["free"] * 4
 FAULTS = ("give_back", "count_low", "count_high", "queue_twice")
@@ -112,14 +112,14 @@ def look_in_both_themes(page: Page, part: str) -> None:
 def prompted(words: list[str], block_size: int) -> dict[str, Any]:
     """Record in Python what the front page does with a prompt."""
     pool = BlockPool(24 // block_size + 1, block_size)
-    recorder, ada, bob = Recorder(pool), BlockTable(pool, "Ada"), BlockTable(pool, "Bob")
+    recorder, ada, bo = Recorder(pool), BlockTable(pool, "Ada"), BlockTable(pool, "Bo")
     if not words:
         recorder.note("Ada has written nothing, and holds no block.")
     try:
         for index in range(len(words)):
             ada.append_tokens(1)
-            if index < len(BOB):
-                bob.append_tokens(1)
+            if index < len(BO):
+                bo.append_tokens(1)
     except NoFreeBlocksError as error:
         recorder.note(f"Refused: {error}.")
     return recorder.to_dict() | {"label": "Ada's words fill blocks"}
@@ -131,7 +131,7 @@ def check_front(page: Page, words: list[str], block_size: int, step: int | None 
     state = players.at_step(recording, len(recording["frames"]) - 1 if step is None else step)
     assert players.shown(player) == players.expected(state)
     tables = {table["name"]: table for table in state["frame"]["tables"]}
-    texts = {"Ada": words, "Bob": BOB}
+    texts = {"Ada": words, "Bo": BO}
     titles = []
     for name, table in tables.items():
         for position in range(table["num_tokens"]):
@@ -217,7 +217,7 @@ def test_generating_stops_at_the_first_refusal(front: Page) -> None:
 
 
 def test_typing_shows_what_it_did(front: Page) -> None:
-    """Catches typing that leaves an old frame, or Bob's, on the board, and a summary that counts one thing as many."""
+    """Catches typing that leaves an old frame, or Bo's, on the board, and a summary that counts one thing as many."""
     prompt = front.get_by_role("textbox", name="Ada's prompt")
     front.get_by_role("slider", name="Block size").fill("3")
     for word in ("one", "one two"):
@@ -226,7 +226,7 @@ def test_typing_shows_what_it_did(front: Page) -> None:
         prompt.press("End")
         front.keyboard.type(" more")
         words = [*word.split(), "more"]
-        check_front(front, words, 4, step=len(prompted(words, 4)["frames"]) - 2)  # the last frame is Bob's
+        check_front(front, words, 4, step=len(prompted(words, 4)["frames"]) - 2)  # the last frame is Bo's
         expect(front.locator(".pa-sentence")).to_contain_text("Ada")
     prompt.fill("one")
     expect(front.locator(".play-summary")).to_have_text("Ada's 1 word fills 1 block; 3 of its 4 slots are empty.")
@@ -388,7 +388,7 @@ def test_the_audit_is_the_chapters(sandbox: Page) -> None:
             {
                 "ref_cnt": counts,
                 "free": free,
-                "tables": [{"name": name, "block_ids": ids} for name, ids in zip(("Ada", "Bob"), tables, strict=True)],
+                "tables": [{"name": name, "block_ids": ids} for name, ids in zip(("Ada", "Bo"), tables, strict=True)],
             }
         )
         blocks = [SimpleNamespace(block_id=block, ref_cnt=count) for block, count in enumerate(counts)]
@@ -435,8 +435,8 @@ def test_every_button_and_the_address(sandbox: Page) -> None:
     expect(sandbox.get_by_role("alert")).to_be_hidden()
     assert shown(sandbox)["tables"] == {"Ada": [1, 2]}
     press(sandbox, "fork", "append")
-    expect(request).to_have_value("Bob")
-    assert shown(sandbox)["tables"] == {"Ada": [1, 2], "Bob": [1, 3, 4, 5]}
+    expect(request).to_have_value("Bo")
+    assert shown(sandbox)["tables"] == {"Ada": [1, 2], "Bo": [1, 3, 4, 5]}
     expect(part(sandbox, "tasks").locator(".play-done")).to_have_text(["Make a copy-on-write happen."])
     expect(part(sandbox, "praise")).to_have_text("Done: Make a copy-on-write happen.")
     before = shown(sandbox), operations_of(sandbox)
@@ -453,7 +453,7 @@ def test_every_button_and_the_address(sandbox: Page) -> None:
     assert (shown(sandbox), operations_of(sandbox)) == before
     request.select_option("Ada")
     press(sandbox, "free")
-    request.select_option("Bob")
+    request.select_option("Bo")
     press(sandbox, "free")
     assert shown(sandbox)["free"] == [5, 2, 6, 4, 3, 1]
     words.fill(f"{PROMPT} <img/src=x>&+:ü")
@@ -509,17 +509,17 @@ def test_a_broken_rule_is_named(sandbox: Page) -> None:
     # What comes of it: two requests get one block, and the library refuses to free it a second time.
     press(sandbox, "break")
     part(sandbox, "words").fill("one two three four five six seven eight nine ten eleven twelve thirteen")
-    part(sandbox, "request").select_option("Bob")
+    part(sandbox, "request").select_option("Bo")
     press(sandbox, "append")
     part(sandbox, "request").select_option("Cy")
     part(sandbox, "words").fill("four")
     press(sandbox, "append")
-    assert shown(sandbox)["tables"] == {"Ada": [1, 2], "Bob": [3, 4, 5, 6], "Cy": [4]}
+    assert shown(sandbox)["tables"] == {"Ada": [1, 2], "Bo": [3, 4, 5, 6], "Cy": [4]}
     expect(rules.locator("em")).to_have_text(
-        ["block 4: 1 counted, 2 table entries (Bob's logical block 1, Cy's logical block 0)."]
+        ["block 4: 1 counted, 2 table entries (Bo's logical block 1, Cy's logical block 0)."]
     )
     press(sandbox, "free")
-    part(sandbox, "request").select_option("Bob")
+    part(sandbox, "request").select_option("Bo")
     press(sandbox, "free")
     refused = "Refused: double free of block 4: freed 1 time(s), held by 0 owner(s)."
     expect(part(sandbox, "log").locator("li").first).to_have_text(refused)
@@ -556,12 +556,12 @@ def test_by_keyboard_alone(sandbox: Page) -> None:
         expect(part(sandbox, name)).to_be_focused()
         if key:
             keyboard.press(key)
-    assert operations_of(sandbox)[2:] == ["fork:Ada:Bob", "free:Bob"]
+    assert operations_of(sandbox)[2:] == ["fork:Ada:Bo", "free:Bo"]
     for name, key in (("block", "2"), ("fault", "g"), ("break", "Enter"), ("undo", "Enter")):
         keyboard.press("Tab")
         expect(part(sandbox, name)).to_be_focused()
         keyboard.press(key)
-    assert operations_of(sandbox)[2:] == ["fork:Ada:Bob", "free:Bob"]
+    assert operations_of(sandbox)[2:] == ["fork:Ada:Bo", "free:Bo"]
     sandbox.locator("#sandbox [data-block][tabindex='0']").focus()
     for key in ("End", "ArrowLeft", "Enter"):
         keyboard.press(key)
@@ -600,7 +600,7 @@ def test_an_operation_is_played(sandbox: Page) -> None:
         assert step_of(sandbox) == before + 1
         expect(sentence(sandbox)).to_contain_text("copies")
         until(lambda: step_of(sandbox) == before + 2, lambda: "it is not played to the last frame")
-        expect(sentence(sandbox)).to_have_text("Bob appends 1 token: it fits in block 3.")
+        expect(sentence(sandbox)).to_have_text("Bo appends 1 token: it fits in block 3.")
         press(sandbox, "undo")
         assert step_of(sandbox) == shown(sandbox)["last"] == before
         press(sandbox, "append")
@@ -614,7 +614,7 @@ def test_an_operation_is_played(sandbox: Page) -> None:
     assert step_of(sandbox) == before + 2
     told = part(sandbox, "told")
     expect(told).to_contain_text("copies")
-    expect(told).to_contain_text("Bob appends 1 token: it fits in block 3.")
+    expect(told).to_contain_text("Bo appends 1 token: it fits in block 3.")
     press(sandbox, "undo")
     expect(told).to_have_text("")
 
@@ -639,9 +639,9 @@ def test_a_refused_look_up_says_what_to_choose(sandbox: Page) -> None:
     press(sandbox, "append", "look")
     why = "Refused: request 'Ada' holds blocks already: hits are for requests without any."
     expect(sentence(sandbox)).to_have_text(why)
-    expect(sandbox.get_by_role("alert")).to_have_text(f"{why} Choose Bob (new) in the list.")
+    expect(sandbox.get_by_role("alert")).to_have_text(f"{why} Choose Bo (new) in the list.")
     expect(part(sandbox, "log").locator("li").first).to_have_text(why)
-    part(sandbox, "request").select_option("Bob")
+    part(sandbox, "request").select_option("Bo")
     press(sandbox, "look")
     expect(sandbox.get_by_role("alert")).to_be_hidden()
 
@@ -654,13 +654,13 @@ MALFORMED = {
     "6x4/drop:Ada": "operation 1, “drop:Ada”, is no operation",
     "6x4/constructor:Ada": "is no operation",
     "6x4/append:Zed:a": "operation 1, “append:Zed:a”, is no operation",
-    "6x4/append:Bob:a": "names a request, Bob, that does not hold blocks",
-    "6x4/append:Ada:a/fork:Ada:Cy": "operation 2, “fork:Ada:Cy”, gives a fork another name than Bob",
+    "6x4/append:Bo:a": "names a request, Bo, that does not hold blocks",
+    "6x4/append:Ada:a/fork:Ada:Cy": "operation 2, “fork:Ada:Cy”, gives a fork another name than Bo",
     "6x4/append:Ada:a/fork:Ada:Ada": "forks a request into itself",
     "6x4/append:Ada:a+": "does not hold words",
     "6x4/append:Ada:%E0%A4%A": "does not hold words",
     "6x4/append:Ada:a%20b": "does not hold words",
-    "6x4/append:Ada:a/free:Ada:Bob": "operation 2, “free:Ada:Bob”, is no operation",
+    "6x4/append:Ada:a/free:Ada:Bo": "operation 2, “free:Ada:Bo”, is no operation",
     "6x4/free:Ada": "names a request, Ada, that does not hold blocks",
     "6x4/break:toString:1": "is no operation",
     "6x4/break:give_back:7": "names block 7, which does not exist",
