@@ -250,7 +250,6 @@ COINCIDENCES = {
     "03 stack",
     "04 more-faults-text",
     "05 c017",
-    "07 walk-lesson",
 }  # the number is there, and is another one
 
 
