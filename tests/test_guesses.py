@@ -247,7 +247,6 @@ def test_costs_no_heavy_import() -> None:
 FOLD = re.compile(r"<details>.*?</details>", re.DOTALL)
 COINCIDENCES = {
     "02 lesson",
-    "03 stack",
     "04 more-faults-text",
     "05 c017",
 }  # the number is there, and is another one

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from pagedattn_lab.attention import paged_attention
 from pagedattn_lab.attention.tolerance import tolerance
 
 
@@ -33,6 +34,30 @@ def test_right_answers_are_inside(length: int, dim: int, dtype: torch.dtype, spr
     for keys, values in ((key, value), (key[order], value[order])):
         ours = attend(query.float(), keys.float(), values.float()).to(dtype)
         assert (ours.double() - exact).abs().max() <= tolerance(query, key, value)
+
+
+def test_rounded_weights_are_inside() -> None:
+    """Catches a bound that forgets that kernels round their weights: the same tokens, in two orders, one kernel.
+
+    Relative to a maximum of one score, all weights are rounded down by nearly half of bfloat16's epsilon; relative to
+    that of the other, up. Which of them a tile has for its maximum is a question of the order.
+    """
+    key, value = torch.zeros(17, 16, 1, 16), torch.ones(17, 16, 1, 16)  # block 0 is the null block
+    key[1, 0, 0, 0], key[16, 15, 0, 0] = 1.3515625, 1.359375
+    value[1:4] = 1.0078125
+    query, lens = torch.zeros(1, 1, 16), torch.tensor([256], dtype=torch.int32)
+    query[0, 0, 0] = 4.0
+    tensors = [tensor.bfloat16() for tensor in (query, key, value)]
+    outputs = []
+    for order in (slice(None), torch.arange(255, -1, -1)):
+        caches = [cache.clone() for cache in tensors[1:]]
+        for cache in caches:
+            cache[1:] = cache[1:].flatten(0, 1)[order].view_as(cache[1:])
+        table = torch.arange(1, 17, dtype=torch.int32)[None]
+        outputs.append(paged_attention(tensors[0], *caches, table, lens, backend="triton"))
+    apart = (outputs[0].double() - outputs[1].double()).abs().max()
+    limit = tolerance(tensors[0], tensors[1][1:].flatten(0, 1), tensors[2][1:].flatten(0, 1))
+    assert torch.finfo(torch.bfloat16).eps * 1.0078125 < apart <= limit
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -1,9 +1,10 @@
-"""Exercises of chapter 01: what a rank stores, how many requests fit for certain, what a lost cache costs."""
+"""Exercises of chapter 01: what a rank stores, the longest text that fits, what a lost cache costs."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.grading import Exercise
@@ -99,109 +100,167 @@ bytes_per_token_per_rank = Exercise(
 )
 """``answer(config, tensor_parallel_size, dtype_bytes) -> int``: bytes of keys and values one token leaves on a rank."""
 
-# --- admit --------------------------------------------------------------------------------------------------------
+# --- longest_context ----------------------------------------------------------------------------------------------
 
-Requests = Sequence[tuple[int, int]]
+Config = Mapping[str, Any]
+_FULL, _WINDOW, _STATE = "full_attention", "sliding_attention", "linear_attention"
 
+_SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 16, "max_position_embeddings": 1000}
+# a token takes 2 * 4 * 4 = 32 elements a layer
+_LLAMA_8B = {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "max_position_embeddings": 131_072,
+}  # its config.json
+_HYBRID = _SMALL | {"layer_types": [_WINDOW, _FULL], "sliding_window": 10}
+_STATES = _SMALL | {"num_hidden_layers": 4, "layer_types": [_STATE, _STATE, _STATE, _FULL]}
+_ALL_WINDOWS = _SMALL | {"layer_types": [_WINDOW, _WINDOW], "sliding_window": 10}
 
-def _admit(requests: Requests, budget: int, cost: Callable[[int, int], int]) -> int:
-    """Count the requests at the head of the queue that a budget covers."""
-    for count, (prompt_len, output_len) in enumerate(requests):
-        budget -= cost(prompt_len, output_len)
-        if budget < 0:
-            return count
-    return len(requests)
-
-
-def _admit_reference(requests: Requests, memory_bytes: int, weight_bytes: int, bytes_per_token: int) -> int:
-    return _admit(requests, memory_bytes - weight_bytes, lambda prompt, output: (prompt + output - 1) * bytes_per_token)
-
-
-def _admit_cases() -> list[Case]:
-    ragged = [(100, 50), (400, 200), (10, 10), (1, 1)]  # 149 + 599 + 19 + 1 tokens
-    known = [
-        (ragged, 8_000, 1_000, 10, "149 + 599 = 748 tokens exceed 700, and the requests behind must wait their turn."),
-        (ragged, 8_670, 1_000, 10, "149 + 599 + 19 = 767 tokens fill 767 slots exactly; the last one has no room."),
-        (ragged, 8_680, 1_000, 10, "149 + 599 + 19 + 1 tokens fill 768 slots exactly."),
-        (ragged, 8_480, 1_000, 10, "748 slots are enough for two requests: an output's last token is never stored."),
-        (ragged, 10**9, 1_000, 10, "Everything fits."),
-        (ragged, 900, 1_000, 10, "The weights alone do not fit."),
-        ([], 8_000, 1_000, 10, "The queue is empty."),
-    ]
-
-    def make(rng: random.Random) -> tuple[list[tuple[int, int]], int, int, int]:
-        queue = [(rng.randint(1, 900), rng.randint(1, 900)) for _ in range(rng.randint(1, 12))]
-        per_token, weights = rng.choice((7, 24, 50)), rng.randint(0, 200_000)
-        return queue, weights + rng.randint(0, sum(map(sum, queue)) * per_token), weights, per_token
-
-    about = "Add up what every request stores when it ends, in order."
-    return [Case(tuple(case), about) for *case, about in known] + random_cases(3, 60, make, about)
-
-
-def _admit_solution(requests: Requests, memory_bytes: int, weight_bytes: int, bytes_per_token: int) -> int:
-    left, admitted = memory_bytes - weight_bytes, 0
-    for prompt_len, output_len in requests:
-        left -= (prompt_len + output_len - 1) * bytes_per_token
-        if left < 0:
-            break
-        admitted += 1
-    return admitted
-
-
-def _admit_around(requests: Requests, memory_bytes: int, weight_bytes: int, bytes_per_token: int) -> int:
-    budget, count = memory_bytes - weight_bytes, 0
-    for prompt_len, output_len in requests:
-        cost = (prompt_len + output_len - 1) * bytes_per_token
-        if cost <= budget:
-            budget, count = budget - cost, count + 1
-    return count
-
-
-def _admit_mean(requests: Requests, memory_bytes: int, weight_bytes: int, bytes_per_token: int) -> int:
-    if not requests:
-        return 0
-    mean = sum(prompt + output - 1 for prompt, output in requests) / len(requests)
-    return max(0, min(len(requests), int((memory_bytes - weight_bytes) / (mean * bytes_per_token))))
-
-
-def _admit_longest(requests: Requests, memory_bytes: int, weight_bytes: int, bytes_per_token: int) -> int:
-    longest = max((prompt + output - 1 for prompt, output in requests), default=1)
-    return max(0, min(len(requests), (memory_bytes - weight_bytes) // (longest * bytes_per_token)))
-
-
-admit = Exercise(
-    "01.2",
-    "admit",
-    "How many requests fit for certain",
-    cases=_admit_cases,
-    reference=_admit_solution,
-    oracle=_admit_reference,
-    returns="a number of requests",
-    hints=(
-        "What is there to give away? The memory holds the weights too.",
-        "A request stores its prompt and its output, except the last token of the output.",
-        "Go through the queue and subtract each request's bytes from what is left. At the first that does not fit, "
-        "stop.",
+_LONGEST_CASES: tuple[tuple[Config, int, int, int, str], ...] = (
+    (_SMALL, 1_000 + 50 * 128, 1_000, 2, "2 layers * 32 elements * 2 bytes are 128 a token: 50 are cached, one is not"),
+    (_SMALL, 1_000 + 51 * 128 - 1, 1_000, 2, "one byte is missing for the 51st token in the cache"),
+    (_SMALL, 1_000 + 50 * 64, 1_000, 1, "an 8-bit cache stores one byte per element"),
+    (_SMALL, 10**9, 1_000, 2, "the memory would hold more than the model allows"),
+    (
+        _SMALL,
+        1_000 + 999 * 128,
+        1_000,
+        2,
+        "999 in the cache and the last token of the output: all that the model allows",
     ),
-    explanation="Each admitted request may grow to its full length, so its full length is subtracted when it is "
-    "admitted. The first that does not fit ends the loop: with `continue` in place of `break` a short request would "
-    "overtake.",
+    (_SMALL, 1_000 + 128, 1_000, 2, "room for one token of prompt; the one of output needs none"),
+    (_SMALL, 1_000 + 127, 1_000, 2, "not even one token of prompt fits"),
+    (_SMALL, 500, 1_000, 2, "the weights alone do not fit"),
+    (_SMALL | {"num_key_value_heads": 1}, 1_000 + 50 * 32, 1_000, 2, "one KV head serves four query heads"),
+    (_SMALL | {"head_dim": 8}, 1_000 + 50 * 256, 1_000, 2, "head_dim is stated, and is not hidden_size / heads"),
+    (_LLAMA_8B, 16 * 2**30, 16_060_522_496, 2, "8 billion parameters of two bytes leave about 1 GiB of 16"),
+    (_LLAMA_8B, 80 * 2**30, 16_060_522_496, 2, "the memory would hold more than the model allows"),
+    (_HYBRID, 1_000 + 8 * 128, 1_000, 2, "8 tokens are inside the window, so both layers keep them all"),
+    (_HYBRID, 1_000 + 10 * 64 + 40 * 64, 1_000, 2, "one layer keeps 10 tokens at most, the other all 40"),
+    (_STATES, 1_000 + 40 * 64, 1_000, 2, "one layer of four keeps keys and values"),
+    (_ALL_WINDOWS, 1_000 + 10 * 128, 1_000, 2, "no layer keeps more than 10 tokens, however long the text"),
+    (_ALL_WINDOWS, 1_000 + 9 * 128, 1_000, 2, "the windows do not fill"),
+)
+
+
+def _longest_reference(config: Config, memory_bytes: int, weight_bytes: int, dtype_bytes: int) -> int:
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim", config["hidden_size"] // heads)
+    entry = 2 * config.get("num_key_value_heads", heads) * head_dim * dtype_bytes  # of one token, in one layer
+    kinds = config.get("layer_types", ["full_attention"] * config["num_hidden_layers"])
+    full, windows = kinds.count("full_attention"), kinds.count("sliding_attention")
+
+    def cached(num_tokens: int) -> int:
+        in_window = min(num_tokens, config.get("sliding_window", 0))
+        return (full * num_tokens + windows * in_window) * entry
+
+    low, high = 1, config["max_position_embeddings"]
+    while low < high:  # the longest lies between: halve the range
+        middle = (low + high + 1) // 2
+        if cached(middle - 1) <= memory_bytes - weight_bytes:  # the last token has no entry
+            low = middle
+        else:
+            high = middle - 1
+    return low if low > 1 else 0
+
+
+def _longest_by_division(config: Config, memory_bytes: int, weight_bytes: int, dtype_bytes: int) -> int:
+    """Divide what is left: by all layers as long as windows fill, then by those that keep everything."""
+    left, limit = memory_bytes - weight_bytes, config["max_position_embeddings"]
+    of_a_layer = _rank_reference({**config, "num_hidden_layers": 1}, 1, dtype_bytes)
+    kinds = config.get("layer_types") or [_FULL] * config["num_hidden_layers"]
+    full, windows, window = kinds.count(_FULL), kinds.count(_WINDOW), config.get("sliding_window", 0)
+    if left < 0:
+        return 0
+    entries = left // of_a_layer
+    if full + windows == 0:
+        return limit
+    filling = entries // (full + windows)
+    tokens = filling
+    if windows and filling >= window:  # the windows are full
+        tokens = (entries - windows * window) // full if full else limit
+    return min(tokens + 1, limit) if tokens else 0
+
+
+def _longest_cases() -> list[Case]:
+    def make(rng: random.Random) -> tuple[dict[str, Any], int, int, int]:
+        num_kv_heads, num_layers = rng.choice([1, 2, 4]), rng.randint(1, 12)
+        config: dict[str, Any] = {"num_hidden_layers": num_layers, "num_attention_heads": num_kv_heads}
+        config["max_position_embeddings"] = rng.choice([64, 512, 2048])
+        if rng.random() < 0.6:
+            config["num_attention_heads"], config["num_key_value_heads"] = 4 * num_kv_heads, num_kv_heads
+        config["hidden_size"] = config["num_attention_heads"] * rng.choice([4, 8])
+        if rng.random() < 0.3:
+            config["head_dim"] = 16
+        if rng.random() < 0.6:
+            config["layer_types"] = rng.choices([_FULL, _WINDOW, _STATE], k=num_layers)
+            if _WINDOW in config["layer_types"]:
+                config["sliding_window"] = rng.randint(1, 100)
+        weights, dtype_bytes = rng.randint(0, 100_000), rng.choice([1, 2, 4])
+        per_token = _rank_reference(config, 1, dtype_bytes)
+        return config, weights + rng.randint(0, 1500) * per_token + rng.randint(-1, 1), weights, dtype_bytes
+
+    about = "What does a token take in one layer, and how many tokens does each layer keep?"
+    known = [Case(tuple(case), f"{why[0].upper()}{why[1:]}.") for *case, why in _LONGEST_CASES]
+    return known + random_cases(5, 60, make, about)
+
+
+def _longest_without(name: str) -> Callable[..., int]:
+    """Answer as if a field were not in the file."""
+
+    def answer(config: Config, memory_bytes: int, weight_bytes: int, dtype_bytes: int) -> int:
+        left = {key: value for key, value in config.items() if key != name}
+        return _longest_reference(left, memory_bytes, weight_bytes, dtype_bytes)
+
+    return answer
+
+
+def _longest_with_all_stored(config: Config, memory_bytes: int, weight_bytes: int, dtype_bytes: int) -> int:
+    longest = _longest_reference(config, memory_bytes, weight_bytes, dtype_bytes)
+    unlimited = _longest_reference(
+        {**config, "max_position_embeddings": 2**40}, memory_bytes, weight_bytes, dtype_bytes
+    )
+    return longest - 1 if longest == unlimited and longest else longest
+
+
+longest_context = Exercise(
+    "01.2",
+    "longest_context",
+    "The longest text that fits",
+    cases=_longest_cases,
+    reference=_longest_reference,
+    oracle=_longest_by_division,
+    returns="a number of tokens",
+    hints=(
+        "What is left beside the weights? And what does one token take in one layer?",
+        "Write a function `cached(num_tokens)`: the bytes of a cache with so many tokens, summed over the layers. A "
+        "layer with a window keeps `min(num_tokens, config['sliding_window'])` of them.",
+        "A request of `n` tokens has `n - 1` in the cache. Look for the largest `n` up to `max_position_embeddings` "
+        "for which `cached(n - 1)` fits; a loop is fast enough.",
+    ),
+    explanation="Windows bend the line: up to the window every layer grows, then only those with full attention. So "
+    "count what a text of a given length takes, and look for the longest that fits, here by halving the range. One "
+    "token more than the cache holds is possible, for the last one has no entry.",
     wrong={
-        "count prompts only": lambda requests, memory, weights, per_token: _admit(
-            requests, memory - weights, lambda prompt, output: prompt * per_token
+        "forget the weights": lambda config, memory, weights, dtype_bytes: _longest_reference(
+            config, memory, 0, dtype_bytes
         ),
-        "forget the weights": lambda requests, memory, weights, per_token: _admit_reference(
-            requests, memory, 0, per_token
+        "store the last token too": _longest_with_all_stored,
+        "ignore what the model allows": lambda config, memory, weights, dtype_bytes: _longest_reference(
+            {**config, "max_position_embeddings": 2**40}, memory, weights, dtype_bytes
         ),
-        "store the last token too": lambda requests, memory, weights, per_token: _admit(
-            requests, memory - weights, lambda prompt, output: (prompt + output) * per_token
+        "let every layer keep everything": _longest_without("layer_types"),
+        "leave out the layers with a window": _longest_without("sliding_window"),
+        "cache one entry per query head": _longest_without("num_key_value_heads"),
+        "derive a head_dim that is stated": _longest_without("head_dim"),
+        "assume two bytes per element": lambda config, memory, weights, dtype_bytes: _longest_reference(
+            config, memory, weights, 2
         ),
-        "let short requests overtake": _admit_around,
-        "plan with the mean length": _admit_mean,
-        "plan with the longest request": _admit_longest,
     },
 )
-"""``answer(requests, memory_bytes, weight_bytes, bytes_per_token) -> int``: requests that can all run to their end."""
+"""``answer(config, memory_bytes, weight_bytes, dtype_bytes) -> int``: most tokens of one request, output included."""
 
 # --- positions_processed ------------------------------------------------------------------------------------------
 

@@ -68,6 +68,10 @@ FIG_13 = {
 FIG_13_RATES = {"sharegpt": 2.0, "alpaca": 30.0}
 """Requests per second at which Fig. 13 was measured."""
 
+SUSTAINED_RATES = {"max": (2.7, 8), "oracle": (1.7, 2.7)}
+"""How many times as many requests per second vLLM sustained at similar latency on ShareGPT, least and most over the
+models of Table 1: section 6.2."""
+
 FIG_15 = {
     "parallel sampling": {
         "alpaca": {2: (0.0609, 0.0609), 4: (0.0853, 0.0853), 6: (0.0979, 0.0979)},

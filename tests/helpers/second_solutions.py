@@ -21,9 +21,19 @@ def bytes_per_token_per_rank(config, tensor_parallel_size, dtype_bytes):
     return config["num_hidden_layers"] * (kv_heads * ranks_per_head / tensor_parallel_size) * dim * 2 * dtype_bytes
 
 
-def admit_for_certain(requests, memory_bytes, weight_bytes, bytes_per_token):
-    slots = (memory_bytes - weight_bytes) / bytes_per_token
-    return len(list(takewhile(lambda used: used <= slots, accumulate(p + o - 1 for p, o in requests))))
+def longest_context(config, memory_bytes, weight_bytes, dtype_bytes):
+    """Let the text grow by one token after the other, and every layer pay for it."""
+    heads, window = config["num_attention_heads"], config.get("sliding_window")
+    dim = config["head_dim"] if "head_dim" in config else config["hidden_size"] // heads
+    entry = (dim + dim) * dtype_bytes * config.get("num_key_value_heads", heads)
+    kinds = Counter(config.get("layer_types") or {"full_attention": config["num_hidden_layers"]})
+    left, tokens = memory_bytes - weight_bytes, 0
+    while tokens < config["max_position_embeddings"] - 1:
+        growing = kinds["full_attention"] + (kinds["sliding_attention"] if window and tokens < window else 0)
+        if growing * entry > left or left < 0:
+            break
+        left, tokens = left - growing * entry, tokens + 1
+    return tokens + 1 if tokens else 0
 
 
 def positions_processed(prompt_len, output_len, lost_after):
@@ -269,7 +279,7 @@ SECOND: dict[str, Callable[..., Any]] = {
         0, (memory // per_token // size - 1) // len(range(0, tokens, size))
     ),
     "01.1": bytes_per_token_per_rank,
-    "01.2": admit_for_certain,
+    "01.2": longest_context,
     "01.3": positions_processed,
     "02.1": compact,
     "02.2": buddy_release,
