@@ -16,7 +16,6 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.prefix_cache import HashIndex, PrefixCacheStats, block_hashes
 from pagedattn_lab.radix_tree import RadixTree
 from pagedattn_lab.request import Request
-from pagedattn_lab.studies.reuse_distances import ReuseDistances
 from tests.helpers.oracle_blocks import Contents, Extra, PlainBlocks, PlainTable
 
 STEMS = ([0] * 60, [0, 1] * 30, [0] * 21 + [1] * 39)
@@ -54,7 +53,6 @@ class ManagerAndForks(RuleBasedStateMachine):
         index = RadixTree(block_size) if kind == "tree" else None
         self.manager = KVCacheManager(num_blocks, block_size, kind != "none", index)
         self.pool = self.manager.block_pool
-        self.reuse = ReuseDistances(self.pool)
         self.plain = PlainBlocks(num_blocks, block_size, tree=kind == "tree", caching=kind != "none")
         self.waiting: list[tuple[Request, Extra]] = []
         self.live: list[Live] = []
@@ -316,7 +314,6 @@ class ManagerAndForks(RuleBasedStateMachine):
             assert len(self.manager.prefix_cache) == len(marked)
         ours = (stats.requests, stats.queries, stats.hits, stats.evictions)
         assert ours == (plain.requests, plain.queries, plain.hits, plain.evictions)
-        assert self.reuse.distances == plain.distances
 
     def teardown(self) -> None:
         if not hasattr(self, "plain"):

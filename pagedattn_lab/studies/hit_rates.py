@@ -1,4 +1,4 @@
-"""How much of its prompts a cache of a given size would find: prefix hits over a trace (chapters 06 and 10).
+"""How much of its prompts a cache of a given size would find: prefix hits over a trace (chapter 10).
 
 Requests are served one after the other and let go at once, so what is measured is the cache and not the load. What a
 request generates is not cached: traces with hashed blocks do not tell it.

@@ -1,4 +1,4 @@
-"""Synthetic prompts that begin alike: system prompts, and chats of many turns (chapter 06).
+"""Synthetic prompts that begin alike: system prompts, and chats of many turns (chapter 10).
 
 A prompt is a list of named pieces, so that two prompts share a prefix exactly where their pieces agree. From pieces
 follow the ids of blocks of any size, as a trace with ``hash_ids`` has them, and token ids for a page table.

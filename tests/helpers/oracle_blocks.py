@@ -38,9 +38,6 @@ class PlainBlocks:
         self.tables: list[PlainTable] = []
         self.names: list[tuple[Contents, int]] = []  # in the order in which they became known
         self.copies: list[tuple[int, int]] = []
-        self.handed_out = 0
-        self.let_go: dict[int, int] = {}  # by block: how many had been handed out when its last owner went
-        self.distances: Counter[int] = Counter()
         self.reset_stats()
 
     def reset_stats(self) -> None:
@@ -79,7 +76,6 @@ class PlainBlocks:
         if count > len(self.free):
             return None
         taken, self.free = self.free[:count], self.free[count:]
-        self.handed_out += count
         for block_id in taken:
             self.evictions += block_id in self.marked()
             self.forget(block_id)
@@ -102,7 +98,6 @@ class PlainBlocks:
         if self.caching:
             self.requests, self.queries = self.requests + 1, self.queries + len(tokens)
             self.hits += len(found) * self.block_size
-            self.distances.update(self.handed_out - self.let_go[b] if b in self.free else 0 for b in found)
         table = PlainTable()
         table.ids, table.num_tokens, table.num_cached = list(found), len(found) * self.block_size, len(found)
         self.free = [block_id for block_id in self.free if block_id not in found]
@@ -138,7 +133,6 @@ class PlainBlocks:
         self.tables.remove(table)
         still, marked = self.counts(), self.marked()
         gone = [block_id for block_id in reversed(table.ids) if block_id not in still]
-        self.let_go |= dict.fromkeys(gone, self.handed_out)
         unmarked = [block_id for block_id in gone if block_id not in marked]
         self.free = unmarked + self.free + [block_id for block_id in gone if block_id in marked]
 
