@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from nbformat import NotebookNode
 
+from book._ext.folded_cells import folded
 from tests.helpers.chapters import CHAPTERS, REPOSITORY_URL
 from tools import notebooks
 
@@ -28,6 +30,19 @@ def code_lines(source: str) -> int:
     """Count the lines of a cell that are neither empty nor a comment."""
     lines = [line.strip() for line in source.splitlines()]
     return sum(1 for line in lines if line and not line.startswith("#"))
+
+
+def prose(cells: list[NotebookNode]) -> list[str]:
+    """Keep the words of Markdown cells: a formula counts as one, code blocks, comments and addresses as none."""
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    text = re.sub(r"<!--.*?-->|```.*?```|\]\([^)]*\)", " ", text, flags=re.DOTALL)
+    text = re.sub(r"\$\$.*?\$\$|\$[^$]*\$", " formula ", text, flags=re.DOTALL)
+    return [word for word in text.split() if re.search(r"\w", word)]
+
+
+def pictures(cell: NotebookNode) -> int:
+    """Count what a cell draws: figures and players."""
+    return sum("image/svg+xml" in output.get("data", {}) for output in cell.get("outputs", []))
 
 
 @needs_chapters
@@ -72,6 +87,32 @@ def test_cells_are_short(path: Path) -> None:
     lengths = [code_lines(cell.source) for cell in notebooks.code_cells(notebooks.read(path))]
     assert statistics.median(lengths) <= 5
     assert max(lengths) <= 25
+
+
+@each_chapter
+def test_fits_the_budget(path: Path) -> None:
+    """Catches a chapter that takes longer than half an hour to read, and a fourth guess."""
+    cells = notebooks.read(path).cells
+    code = notebooks.code_cells(notebooks.read(path))
+    hidden = folded(code)
+    visible = [cell for cell in code if cell.id not in hidden and "hide-input" not in cell.metadata.get("tags", [])]
+    guesses = [cell for cell in code if re.search(r"^guess_\w+ = None", cell.source, flags=re.MULTILINE)]
+    num_cells, num_words = len(cells), len(prose(cells))
+    assert num_cells <= 90 and num_words <= 3000
+    assert sum(code_lines(cell.source) for cell in visible) <= 250
+    assert sum(map(pictures, cells)) <= 9
+    assert len(guesses) <= 3
+
+
+@each_chapter
+def test_opens_with_the_question_and_a_picture(path: Path) -> None:
+    """Catches an opening that makes the reader wait for what the chapter is about."""
+    cells = notebooks.read(path).cells
+    first = next(number for number, cell in enumerate(cells) if pictures(cell))
+    assert "**The question:**" in cells[0].source
+    opening = "\n".join(cell.source for cell in cells[: first + 2])
+    num_words = len(prose(cells[:first]))
+    assert "**The answer" in opening and num_words <= 300
 
 
 @each_chapter

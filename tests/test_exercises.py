@@ -367,3 +367,16 @@ def test_the_slow_way_counts_the_same_positions() -> None:
     exercise: Exercise = ch01.positions_processed
     assert exercise.oracle is not exercise.reference
     assert [exercise.oracle(5, 4, lost) for lost in ((), (1,), (3,))] == [8, 13, 15]
+
+
+def test_the_longest_context_by_hand() -> None:
+    """Catches a reference and an oracle that share a mistake: windows, the last token, an unlimited layer."""
+    exercise: Exercise = ch01.longest_context
+    mha = {"num_hidden_layers": 3, "num_attention_heads": 2, "hidden_size": 8, "max_position_embeddings": 50}
+    kinds = ["full_attention", "sliding_attention", "linear_attention"]
+    mixed = mha | {"layer_types": kinds, "sliding_window": 4}  # 16 bytes a token and layer at one byte an element
+    for answer in (exercise.reference, exercise.oracle, SECOND["01.2"]):
+        assert answer is not None
+        assert [answer(mha, 100 + left, 100, 1) for left in (47, 48, 10 * 48, 10**6)] == [0, 2, 11, 50]
+        assert [answer(mixed, left, 0, 1) for left in (4 * 32, 4 * 32 + 16, 4 * 32 + 20 * 16)] == [5, 6, 25]
+        assert answer(mixed | {"layer_types": kinds[2:] * 3}, 1, 0, 1) == 50

@@ -249,7 +249,6 @@ COINCIDENCES = {
     "02 lesson",
     "04 more-faults-text",
     "05 c017",
-    "07 walk-lesson",
 }  # the number is there, and is another one
 
 

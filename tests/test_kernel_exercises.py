@@ -34,7 +34,9 @@ from tools import notebooks
 GROUPED, WINDOWED, PADDED = (
     replace(exercise, number="") for exercise in (ch07.grouped_decode, ch07.windowed_decode, ch07.padded_decode)
 )
-EXERCISES = {"07.4": GROUPED, "07.5": WINDOWED, "07.6": PADDED}
+ONLINE = replace(ch07.online_decode, number="")
+SPECIFIED = {"07.4": GROUPED, "07.5": WINDOWED, "07.6": PADDED}
+EXERCISES = {**SPECIFIED, "07.7": ONLINE}
 each = pytest.mark.parametrize("number", EXERCISES)
 
 
@@ -236,7 +238,7 @@ def test_right_kernels_are_right_on_any_ragged_batch(number: str, data: st.DataO
         assert outcome.faults == [] and outcome.is_close(problem.specified), (problem, outcome, outcome.faults)
 
 
-@each
+@pytest.mark.parametrize("number", SPECIFIED)
 def test_the_specification_in_the_chapter_is_what_is_graded(number: str) -> None:
     """Catches a chapter that asks for something else than the exercise."""
     [chapter] = [path for path in CHAPTERS if path.stem.startswith("07")]

@@ -1,4 +1,4 @@
-"""Exercises of chapter 07: merging partial softmaxes, address arithmetic, what a launch costs, and three kernels."""
+"""Exercises of chapter 07: merging partial softmaxes, address arithmetic, what a launch costs, and four kernels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises.cases import Case, random_cases
+from pagedattn_lab.exercises.ch07_decode import online_decode
 from pagedattn_lab.exercises.ch07_kernels import grouped_decode, padded_decode, windowed_decode
 from pagedattn_lab.exercises.ch07_merge import merge_partials, partial_attention
 from pagedattn_lab.exercises.grading import Exercise
 
 __all__ = [
-    "element_offset", "grouped_decode", "launch_cost", "merge_partials", "padded_decode", "partial_attention",
-    "windowed_decode",
+    "element_offset", "grouped_decode", "launch_cost", "merge_partials", "online_decode", "padded_decode",
+    "partial_attention", "windowed_decode",
 ]  # fmt: skip
 
 # --- element_offset -------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from pagedattn_lab.exercises.problems import Outcome
 
 SOLUTIONS = "pagedattn_lab.exercises.ch07_solutions"
 RANDOM_CASES = 13
-_MAXIMUM = "tl.maximum(running_max, tl.max(scores, axis=0))"
-_NONE = "tl.max(scores, axis=0) * 0"  # what is subtracted is 0
+MAXIMUM = "tl.maximum(running_max, tl.max(scores, axis=0))"
+NONE = "tl.max(scores, axis=0) * 0"  # what is subtracted is 0
 
 
 def look(arguments: tuple[Any, ...], expected: Outcome, got: Outcome) -> str | None:
@@ -144,7 +144,7 @@ grouped_decode = decode_exercise(
     explanation="Only rows change: what walks the table, and the softmax, know nothing of heads. Programs of one group "
     "load the same keys and values, each for itself; chapter 08 lets one program serve them all.",
     wrong={
-        "leave the maximum out, without which low scores vanish": _grouped.but((_MAXIMUM, _NONE)),
+        "leave the maximum out, without which low scores vanish": _grouped.but((MAXIMUM, NONE)),
         "share KV heads in turn (head % KV_HEADS) instead of between neighbours": _grouped.but(
             (_KV_HEAD, "head % KV_HEADS")
         ),
@@ -285,7 +285,7 @@ padded_decode = decode_exercise(
     explanation="Lanes come in powers of two, tokens and elements do not. A mask on every load keeps lanes that have "
     "none away from entries behind the last block, from neighbouring rows, and from memory that is not ours.",
     wrong={
-        "leave the maximum out, without which low scores vanish": _padded.but((_MAXIMUM, _NONE)),
+        "leave the maximum out, without which low scores vanish": _padded.but((MAXIMUM, NONE)),
         "look up the page table without a mask": _padded.but((", mask=in_sequence, other=0)", ")")),
         "load keys in lanes that have no token": _padded.but(
             ("key_ptr + elements, mask=mask", "key_ptr + elements, mask=real_dim[None, :]")

@@ -1,4 +1,4 @@
-"""Right answers to exercises 4 to 6 of chapter 07, each the chapter's ``decode_kernel`` with a few lines changed.
+"""Right answers to exercises 4 to 7 of chapter 07: the chapter's ``decode_kernel``, and with a few lines changed.
 
 Only grading imports this module: the list of exercises waits for nothing, and Triton is published for Linux only.
 """
@@ -7,6 +7,34 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def online_decode(
+    out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
+    BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Decode one token of one head."""
+    sequence, dims = tl.program_id(0), tl.arange(0, DIM)
+    seq_len = tl.load(lens_ptr + sequence)
+    query = tl.load(query_ptr + sequence * DIM + dims) * scale
+    running_max, running_sum, acc = float("-inf"), 0.0, tl.zeros([DIM], dtype=tl.float32)
+    for start in range(0, seq_len, TILE):
+        positions = start + tl.arange(0, TILE)
+        in_sequence = positions < seq_len
+        block = tl.load(tables_ptr + sequence * table_stride + positions // BLOCK_SIZE, mask=in_sequence, other=0)
+        slot = block * BLOCK_SIZE + positions % BLOCK_SIZE
+        elements = slot[:, None] * DIM + dims[None, :]
+        key = tl.load(key_ptr + elements, mask=in_sequence[:, None], other=0.0)
+        scores = tl.where(in_sequence, tl.sum(query[None, :] * key, axis=1), float("-inf"))
+        value = tl.load(value_ptr + elements, mask=in_sequence[:, None], other=0.0)
+        new_max = tl.maximum(running_max, tl.max(scores, axis=0))
+        rescale = tl.exp(running_max - new_max)
+        weights = tl.exp(scores - new_max)
+        acc = acc * rescale + tl.sum(weights[:, None] * value, axis=0)
+        running_sum = running_sum * rescale + tl.sum(weights, axis=0)
+        running_max = new_max
+    tl.store(out_ptr + sequence * DIM + dims, acc / running_sum)
 
 
 @triton.jit

@@ -13,6 +13,26 @@ def _row(table_ptr, position, BLOCK_SIZE: tl.constexpr):
 
 
 @triton.jit
+def online_decode(
+    out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
+    BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One token at a time, and what has been divided already is mixed with the next value."""
+    sequence, dims = tl.program_id(0), tl.arange(0, DIM)
+    table_ptr = tables_ptr + sequence * table_stride
+    query = tl.load(query_ptr + sequence * DIM + dims) * scale
+    log_sum, mean = float("-inf"), tl.zeros([DIM], dtype=tl.float32)
+    for position in range(tl.load(lens_ptr + sequence)):
+        row = _row(table_ptr, position, BLOCK_SIZE) * DIM
+        score = tl.sum(query * tl.load(key_ptr + row + dims), axis=0)
+        larger = tl.maximum(log_sum, score)
+        log_sum = larger + tl.log(tl.exp(log_sum - larger) + tl.exp(score - larger))
+        share = tl.exp(score - log_sum)
+        mean += share * (tl.load(value_ptr + row + dims) - mean)
+    tl.store(out_ptr + sequence * DIM + dims, mean)
+
+
+@triton.jit
 def grouped_decode(
     out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, lens_ptr, table_stride, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,

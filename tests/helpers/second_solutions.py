@@ -306,6 +306,7 @@ SECOND: dict[str, Callable[..., Any]] = {
     "07.4": second_kernels.grouped_decode,
     "07.5": second_kernels.windowed_decode,
     "07.6": second_kernels.padded_decode,
+    "07.7": second_kernels.online_decode,
     "08.1": second_kernels.one_read_decode,
     "08.2": second_kernels.merge_splits,
     "08.3": second_kernels.quantised_write,
