@@ -24,6 +24,7 @@ from pagedattn_lab.exercises.problems import Outcome
 
 SOLUTIONS = "pagedattn_lab.exercises.ch07_solutions"
 RANDOM_CASES = 13
+FALLING = "The maximum falls from tile to tile: the largest so far counts."
 MAXIMUM = "tl.maximum(running_max, tl.max(scores, axis=0))"
 AT_HAND = "tl.max(scores, axis=0)"
 NONE = "tl.max(scores, axis=0) * 0"  # what is subtracted is 0
@@ -120,7 +121,7 @@ def _grouped_cases() -> list[Case]:
         (Problem((4,), 2, 4, heads=6, kv_heads=2), "Three neighbouring query heads share a KV head."),
         (Problem((6,), 3, 8, heads=3, kv_heads=3), "Every query head has a KV head of its own."),
         (Problem((9,), 4, 4, heads=2, kv_heads=1, scores="rising"), "The maximum rises in each tile."),
-        (Problem((9,), 4, 4, heads=2, kv_heads=2, scores="falling"), "The maximum falls from tile to tile: the largest so far counts."),
+        (Problem((9,), 4, 4, heads=2, kv_heads=2, scores="falling"), FALLING),
         (Problem((2, 1), 4, 4, heads=4, kv_heads=2, scores="rising"), "Two sequences, two groups."),
         (Problem((7, 4), 1, 8, heads=2, kv_heads=2), "A block holds one token."),
         (Problem((5,), 4, 4, heads=2, kv_heads=2, scores="low"), "All scores are far below 0."),
@@ -192,7 +193,7 @@ def _windowed_cases() -> list[Case]:
         (Problem((7,), 4, 4, window=3), "The first tile holds no visible token."),
         (Problem((10, 5), 2, 4, window=2), "Two tiles go by before the first visible token."),
         (Problem((9,), 3, 4, window=4, scores="rising"), "The window spans two tiles, and the maximum rises."),
-        (Problem((12,), 3, 4, window=9, scores="falling"), "The maximum falls from tile to tile: the largest so far counts."),
+        (Problem((12,), 3, 4, window=9, scores="falling"), FALLING),
         (Problem((6, 9), 4, 4, window=3, scores="low"), "All scores are far below 0."),
         (Problem((6, 9), 4, 4, window=3, scores="high"), "All scores are far above 0."),
         (Problem((5, 1), 1, 4, window=1), "A query sees its own token only, and its value is the result."),
@@ -267,7 +268,7 @@ def _padded_cases() -> list[Case]:
         (Problem((5, 0, 3), 4, 8, dim=5), "Sequence 1 is padding of the batch: no token, zeros are stored."),
         (Problem((0,), 4, 4), "Padding of the batch alone."),
         (Problem((9, 6), 4, 4, dim=6, scores="rising"), "The maximum rises in each tile."),
-        (Problem((9,), 4, 4, dim=6, scores="falling"), "The maximum falls from tile to tile: the largest so far counts."),
+        (Problem((9,), 4, 4, dim=6, scores="falling"), FALLING),
         (Problem((5,), 4, 4, dim=3, scores="low"), "All scores are far below 0."),
         (Problem((5,), 4, 4, dim=3, scores="high"), "All scores are far above 0."),
     ]

@@ -56,8 +56,8 @@ def time_limit(seconds: float) -> AbstractContextManager[None]:
     catches everything, and code that recurses without end and catches ``RecursionError``. Elsewhere a trace function
     looks at the clock before every line, which makes the code inside several times slower, and interrupts once; where
     recursion leaves it no frame, it falls silent. Both leave things as they were: the handler, an older timer with what
-    is left of its time, the trace function, the limit on recursion. Both let an import come to its end. Neither can stop
-    code that recurses without end and catches everything at every level, nor code that does not come back to the
+    is left of its time, the trace function, the limit on recursion. Both let an import come to its end. Neither can
+    stop code that recurses without end and catches everything at every level, nor code that does not come back to the
     interpreter, such as ``list(itertools.count())``: nor can Ctrl-C.
 
     Example:
