@@ -1,6 +1,8 @@
 """The tensors behind the page table: one pair of block arrays per layer (chapters 04 and 08).
 
-The layout ``[num_blocks, block_size, num_kv_heads, head_dim]`` is that of vLLM's FlashAttention and Triton backends.
+The layout ``[num_blocks, block_size, num_kv_heads, head_dim]`` is the one in which vLLM's FlashAttention and Triton
+backends see keys and values. In release 0.33.0 both are slices of one tensor per layer, in which each key lies beside
+its value (``vllm/v1/attention/backends/flash_attn.py``). Here each has a tensor of its own.
 
 Layers of different groups share a pair, because a block belongs to one group at a time (chapter 11).
 """
