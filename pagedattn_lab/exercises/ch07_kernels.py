@@ -121,7 +121,7 @@ def _grouped_cases() -> list[Case]:
         (Problem((4,), 2, 4, heads=6, kv_heads=2), "Three neighbouring query heads share a KV head."),
         (Problem((6,), 3, 8, heads=3, kv_heads=3), "Every query head has a KV head of its own."),
         (Problem((9,), 4, 4, heads=2, kv_heads=1, scores="rising"), "The maximum rises in each tile."),
-        (Problem((9,), 4, 4, heads=2, kv_heads=2, scores="falling"), FALLING),
+        (Problem((5,), 4, 4, heads=2, kv_heads=2, scores="falling"), FALLING),
         (Problem((2, 1), 4, 4, heads=4, kv_heads=2, scores="rising"), "Two sequences, two groups."),
         (Problem((7, 4), 1, 8, heads=2, kv_heads=2), "A block holds one token."),
         (Problem((5,), 4, 4, heads=2, kv_heads=2, scores="low"), "All scores are far below 0."),

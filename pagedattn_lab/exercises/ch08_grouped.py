@@ -75,7 +75,7 @@ def _cases() -> list[Case]:
         (GroupProblem((4,), 2, 4, heads=6, kv_heads=2), "A group has 3 query heads, and a tile 4 rows."),
         (GroupProblem((6,), 3, 8, heads=3, kv_heads=3), "Every query head has a KV head of its own."),
         (GroupProblem((9,), 4, 4, heads=2, kv_heads=1, scores="rising"), "The maximum rises in each tile."),
-        (GroupProblem((9,), 4, 4, heads=2, kv_heads=2, scores="falling"), FALLING),
+        (GroupProblem((5,), 4, 4, heads=2, kv_heads=2, scores="falling"), FALLING),
         (GroupProblem((2, 1), 4, 4, heads=6, kv_heads=2, scores="rising"), "Two sequences, two groups of 3."),
         (GroupProblem((7, 4), 1, 8, heads=4, kv_heads=2), "A block holds one token."),
         (
