@@ -11,8 +11,8 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 from book._ext.folded_cells import folded, leaves, mentions
+from tests.helpers.cells import FIGURE, cell
 from tests.helpers.chapters import CHAPTERS
-from tests.test_folded_cells import FIGURE, cell
 
 
 def reads_first(tree: ast.Module) -> set[str]:
