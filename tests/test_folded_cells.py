@@ -8,17 +8,11 @@ from typing import Any
 import pytest
 
 from book._ext.folded_cells import folded
+from tests.helpers.cells import FIGURE, cell
 from tests.helpers.chapters import CHAPTERS
 
-FIGURE = "figure, axes = subplots()\naxes.plot(sizes)\naxes.set_title('a')\nshow(figure)"
 TABLE = "lines = ['|a|']\nfor row in rows:\n    lines.append(row)\nMarkdown('\\n'.join(lines))"
 SENTENCE = "say(\n    '{n} blocks',\n    n=len(blocks),\n)"
-
-
-def cell(name: str, source: str, *kinds: str) -> dict[str, Any]:
-    """Make a code cell with one output that holds these kinds of data."""
-    outputs = [{"data": dict.fromkeys(kinds, "")}] if kinds else []
-    return {"id": name, "source": source.splitlines(keepends=True), "outputs": outputs}
 
 
 def fold(source: str, *later: str, kind: str = "image/svg+xml") -> str | None:

@@ -319,6 +319,26 @@ def test_the_limit_holds_without_interval_timers(monkeypatch: pytest.MonkeyPatch
     assert sys.gettrace() is before
 
 
+@pytest.mark.parametrize("run", [lambda do: do(), in_thread])
+def test_an_import_is_not_interrupted(
+    run: Callable[[Callable[[], Any]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard: None
+) -> None:
+    """Catches half of a module that a limit leaves behind, and that breaks the next answer."""
+    name = f"slow_{tmp_path.name}"
+    lines = ["import time", "end = time.monotonic() + 0.3", "while time.monotonic() < end:", "    pass", "whole = True"]
+    (tmp_path / f"{name}.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def importing(*_: object) -> None:
+        __import__(name)
+        forever()
+
+    begin = time.monotonic()
+    message = run(lambda: replace(TOTAL, seconds=0.1).grade(importing).message)
+    assert "Stopped after 0.1 s" in message and time.monotonic() - begin < 15
+    assert sys.modules.pop(name).whole
+
+
 def test_the_limit_leaves_handler_and_timer_as_they_were() -> None:
     """Catches a handler of somebody else's that is lost, and an alarm of theirs that never comes."""
     rung = []

@@ -222,7 +222,7 @@ def problems(number: str) -> st.SearchStrategy[Problem]:
         lambda lens, size, tile, dim, heads, window, scores, seed: Problem(
             lens, size, tile, dim, *heads, window=window, scores=scores, seed=seed
         ),
-        lens, *sizes, dim, heads, window, st.sampled_from(["mixed", "rising", "low"]), st.integers(0, 99),
+        lens, *sizes, dim, heads, window, st.sampled_from(["mixed", "rising", "falling", "low"]), st.integers(0, 99),
     )  # fmt: skip
 
 

@@ -119,9 +119,17 @@ def mentions(statements: list[Any]) -> Iterator[tuple[str, bool]]:
             case _:
                 read, stored = [statement], [statement]
         yield from ((name, True) for part in read for name in reads(part))
-        yield from ((name, False) for part in stored for name in bound(part))
+        yield from ((name, False) for part in stored for name in binds(part))
         if stored != [statement]:
             yield from mentions([inner for branch in BRANCHES for inner in getattr(statement, branch, [])])
+
+
+def binds(part: ast.AST) -> set[str]:
+    """Return the names of the notebook that a statement binds, functions and modules included, or a loop's target."""
+    if isinstance(part, ast.expr):
+        return bound(part)
+    symbols = symtable.symtable(ast.unparse(part), "cell", "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
 
 
 def reads(part: ast.AST) -> set[str]:
@@ -134,7 +142,7 @@ def reads(part: ast.AST) -> set[str]:
         tables += table.get_children()
         found |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
     if isinstance(part, ast.AugAssign):
-        found |= bound(part)
+        found |= bound(part.target)
     return found
 
 

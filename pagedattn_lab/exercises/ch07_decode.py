@@ -6,7 +6,15 @@ import random
 from functools import cache
 
 from pagedattn_lab.exercises.cases import Case
-from pagedattn_lab.exercises.ch07_kernels import MAXIMUM, NONE, SOLUTIONS, decode_cases, decode_exercise
+from pagedattn_lab.exercises.ch07_kernels import (
+    AT_HAND,
+    FALLING,
+    MAXIMUM,
+    NONE,
+    SOLUTIONS,
+    decode_cases,
+    decode_exercise,
+)
 from pagedattn_lab.exercises.ch07_problem import Problem
 from pagedattn_lab.exercises.kernels import OwnKernel, launching
 
@@ -27,6 +35,7 @@ def _cases() -> list[Case]:
         (Problem((3,), 4, 4), "One lane has no token."),
         (Problem((8,), 4, 4), "Two tiles: the second must be merged with the first."),
         (Problem((9,), 4, 4, scores="rising"), "The maximum rises in each tile."),
+        (Problem((9,), 4, 4, scores="falling"), FALLING),
         (Problem((6, 3), 4, 4, scores="rising"), "Two sequences, and the last tile of each is partly empty."),
         (Problem((7, 4), 1, 8), "A block holds one token."),
         (Problem((3,), 4, 1), "A tile holds one token."),
@@ -64,6 +73,7 @@ online_decode = decode_exercise(
         "forget to keep the new maximum": _right.but(("running_max = new_max\n", "running_max = running_max\n")),
         "turn the rescale around": _right.but((_RESCALE, "rescale = tl.exp(new_max - running_max)")),
         "leave the maximum out, without which low scores vanish": _right.but((MAXIMUM, NONE)),
+        "take the maximum of the tile at hand, not of all tokens so far": _right.but((MAXIMUM, AT_HAND)),
         "weigh the keys instead of the values": _right.but(("weights[:, None] * value", "weights[:, None] * key")),
         "add the values without their weights": _right.but(("weights[:, None] * value", "value")),
     },

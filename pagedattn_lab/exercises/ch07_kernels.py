@@ -24,7 +24,9 @@ from pagedattn_lab.exercises.problems import Outcome
 
 SOLUTIONS = "pagedattn_lab.exercises.ch07_solutions"
 RANDOM_CASES = 13
+FALLING = "The maximum falls from tile to tile: the largest so far counts."
 MAXIMUM = "tl.maximum(running_max, tl.max(scores, axis=0))"
+AT_HAND = "tl.max(scores, axis=0)"
 NONE = "tl.max(scores, axis=0) * 0"  # what is subtracted is 0
 
 
@@ -56,6 +58,11 @@ def _look_at_row(problem: Problem, got: Outcome, row: int, head: int, stored: in
         return f"NaN for {theirs}, whose scores are all near {-LOW:.0f}: did every weight vanish?"
     if problem.scores == "high" and head % (problem.heads // problem.kv_heads) == 0:
         return f"NaN for {theirs}, whose scores are all near {LOW:.0f}: did a weight grow out of float32?"
+    if problem.scores == "falling" and head % (problem.heads // problem.kv_heads) == 0:
+        return (
+            f"NaN for {theirs}, whose scores fall from near {LOW:.0f} to near {-LOW:.0f}: is your maximum the largest "
+            "score so far, or that of the tile at hand?"
+        )
     if problem.window and problem.lens[row] > problem.window:
         return (
             f"NaN for {theirs}: while no token has been seen the maximum is -inf, and exp(-inf - -inf) is NaN, "
@@ -114,6 +121,7 @@ def _grouped_cases() -> list[Case]:
         (Problem((4,), 2, 4, heads=6, kv_heads=2), "Three neighbouring query heads share a KV head."),
         (Problem((6,), 3, 8, heads=3, kv_heads=3), "Every query head has a KV head of its own."),
         (Problem((9,), 4, 4, heads=2, kv_heads=1, scores="rising"), "The maximum rises in each tile."),
+        (Problem((5,), 4, 4, heads=2, kv_heads=2, scores="falling"), FALLING),
         (Problem((2, 1), 4, 4, heads=4, kv_heads=2, scores="rising"), "Two sequences, two groups."),
         (Problem((7, 4), 1, 8, heads=2, kv_heads=2), "A block holds one token."),
         (Problem((5,), 4, 4, heads=2, kv_heads=2, scores="low"), "All scores are far below 0."),
@@ -145,6 +153,7 @@ grouped_decode = decode_exercise(
     "load the same keys and values, each for itself; chapter 08 lets one program serve them all.",
     wrong={
         "leave the maximum out, without which low scores vanish": _grouped.but((MAXIMUM, NONE)),
+        "take the maximum of the tile at hand, not of all tokens so far": _grouped.but((MAXIMUM, AT_HAND)),
         "share KV heads in turn (head % KV_HEADS) instead of between neighbours": _grouped.but(
             (_KV_HEAD, "head % KV_HEADS")
         ),
@@ -184,6 +193,7 @@ def _windowed_cases() -> list[Case]:
         (Problem((7,), 4, 4, window=3), "The first tile holds no visible token."),
         (Problem((10, 5), 2, 4, window=2), "Two tiles go by before the first visible token."),
         (Problem((9,), 3, 4, window=4, scores="rising"), "The window spans two tiles, and the maximum rises."),
+        (Problem((12,), 3, 4, window=9, scores="falling"), FALLING),
         (Problem((6, 9), 4, 4, window=3, scores="low"), "All scores are far below 0."),
         (Problem((6, 9), 4, 4, window=3, scores="high"), "All scores are far above 0."),
         (Problem((5, 1), 1, 4, window=1), "A query sees its own token only, and its value is the result."),
@@ -216,6 +226,7 @@ windowed_decode = decode_exercise(
     "is right as well as long as one program has one query.",
     wrong={
         "subtract -inf from -inf in a tile without a visible token": _windowed.but(("- finite_max)", "- new_max)")),
+        "take the maximum of the tile at hand, not of all visible tokens so far": _windowed.but((MAXIMUM, AT_HAND)),
         "see one token too few": _windowed.but((_VISIBLE, "positions > seq_len - WINDOW")),
         "see one token too many": _windowed.but((_VISIBLE, "positions >= seq_len - WINDOW - 1")),
         "see every token of the sequence": _windowed.but((f" & ({_VISIBLE})", "")),
@@ -257,6 +268,7 @@ def _padded_cases() -> list[Case]:
         (Problem((5, 0, 3), 4, 8, dim=5), "Sequence 1 is padding of the batch: no token, zeros are stored."),
         (Problem((0,), 4, 4), "Padding of the batch alone."),
         (Problem((9, 6), 4, 4, dim=6, scores="rising"), "The maximum rises in each tile."),
+        (Problem((9,), 4, 4, dim=6, scores="falling"), FALLING),
         (Problem((5,), 4, 4, dim=3, scores="low"), "All scores are far below 0."),
         (Problem((5,), 4, 4, dim=3, scores="high"), "All scores are far above 0."),
     ]
@@ -286,6 +298,7 @@ padded_decode = decode_exercise(
     "none away from entries behind the last block, from neighbouring rows, and from memory that is not ours.",
     wrong={
         "leave the maximum out, without which low scores vanish": _padded.but((MAXIMUM, NONE)),
+        "take the maximum of the tile at hand, not of all tokens so far": _padded.but((MAXIMUM, AT_HAND)),
         "look up the page table without a mask": _padded.but((", mask=in_sequence, other=0)", ")")),
         "load keys in lanes that have no token": _padded.but(
             ("key_ptr + elements, mask=mask", "key_ptr + elements, mask=real_dim[None, :]")

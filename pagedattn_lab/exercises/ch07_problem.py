@@ -23,8 +23,9 @@ if TYPE_CHECKING:  # a list of exercises must not wait for torch
     from pagedattn_lab.exercises.touched import Program
 
 LOW = 150.0
-"""Subtracted from scores that are to be low, and added to those that are to be high: exp(-150) is 0 in float32, whose
-smallest number is exp(-103), and exp(150) is inf, since its largest is exp(88)."""
+"""Subtracted from scores that are to be low, and added to those that are to be high; falling scores go from one to the
+other. exp(-150) is 0 in float32, whose smallest number is exp(-103), and exp(150) is inf, since its largest is exp(88).
+"""
 GARBAGE = (0, -1, 10**6)
 """The null block, the mark of an empty entry, and a block that does not exist."""
 
@@ -41,7 +42,7 @@ class Problem(KernelProblem):
         heads: query heads.
         kv_heads: that they share.
         window: tokens that a query sees, itself included; ``None``: all.
-        scores: "mixed", "rising" from token to token, all "low", or all "high".
+        scores: "mixed", "rising" or "falling" from token to token, all "low", or all "high".
         seed: of the numbers in it.
 
     Example:
@@ -113,9 +114,10 @@ class Problem(KernelProblem):
             if self.scores == "rising":
                 order = (tokens[0] * own).sum(-1).argsort(dim=0)
                 tokens = tokens.gather(1, order[None, ..., None].expand_as(tokens))
-            if self.scores in ("low", "high"):
-                shift = LOW if self.scores == "high" else -LOW
-                tokens[0] += own * (shift / self.scale / own.square().sum(-1, keepdim=True))
+            if self.scores in ("low", "high", "falling"):
+                first, last = (LOW if self.scores != "low" else -LOW), (LOW if self.scores == "high" else -LOW)
+                shifts = torch.linspace(first, last, len(tokens[0]))[:, None, None]
+                tokens[0] += own * (shifts / self.scale / own.square().sum(-1, keepdim=True))
             slots = [table[position // size] * size + position % size for position in self.visible(row)]
             caches.flatten(1, 2)[:, slots] = tokens
         return {

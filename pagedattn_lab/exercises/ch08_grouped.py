@@ -9,7 +9,7 @@ from functools import cache
 from typing import ClassVar
 
 from pagedattn_lab.exercises.cases import Case
-from pagedattn_lab.exercises.ch07_kernels import decode_cases, decode_exercise
+from pagedattn_lab.exercises.ch07_kernels import FALLING, decode_cases, decode_exercise
 from pagedattn_lab.exercises.ch07_problem import Problem
 from pagedattn_lab.exercises.kernels import OwnKernel, launching
 
@@ -75,6 +75,7 @@ def _cases() -> list[Case]:
         (GroupProblem((4,), 2, 4, heads=6, kv_heads=2), "A group has 3 query heads, and a tile 4 rows."),
         (GroupProblem((6,), 3, 8, heads=3, kv_heads=3), "Every query head has a KV head of its own."),
         (GroupProblem((9,), 4, 4, heads=2, kv_heads=1, scores="rising"), "The maximum rises in each tile."),
+        (GroupProblem((5,), 4, 4, heads=2, kv_heads=2, scores="falling"), FALLING),
         (GroupProblem((2, 1), 4, 4, heads=6, kv_heads=2, scores="rising"), "Two sequences, two groups of 3."),
         (GroupProblem((7, 4), 1, 8, heads=4, kv_heads=2), "A block holds one token."),
         (
@@ -117,6 +118,9 @@ one_read_decode = decode_exercise(
     wrong={
         "leave the maximum out, without which low scores vanish": _right.but(
             ("tl.maximum(running_max, tl.max(scores, axis=1))", "tl.max(scores, axis=1) * 0")
+        ),
+        "take the maximum of the tile at hand, not of all tokens so far": _right.but(
+            ("tl.maximum(running_max, tl.max(scores, axis=1))", "tl.max(scores, axis=1)")
         ),
         "take one maximum for all heads of the group": _right.but(("tl.max(scores, axis=1)", "tl.max(scores)")),
         "load keys and values again for each query head": _right.but(

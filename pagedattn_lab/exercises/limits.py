@@ -56,9 +56,9 @@ def time_limit(seconds: float) -> AbstractContextManager[None]:
     catches everything, and code that recurses without end and catches ``RecursionError``. Elsewhere a trace function
     looks at the clock before every line, which makes the code inside several times slower, and interrupts once; where
     recursion leaves it no frame, it falls silent. Both leave things as they were: the handler, an older timer with what
-    is left of its time, the trace function, the limit on recursion. Neither can stop code that recurses without end and
-    catches everything at every level, nor code that does not come back to the interpreter, such as
-    ``list(itertools.count())``: nor can Ctrl-C.
+    is left of its time, the trace function, the limit on recursion. Both let an import come to its end. Neither can
+    stop code that recurses without end and catches everything at every level, nor code that does not come back to the
+    interpreter, such as ``list(itertools.count())``: nor can Ctrl-C.
 
     Example:
         >>> with time_limit(0.05):
@@ -123,6 +123,8 @@ class _BySignal:
                 return  # the way in or out is gone to its end; should the answer run on, the next signal finds it
             inside.append(frame)
             frame = frame.f_back
+        if any(map(_imports, inside)):
+            return
         theirs = itertools.dropwhile(_is_ours, inside)  # it may be in the middle of a print, which we take down
         below = list(itertools.takewhile(lambda frame: not _is_ours(frame), theirs))
         answers = [frame for frame in below if not _of_triton(frame)]
@@ -136,9 +138,23 @@ def _is_ours(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith(HERE)
 
 
+def _imports(frame: FrameType) -> bool:
+    """Whether a frame imports a module. Half of one would stay, and break whoever needs it next."""
+    return frame.f_code.co_filename.startswith("<frozen importlib")
+
+
 def _of_triton(frame: FrameType) -> bool:
     """Whether a frame is Triton's interpreter, which exchanges parts of Triton for a launch and puts them back."""
     return str(frame.f_globals.get("__name__")).startswith("triton.")
+
+
+def _in_an_import(frame: FrameType | None) -> bool:
+    """Whether an answer's frame runs because the answer imports something."""
+    while frame and not _is_ours(frame):
+        if _imports(frame):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _raise_again_in(frames: Iterable[FrameType]) -> None:
@@ -162,15 +178,15 @@ def _raise_again_in(frames: Iterable[FrameType]) -> None:
 def _by_tracing(seconds: float) -> Iterator[None]:
     end = time.monotonic() + seconds
 
-    def look(*_: Any) -> Any:
-        if time.monotonic() >= end and getattr(_here, "allowed", True):
+    def look(frame: FrameType, *_: Any) -> Any:
+        if time.monotonic() >= end and getattr(_here, "allowed", True) and not _in_an_import(frame):
             raise TimeLimit
         return look
 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
         # The answer's own frames only: leaving this block, and what calls the answer, must not be interrupted.
         ours = _is_ours(frame) or frame.f_code.co_filename == contextlib.__file__ or _of_triton(frame)
-        return None if ours else look(event)
+        return None if ours else look(frame, event)
 
     tracer = sys.gettrace()
     sys.settrace(enter)
