@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.helpers.chapters import CHAPTERS
+from tests.helpers.chapters import CHAPTERS, markdown
 from tools import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,11 +48,6 @@ def first_use(text: str, names: list[str]) -> re.Match[str] | None:
     return re.search(rf"(?<![\w-])(?:{either})(?:s|es)?(?![\w-])", text, flags=re.IGNORECASE)
 
 
-def markdown(path: Path) -> str:
-    """Return the source of a chapter's Markdown cells."""
-    return "\n\n".join(cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown")
-
-
 def missing_links(chapters: dict[str, str], terms: dict[str, list[str]]) -> dict[str, str]:
     """Name, for each term, the first chapter that uses it, if that first use is no link to the term's definition."""
     missing = {}
@@ -70,7 +65,7 @@ def missing_links(chapters: dict[str, str], terms: dict[str, list[str]]) -> dict
 
 def test_terms_are_linked_where_first_used() -> None:
     """Catches a word that the first chapter to use it leaves without a link to its definition at that place."""
-    chapters = {path.stem: markdown(path) for path in CHAPTERS}
+    chapters = {path.stem: markdown(notebooks.read(path).cells) for path in CHAPTERS}
     assert missing_links(chapters, {heading: names_of(heading) for heading in glossary()}) == {}
 
 
@@ -101,13 +96,13 @@ def test_glossary_is_sound() -> None:
         assert written or planned, f"{heading}: say where it is introduced"
         if written:
             assert stems[written[1]] == written[2], heading
-            text_there = running_text(markdown(ROOT / "chapters" / f"{written[2]}.ipynb"))
+            text_there = running_text(markdown(notebooks.read(ROOT / "chapters" / f"{written[2]}.ipynb").cells))
             assert first_use(text_there, names_of(heading)), heading
         elif planned:
             assert planned[1] not in stems, f"{heading}: chapter {planned[1]} is written"
         if anchor(heading) != heading.replace(" ", "-"):  # JupyterLab keeps capitals in anchors, others do not
             assert f'<span id="{anchor(heading)}"></span>' in text, heading
-    linked = {target for path in CHAPTERS for _, target in LINK.findall(markdown(path))}
+    linked = {target for path in CHAPTERS for _, target in LINK.findall(markdown(notebooks.read(path).cells))}
     assert linked <= set(anchors)
 
 

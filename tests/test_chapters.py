@@ -10,7 +10,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
 from book._ext.folded_cells import folded
-from tests.helpers.chapters import CHAPTERS, REPOSITORY_URL
+from tests.helpers.chapters import CHAPTERS, REPOSITORY_URL, markdown
 from tools import notebooks
 
 EXPECTED = (
@@ -34,8 +34,7 @@ def code_lines(source: str) -> int:
 
 def prose(cells: list[NotebookNode]) -> list[str]:
     """Keep the words of Markdown cells: a formula counts as one, code blocks, comments and addresses as none."""
-    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    text = re.sub(r"<!--.*?-->|```.*?```|\]\([^)]*\)", " ", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->|```.*?```|\]\([^)]*\)", " ", markdown(cells), flags=re.DOTALL)
     text = re.sub(r"\$\$.*?\$\$|\$[^$]*\$", " formula ", text, flags=re.DOTALL)
     return [word for word in text.split() if re.search(r"\w", word)]
 
@@ -92,8 +91,8 @@ def test_cells_are_short(path: Path) -> None:
 @each_chapter
 def test_fits_the_budget(path: Path) -> None:
     """Catches a chapter that takes longer than half an hour to read, and a fourth guess."""
-    cells = notebooks.read(path).cells
-    code = notebooks.code_cells(notebooks.read(path))
+    notebook = notebooks.read(path)
+    cells, code = notebook.cells, notebooks.code_cells(notebook)
     hidden = folded(code)
     visible = [cell for cell in code if cell.id not in hidden and "hide-input" not in cell.metadata.get("tags", [])]
     guesses = [cell for cell in code if re.search(r"^guess_\w+ = None", cell.source, flags=re.MULTILINE)]

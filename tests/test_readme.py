@@ -23,6 +23,7 @@ from pagedattn_lab.recorder import load
 from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.board import draw
 from pagedattn_lab.viz.memory import show_memory
+from tests.helpers.chapters import markdown
 from tools import bootstrap, moving_picture, notebooks
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
@@ -131,7 +132,7 @@ def test_what_is_in_preparation_is_said(page: str) -> None:
     """Catches a page that promises a chapter as if it were written, or holds one back that is."""
     text = (ROOT / page).read_text()
     if page.endswith(".ipynb"):
-        text = "\n".join(cell.source for cell in notebooks.read(ROOT / page).cells if cell.cell_type == "markdown")
+        text = markdown(notebooks.read(ROOT / page).cells)
     if page not in ("README.md", "book/index.md"):
         said = re.findall(r"^\| (\d\d) .*\*\(in preparation\)\*", text, flags=re.MULTILINE)
     else:
