@@ -60,6 +60,17 @@ class Meeting(Trailing):
             time.sleep(0.01)
 
 
+class Waiting(Trailing):
+    """Goes on when the sweep's caller has been answered, which writes a file ``answered``."""
+
+    def at_the_middle(self) -> None:
+        deadline = time.monotonic() + 60
+        while not (Path(self.folder) / "answered").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody was answered")
+            time.sleep(0.01)
+
+
 class Raising(Trailing):
     """Raises an exception in the middle."""
 
