@@ -129,6 +129,19 @@ class Swapping(RuleBasedStateMachine):
             self.scheduled.get(request.request_id, 0) > 0
         )
 
+    def reads_of_this_step(self, request: Request) -> bool:
+        """Whether the request found, when it was admitted, what another writes only at the end of this step."""
+        tables = self.manager.tables
+        written = {
+            block_id
+            for other in self.running
+            if other is not request and self.scheduled.get(other.request_id, 0) > 0
+            for block_id in tables[other.request_id].block_ids[other.num_computed_tokens // self.block_size :]
+        }
+        return not written.isdisjoint(
+            tables[request.request_id].block_ids[: -(-request.num_computed_tokens // self.block_size)]
+        )
+
     def may_grow(self, request: Request) -> bool:
         return request.request_id not in self.scheduled
 
@@ -168,9 +181,11 @@ class Swapping(RuleBasedStateMachine):
     @precondition(lambda self: self.running and not self.ins)
     @rule(which=st.integers(0))
     def swap_out(self, which: int) -> None:
-        """Whoever runs may have to go, also in the middle of a step that it is a part of."""
+        """Whoever runs may have to go, also in the middle of a step that it is a part of. A scheduler preempts before it
+        admits, so that nobody goes who needs what this step writes, or whose tokens of this step another needs.
+        """
         request = self.running[which % len(self.running)]
-        if self.is_read_in_this_step(request):
+        if self.is_read_in_this_step(request) or self.reads_of_this_step(request):
             return
         before, num_computed = self.state(), request.num_computed_tokens
         needed = -(-num_computed // self.block_size)
