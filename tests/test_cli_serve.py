@@ -31,10 +31,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SLOWLY = """
+import sys
+import time
+from pathlib import Path
+
+from pagedattn_lab.cli import main
+from pagedattn_lab.model_runner import ModelRunner
+
+execute, hurry = ModelRunner.execute, Path(sys.argv.pop(1))
+
+
+def slowly(*arguments, **options):
+    if not hurry.exists():
+        time.sleep(0.25)
+    return execute(*arguments, **options)
+
+
+ModelRunner.execute = slowly
+sys.exit(main())
+"""
+"""The program, with a model that takes its time until a file is there: nobody is served while a test gets on."""
+
+
 @contextmanager
-def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
+def process(hurry: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
     """Start ``serve``; gives the process and what it said when it was ready."""
-    command = [sys.executable, "-m", "pagedattn_lab", "serve", *options, "--port", "0", "--attention", "reference"]
+    command = [sys.executable, "-c", SLOWLY, str(hurry), "serve", *options, "--port", "0", "--attention", "reference"]
     started = subprocess.Popen(
         [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy()
     )
@@ -50,10 +73,11 @@ def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, ob
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_told_to_stop(folder: Path, signals: int) -> None:
+def test_told_to_stop(folder: Path, signals: int, tmp_path: Path) -> None:
     """Catches an answer cut short by one signal, a second signal that has to wait, and a wrong exit status."""
     options = [str(folder), "--num-blocks", "600", "--block-size", "4"]
-    with process(*options) as (server, report):
+    hurry = tmp_path / "hurry"
+    with process(hurry, *options) as (server, report):
         assert report["url"].startswith("http://127.0.0.1:") and report["num_blocks"] == 599
         num_tokens = 250 if signals == 1 else 2000
         with openai.OpenAI(
@@ -71,6 +95,7 @@ def test_told_to_stop(folder: Path, signals: int) -> None:
                     client.completions.create(**body, max_tokens=1)
             assert caught.value.status_code == 503
             if signals == 1:
+                hurry.touch()
                 texts += [chunk.choices[0].text for chunk in stream]
                 assert "".join(texts) == text_of("abc", num_tokens)
             else:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,35 @@ class Gate:
         """Let everything be computed from now on."""
         self._open.set()
         self._steps.release()
+
+
+class OnDemand:
+    """Lets a model compute a step only when somebody has asked the engine for something.
+
+    So no request comes to its end while a test gets on with what it does, however slowly the test's own thread runs.
+
+    Args:
+        llm: whose model waits.
+        monkeypatch: takes it back.
+        free: steps that are computed at once.
+    """
+
+    def __init__(self, llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch, free: int = 0) -> None:
+        runner = llm.engine.core.runner
+        self._commands, self._execute, self._free = llm._commands, runner.execute, free
+        self._open = threading.Event()
+        monkeypatch.setattr(runner, "execute", self._wait)
+
+    def _wait(self, *arguments: object, **rest: object) -> torch.Tensor:
+        self._free -= 1
+        deadline = time.monotonic() + 60
+        while self._free < 0 and self._commands.empty() and not self._open.wait(0.001):
+            assert time.monotonic() < deadline, "nobody asked for anything"
+        return self._execute(*arguments, **rest)
+
+    def open(self) -> None:
+        """Let everything be computed from now on."""
+        self._open.set()
 
 
 @dataclass
