@@ -18,13 +18,14 @@ import pytest
 from pagedattn_lab.bench.serving import Load
 from pagedattn_lab.cli import main
 from pagedattn_lab.cli import vllm_check as command
+from pagedattn_lab.engine.outputs import RequestOutput
 from pagedattn_lab.vllm_check.client import Client, Snapshot, read_metrics
 from pagedattn_lab.vllm_check.predict import predict_replay
 from pagedattn_lab.vllm_check.report import REPLAY, Check
 from pagedattn_lab.vllm_check.server import Server, read_server, scheduler_limits
 from pagedattn_lab.vllm_check.workload import make_workload
 from tests.helpers.cli import assert_one_line, report_of
-from tests.helpers.server import engine, served, tiny
+from tests.helpers.server import Served, engine, served, tiny
 from tests.helpers.vllm_check import RECORDINGS, URL, Answer, Recorded, in_place_of_the_network
 from tests.record_vllm_check import BOOK, reports
 
@@ -163,12 +164,28 @@ def write_log(path: Path, rows: list[tuple[int, int, list[int]]]) -> str:
     return str(path)
 
 
+def in_step(server: Served, num_clients: int, num_requests: int) -> None:
+    """Let the engine compute a step only when every client's next request is there, however fast the clients are."""
+    llm, step, left = server.llm, server.engine.step, num_requests
+
+    def step_when_all_are_there() -> list[RequestOutput]:
+        nonlocal left
+        while len(llm._collectors) < min(num_clients, left):
+            llm._commands.get(timeout=60)()
+        outputs = step()
+        left -= sum(output.finished for output in outputs)
+        return outputs
+
+    server.engine.step = step_when_all_are_there
+
+
 def test_our_own_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a server of ours that counts otherwise than its scheduler does alone, or lacks what vLLM's has."""
     tiny()[0].config.save_pretrained(tmp_path)
     options = "--vocab-size 12 --max-num-seqs 8 --max-num-batched-tokens 128 --clients 6"
     log = write_log(tmp_path / "log", [(40 + 7 * number % 60, 60, [number % 3]) for number in range(20)])
     with served(engine(num_blocks=25, block_size=16, max_num_seqs=8, max_num_batched_tokens=128)) as server:
+        in_step(server, 6, 20)
         more = "--config", str(tmp_path), "--workload", log, *options.split()
         report, _ = report_of(capsys, "vllm-check", "--url", server.url, *more)
     predicted, observed = report["predicted"], report["observed"]
@@ -185,30 +202,40 @@ def test_our_own_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 # ------------------------------------------------------------------------------------------------------------ the wire
 
 
+CLIENTS = 4
+
+
 @pytest.fixture
 def slow_server() -> Iterator[tuple[str, list[int], list[int]]]:
-    """A server that takes its time: its address, prompts' first tokens as they came, how many were there at once."""
+    """A server that answers the oldest request only when as many have come as clients can have under way, and gives one
+    more the time to come: its address, prompts' first tokens as they came, how many were there at once.
+    """
     came: list[int] = []
     at_once: list[int] = []
-    lock, inside = threading.Lock(), 0
+    inside: set[int] = set()
+    changed = threading.Condition()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            nonlocal inside
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with lock:
-                inside += 1
-                came.append(body["prompt"][0])
-                at_once.append(inside)
-            time.sleep(0.05)
-            with lock:
-                inside -= 1
+            number = body["prompt"][0]
+            with changed:
+                inside.add(number)
+                came.append(number)
+                at_once.append(len(inside))
+                changed.notify_all()
+                assert changed.wait_for(lambda: number == min(inside) and len(inside) >= min(CLIENTS, 12 - number), 60)
+            time.sleep(0.01)
+            with changed:
+                inside.remove(number)
             usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
             content = json.dumps({"usage": usage}).encode()
             self.send_response(200)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+            with changed:
+                changed.notify_all()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -223,10 +250,10 @@ def test_requests_are_sent_as_many_at_once_as_there_are_clients(slow_server: tup
     """Catches clients that wait for one another's answers, or more of them than were asked for."""
     url, came, at_once = slow_server
     with Client(url) as client:
-        client.replay("toy", Load(tuple((number, 0) for number in range(12)), (3,) * 12), clients=4, salt="x")
-    assert sorted(came) == list(range(12)) and max(at_once) == 4
-    # Each is written before the next one is; which of two the server then reads first is its own affair.
-    assert all(abs(number - place) <= 3 for place, number in enumerate(came))
+        client.replay("toy", Load(tuple((number, 0) for number in range(12)), (3,) * 12), clients=CLIENTS, salt="x")
+    # Each is written before the next one is; which of the first few the server then reads first is its own affair.
+    assert sorted(came[:CLIENTS]) == list(range(CLIENTS)) and came[CLIENTS:] == list(range(CLIENTS, 12))
+    assert max(at_once) == CLIENTS
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
