@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tqdm
@@ -314,17 +316,53 @@ class Screen(io.StringIO):
         return True
 
 
+class Clock:
+    """Time that passes when a test says so, for the line of a wait and for the thread that writes it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self._done = 0.0, False
+        self._ticks, self._asleep = threading.Semaphore(0), threading.Semaphore(0)
+        monkeypatch.setattr("tqdm.std.time", lambda: self.now)
+        ours = SimpleNamespace(Event=lambda: self, Thread=threading.Thread)
+        monkeypatch.setattr("pagedattn_lab.cli.terminal.threading", ours)
+
+    def wait(self, seconds: float) -> bool:
+        """What the thread calls: sleep for a second, or until the wait is over."""
+        assert seconds == 1
+        self._asleep.release()
+        assert self._ticks.acquire(timeout=60)
+        return self._done
+
+    def set(self) -> None:
+        """What the end of the wait calls."""
+        self._done = True
+        self._ticks.release()
+
+    def tick(self) -> None:
+        """Let a second pass, and the thread do what it does then."""
+        assert self._asleep.acquire(timeout=60)
+        self.now += 1.0
+        self._ticks.release()
+        assert self._asleep.acquire(timeout=60)
+        self._asleep.release()
+
+
 def test_a_wait_shows_how_long_it_has_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a screen that stands still, a line that flashes up, and one that stays behind."""
     monkeypatch.setenv("TERM", "xterm")
     screens = []
-    for seconds in (0.1, 2.3):
-        monkeypatch.setattr(sys, "stderr", Screen())
-        with terminal.waiting("thinking"):
-            time.sleep(seconds)
-        screens.append(sys.stderr.getvalue())
+    for seconds in (0, 2):
+        with monkeypatch.context() as patch:
+            clock = Clock(patch)
+            patch.setattr(sys, "stderr", Screen())
+            with terminal.waiting("thinking"):
+                clock.now += 0.9
+                assert sys.stderr.getvalue() == ""
+                for _ in range(seconds):
+                    clock.tick()
+            screens.append(sys.stderr.getvalue())
     short, long = screens
-    assert short == "" and "\rthinking ... 00:01" in long and "\rthinking ... 00:02" in long
+    assert short == "" and re.findall(r"\rthinking \.\.\. (\S+)", long) == ["00:01", "00:02"]
     assert long.endswith("\r") and long.split("\r")[-2].strip() == ""  # written over with spaces
 
 
@@ -341,11 +379,12 @@ def test_nobody_watches_a_wait(stream: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_wait_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an error that is swallowed, and a thread that goes on writing."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", Screen())
-    with pytest.raises(ValueError, match="stop"), terminal.waiting("thinking"):
-        raise ValueError("stop")
-    time.sleep(1.2)
-    assert sys.stderr.getvalue() == ""
+    with monkeypatch.context() as patch:
+        clock, before = Clock(patch), threading.active_count()
+        patch.setattr(sys, "stderr", Screen())
+        with pytest.raises(ValueError, match="stop"), terminal.waiting("thinking"):
+            raise ValueError("stop")
+        assert sys.stderr.getvalue() == "" and clock._done and threading.active_count() == before
 
 
 LOADING, COMPILING = "loading SmolLM2-135M-Instruct", "compiling attention for this CPU"

@@ -207,8 +207,8 @@ CLIENTS = 4
 
 @pytest.fixture
 def slow_server() -> Iterator[tuple[str, list[int], list[int]]]:
-    """A server that answers the oldest request only when as many have come as clients can have under way, and gives one
-    more the time to come: its address, prompts' first tokens as they came, how many were there at once.
+    """A server that answers the oldest request only when as many have come as clients can have under way, and at first
+    gives one more the time to come: its address, prompts' first tokens as they came, how many were there at once.
     """
     came: list[int] = []
     at_once: list[int] = []
@@ -225,7 +225,7 @@ def slow_server() -> Iterator[tuple[str, list[int], list[int]]]:
                 at_once.append(len(inside))
                 changed.notify_all()
                 assert changed.wait_for(lambda: number == min(inside) and len(inside) >= min(CLIENTS, 12 - number), 60)
-            time.sleep(0.01)
+            time.sleep(0.3 if number == 0 else 0)
             with changed:
                 inside.remove(number)
             usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
