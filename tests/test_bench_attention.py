@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from functools import partial
 
 import pytest
@@ -79,13 +78,15 @@ def test_all_that_is_read_is_read() -> None:
     assert sum(lengths) == made.key_cache.nbytes + made.value_cache.nbytes and len(lengths) == 6
 
 
-def test_turns_are_interleaved() -> None:
-    """Catches one way timed all at once, so that a busy moment falls on it alone, and a first call that is counted."""
+def test_turns_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches one way timed all at once, so that a busy moment falls on it alone, a first call that is counted, and a
+    time that is another way's.
+    """
     order: list[str] = []
-    ways = {name: partial(order.append, name) for name in "xyz"}
-    seconds = attention.take_turns(ways | {"z": lambda: (order.append("z"), time.sleep(0.01))}, repetitions=2)
+    monkeypatch.setattr("pagedattn_lab.bench.attention.time.perf_counter", lambda: 2.0 ** len(order))
+    seconds = attention.take_turns({name: partial(order.append, name) for name in "xyz"}, repetitions=2)
     assert "".join(order) == "xyz" + "xyz" + "yzx"
-    assert min(seconds["z"]) >= 0.01 > max(seconds["x"])
+    assert seconds == {"x": [2**3, 2**8], "y": [2**4, 2**6], "z": [2**5, 2**7]}  # the n-th call takes 2**n seconds
 
 
 def test_parts_of_a_step_are_all_of_it() -> None:

@@ -88,7 +88,7 @@ def test_everything_fits(arguments: tuple[str, ...], tmp_path: Path, monkeypatch
     """Catches a table, a sentence or a message that a terminal of 80 columns breaks in the middle of a word."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prefix.txt").write_text("Answer in one word, whatever happens, and never in two.")
-    _, sent, _ = in_terminal(*arguments)
+    _, sent, _ = in_terminal(*arguments, seconds=1.0)
     assert sent and "Traceback" not in sent
     assert_fits(sent)
 

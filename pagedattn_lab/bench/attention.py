@@ -183,8 +183,8 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[
 
     Example:
         >>> times = take_turns({"short": lambda: None, "long": lambda: sum(range(10**5))}, repetitions=3)
-        >>> min(times["long"]) > min(times["short"])
-        True
+        >>> {name: len(seconds) for name, seconds in times.items()}
+        {'short': 3, 'long': 3}
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():

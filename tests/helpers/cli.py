@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import pty
 import struct
@@ -61,7 +62,7 @@ def report_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict
 
 
 def in_terminal(
-    *arguments: str, columns: int = 80, only_stderr: bool = False, **environment: str
+    *arguments: str, columns: int = 80, only_stderr: bool = False, seconds: float = 0.0, **environment: str
 ) -> tuple[int, str, str]:
     """Run a command in this process, its streams a terminal; its status, what that was sent, and what went elsewhere.
 
@@ -69,6 +70,8 @@ def in_terminal(
         arguments: of the program.
         columns: the terminal's width.
         only_stderr: standard output is a pipe.
+        seconds: that pass, for lines of progress, whenever one looks at the clock; without any, none is ever shown,
+            however slow the machine is.
         environment: variables to set; the terminal is no dumb one unless ``TERM`` says so.
     """
     ours, theirs = pty.openpty()
@@ -79,6 +82,8 @@ def in_terminal(
             patch.delenv(name, raising=False)
         for name, value in ({"TERM": "xterm-256color"} | environment).items():
             patch.setenv(name, value)
+        clock = itertools.count(0.0, seconds)
+        patch.setattr("tqdm.std.time", lambda: next(clock))
         with open(theirs, "w", encoding="utf-8") as terminal:
             for name in ("stdout", "__stdout__"):
                 patch.setattr(sys, name, elsewhere if only_stderr else terminal)
