@@ -201,6 +201,12 @@ def forever(*_: object) -> None:
         pass
 
 
+def until_the_time_is_up() -> None:
+    """Hang, with the limit's signal on its way: what came before it had all the time that it needed."""
+    signal.setitimer(signal.ITIMER_REAL, 0.01, limits.AGAIN)
+    forever()
+
+
 def forgiving(*_: object) -> None:
     while True:
         try:  # noqa: SIM105
@@ -272,9 +278,13 @@ def test_catching_again_and_again_does_not_last(guard: None) -> None:
 
 def test_what_was_right_before_the_limit_counts(guard: None) -> None:
     """Catches a limit that forgets finished cases, or names the wrong one."""
-    message = replace(TOTAL, seconds=0.3).grade(lambda prices, less: forever() if less == 2 else sum(prices)).message
+
+    def answer(prices: list[int], less: int) -> int | None:
+        return until_the_time_is_up() if less == 2 else sum(prices)
+
+    message = replace(TOTAL, seconds=600).grade(answer).message
     assert message.startswith("✗ Not yet: 1 of 3 cases is right.\n  call      total(prices=[1, 2], less=1)")
-    assert "Another call was stopped after 0.3 s: total(prices=[5], less=2)" in message
+    assert "Another call was stopped after 600 s: total(prices=[5], less=2)" in message
 
 
 def recursing(*arguments: object) -> None:
@@ -345,13 +355,18 @@ def test_the_limit_leaves_handler_and_timer_as_they_were() -> None:
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
     handler = signal.getsignal(signal.SIGALRM)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.4)
+        signal.setitimer(signal.ITIMER_REAL, 600)
         with pytest.raises(TimeLimit), time_limit(0.1):
             forever()
         assert signal.getsignal(signal.SIGALRM) is handler and not rung
         left, interval = signal.getitimer(signal.ITIMER_REAL)
-        assert 0 < left <= 0.31 and interval == 0
-        time.sleep(0.6)
+        assert 0 < left <= 599.91 and interval == 0
+        signal.setitimer(signal.ITIMER_REAL, 0.05)  # falls due while the limit holds
+        with pytest.raises(TimeLimit), time_limit(0.1):
+            forever()
+        end = time.monotonic() + 60
+        while not rung and time.monotonic() < end:
+            time.sleep(0.01)
         assert len(rung) == 1
         with time_limit(5):
             pass
@@ -752,12 +767,12 @@ def test_a_search_that_takes_too_long_is_not_blamed_on_a_case(guard: None) -> No
     """Catches a case that was right, shown as the one that never ended."""
 
     def search(answer: Callable[..., Any]) -> Iterator[Case]:
-        forever()
+        until_the_time_is_up()
         yield Case(([1], 0))
 
-    message = replace(TOTAL, seconds=0.3, search=search).grade(total).message
+    message = replace(TOTAL, seconds=600, search=search).grade(total).message
     assert message.startswith("✗ Not yet: 3 of 4 cases are right.\n  call      total on cases made for this answer")
-    assert "Stopped after 0.3 s" in message
+    assert "Stopped after 600 s" in message
 
 
 def test_an_exception_in_a_search_is_a_finding() -> None:

@@ -343,6 +343,7 @@ def test_managers_and_runners_that_do_not_go_together_are_refused() -> None:
 def test_a_window_that_the_class_does_not_read_makes_no_groups(kind: str, forward: str) -> None:
     """Catches groups formed of what the configuration says alone: each step would be refused, or read what is gone."""
     config = AutoConfig.for_model(kind, **(SMALL | {"num_key_value_heads": 6, "sliding_window": 5}))
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     engine = LLMEngine(model, None, num_blocks=40, block_size=4, forward=forward)
     assert isinstance(engine.core.manager, KVCacheManager)
