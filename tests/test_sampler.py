@@ -74,6 +74,7 @@ def oracle_probs(logits: np.ndarray, state: SamplingState) -> tuple[np.ndarray, 
             if before / whole >= params.top_p:
                 break
             before, bar = before + weight, weight
+        margin = min([margin, *(bar / weight - 1 for weight in weights if 0 < weight < bar)])
         weights[weights < bar] = 0
     return weights / weights.sum(), margin
 
@@ -81,6 +82,9 @@ def oracle_probs(logits: np.ndarray, state: SamplingState) -> tuple[np.ndarray, 
 rows_of_logits = st.lists(
     st.one_of(st.floats(-12, 12, width=32), st.sampled_from([-2.0, 0.0, 1.0, 1.5])), min_size=2, max_size=12
 ).map(np.float32)
+rows_without_ties = st.lists(st.integers(-300, 300), min_size=2, max_size=12, unique=True).map(
+    lambda numbers: np.float32(numbers) / 25
+)
 params_of_draws = st.fixed_dictionaries(
     {"temperature": st.floats(0.05, 2.0), "seed": st.integers(0, 50)},
     optional={
@@ -305,7 +309,7 @@ def test_a_greedy_batch_costs_one_argmax(dtype: torch.dtype, monkeypatch: pytest
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 
-@given(logits=rows_of_logits, value=st.floats(0.02, 0.98), top_k=st.integers(1, 12))
+@given(logits=st.one_of(rows_of_logits, rows_without_ties), value=st.floats(0.02, 0.98), top_k=st.integers(1, 12))
 def test_filters_are_those_of_transformers(logits: np.ndarray, value: float, top_k: int) -> None:
     """Catches a filter that differs where both define the same: everywhere but for top-p with ties, of which
     transformers keeps only some.
@@ -326,8 +330,8 @@ def test_filters_are_those_of_transformers(logits: np.ndarray, value: float, top
     assume(np.abs(probs / value - 1).min() > 64 * EPS)
     assert kept(keep_min_p, value) == theirs(MinPLogitsWarper(value))
     sums = np.sort(probs / probs.sum())[::-1].cumsum()
-    assume(len({*logits.tolist()}) == len(logits) and np.abs(sums - value).min() > 64 * EPS)
-    assert kept(keep_top_p, value) == theirs(TopPLogitsWarper(value))
+    if len({*logits.tolist()}) == len(logits) and np.abs(sums - value).min() > 64 * EPS:
+        assert kept(keep_top_p, value) == theirs(TopPLogitsWarper(value))
 
 
 def test_bars_are_exact() -> None:
