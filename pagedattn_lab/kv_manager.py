@@ -265,9 +265,9 @@ class KVCacheManager:
         """Let a request's blocks go once they have been copied to the host; its ``num_computed_tokens`` stays.
 
         A block that others hold is copied too, and stays theirs. Tokens of the step under way are dropped with what was
-        remembered of them. Copies come before anything is written, so a step swaps out before it admits anybody: whoever
-        is admitted may find blocks that this step writes. A step swaps out or in, not both: a copy out could go to a
-        host block that a copy in has just given back.
+        remembered of them. Copies come before anything is written, so a step swaps out before it admits anybody: who is
+        admitted may find blocks that this step writes. A step swaps out or in, not both: a copy out could go to a host
+        block that a copy in has just given back.
 
         Returns:
             ``(block, host block)`` numbers, for :meth:`pagedattn_lab.kv_cache.PagedKVCache.copy_out`; ``None`` if the

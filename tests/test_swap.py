@@ -181,8 +181,10 @@ class Swapping(RuleBasedStateMachine):
     @precondition(lambda self: self.running and not self.ins)
     @rule(which=st.integers(0))
     def swap_out(self, which: int) -> None:
-        """Whoever runs may have to go, also in the middle of a step that it is a part of. A scheduler preempts before it
-        admits, so that nobody goes who needs what this step writes, or whose tokens of this step another needs.
+        """Whoever runs may have to go, also in the middle of a step that it is a part of.
+
+        A scheduler preempts before it admits, so nobody goes who needs what this step writes, or writes what another
+        needs.
         """
         request = self.running[which % len(self.running)]
         if self.is_read_in_this_step(request) or self.reads_of_this_step(request):

@@ -101,6 +101,7 @@ def step_through(player: Locator, check: Check) -> None:
     player.locator(".pa-play").click()
     expect(player).to_have_attribute("data-playing", "false", timeout=1000 * (30 + last))
     check(last)
+    player.locator(".pa-speed").select_option("0.5")  # so slow that it is seen before it has ended
     player.focus()
     page.keyboard.press("Space")
     expect(player).to_have_attribute("data-playing", "true")

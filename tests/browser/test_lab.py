@@ -11,7 +11,7 @@ from accessibility import violations
 from controls import MOVES, ONE_OF_EACH, Driver
 from jupyter_page import Lab, Notebook
 from nbformat.v4 import new_code_cell, new_notebook
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.helpers.built import built_once
 from tests.helpers.chapters import CHAPTERS
@@ -192,9 +192,16 @@ BROKEN_PLAYERS = {
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Return a function after which nobody waits long for what will not come."""
-    return lambda: monkeypatch.setattr(watch, "PATIENCE", 4)
+    patience = watch.PATIENCE
+
+    def wait_no_longer() -> None:
+        monkeypatch.setattr(watch, "PATIENCE", 4)
+        expect.set_options(timeout=4000)
+
+    yield wait_no_longer
+    expect.set_options(timeout=1000 * patience)
 
 
 FAULTS = [(Driver.drive_controls, *fault) for fault in BROKEN.values()]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page
-from watch import Watch, until
+from watch import Watch, freeze, until
 
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, take_copies
@@ -63,7 +63,9 @@ def mounted(page: Page, recording: dict[str, Any]) -> Locator:
 def page(browser: Browser) -> Iterator[Page]:
     """Open an empty page for a reader who has not asked for less motion."""
     with Watch(browser, viewport={"width": 1000, "height": 800}, reduced_motion="no-preference") as watch:
-        yield watch.new_page()
+        page = watch.new_page()
+        freeze(page)
+        yield page
         assert watch.problems == []
 
 
@@ -87,7 +89,7 @@ def test_what_moves(page: Page) -> None:
     mounted(page, recording)
 
     def step(to: int) -> list[list[str]]:
-        page.wait_for_timeout(260)  # nobody steps faster than things move
+        page.clock.run_for(260)  # nobody steps faster than things move
         at_rest(page)
         [moved] = page.evaluate(STEP, [to])
         return moved
@@ -119,7 +121,7 @@ def test_fast_steps_end_right(page: Page) -> None:
         at_rest(page)
         assert hurried == page.evaluate(DRAWN)
     assert player.get_attribute("data-step") == "2"
-    page.wait_for_timeout(260)
+    page.clock.run_for(260)
     on_its_way, overtaken = page.evaluate(STEP, [3, 4])
     assert any(kind == "pa-block" for kind, *_ in on_its_way) and overtaken == []
     assert page.locator(".pa-stage .pa-block").count() == 9, "and it is gone"
@@ -130,7 +132,7 @@ def test_a_reader_who_wants_less_motion_gets_none(page: Page) -> None:
     page.emulate_media(reduced_motion="reduce")
     mounted(page, recorded())
     for step in (1, 5):
-        page.wait_for_timeout(260)
+        page.clock.run_for(260)
         assert page.evaluate(STEP, [step]) == [[]]
 
 

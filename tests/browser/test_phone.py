@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accessibility import violations
 from playwright.sync_api import Browser, expect
-from watch import Watch
+from watch import Watch, until
 
 from tests.helpers.chapters import CHAPTERS
 
@@ -23,6 +24,12 @@ BOX = """box => {
 }"""
 
 
+def says_what_it_does(seen: dict[str, Any]) -> bool:
+    """Whether a picture says that it scrolls if it does, and only then. It learns of its size after it has it."""
+    said = {"more": "right" if seen["scrolls"] else "", "reached": seen["scrolls"], "faded": seen["scrolls"]}
+    return {name: seen[name] for name in said} == said
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_wide_pictures_say_that_they_scroll(browser: Browser, chromium: str, site: Path, path: Path) -> None:
     """Catches a chart cut off without a sign, one that no key scrolls, a sign on what fits, and letters too small."""
@@ -30,11 +37,9 @@ def test_wide_pictures_say_that_they_scroll(browser: Browser, chromium: str, sit
         page = watch.new_page()
         page.goto((site / "chapters" / f"{path.stem}.html").as_uri())
         page.evaluate("() => document.querySelectorAll('details').forEach((fold) => (fold.open = true))")
-        page.wait_for_timeout(300)
         for box in page.locator(BOXES).all():
+            until(lambda box=box: says_what_it_does(box.evaluate(BOX)), lambda box=box: box.inner_text()[:80])
             seen = box.evaluate(BOX)
-            said = {"more": "right" if seen["scrolls"] else "", "reached": seen["scrolls"], "faded": seen["scrolls"]}
-            assert {name: seen[name] for name in said} == said, box.inner_text()[:80]
             assert seen["role"] in ({"region", "group"} if seen["scrolls"] else {None, "group"})
             assert seen["least"] >= 9 - 0.01, box.inner_text()[:80]
         assert violations(page, include=".bd-article :is(.picture, .pa-player)") == []

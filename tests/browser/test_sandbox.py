@@ -18,7 +18,7 @@ import players
 import pytest
 from accessibility import judged, only
 from playwright.sync_api import Browser, Locator, Page, expect
-from watch import Watch, until
+from watch import Watch, freeze, until
 
 from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
@@ -593,21 +593,24 @@ def test_an_operation_is_played(sandbox: Page) -> None:
     """Catches an operation whose own event is never shown, such as the copy before the append."""
     press(sandbox, "append", "fork")
     sandbox.emulate_media(reduced_motion="no-preference")
+    freeze(sandbox)
     try:
         part(sandbox, "words").fill("now")
         before = shown(sandbox)["last"]
         press(sandbox, "append")
         assert step_of(sandbox) == before + 1
         expect(sentence(sandbox)).to_contain_text("copies")
-        until(lambda: step_of(sandbox) == before + 2, lambda: "it is not played to the last frame")
+        sandbox.clock.run_for(10_000)
+        assert step_of(sandbox) == before + 2, "it is not played to the last frame"
         expect(sentence(sandbox)).to_have_text("Bo appends 1 token: it fits in block 3.")
         press(sandbox, "undo")
         assert step_of(sandbox) == shown(sandbox)["last"] == before
         press(sandbox, "append")
         sandbox.locator("#sandbox .pa-first").click()
-        sandbox.wait_for_timeout(1500)
+        sandbox.clock.run_for(10_000)
         assert step_of(sandbox) == 0, "it is played on although a reader went elsewhere"
     finally:
+        sandbox.clock.resume()
         sandbox.emulate_media(reduced_motion="reduce")
     expect(part(sandbox, "told")).to_have_text("")
     press(sandbox, "undo", "append")

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, WebError, WebSocket
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, WebError, WebSocket, expect
 
 PATIENCE = 120  # seconds; for conditions that take a second on an idle machine and much longer on a shared one
+expect.set_options(timeout=PATIENCE * 1000)  # by default 5 seconds, whatever the timeout of its page
 LOCAL_SCHEMES = ("about", "blob", "chrome", "data", "devtools", "file")
 
 
@@ -29,6 +30,15 @@ def until(condition: Callable[[], bool], failure: Callable[[], str], patience: f
         if time.monotonic() > deadline:
             raise AssertionError(failure())
         time.sleep(0.05)
+
+
+def freeze(page: Page) -> None:
+    """Let no time pass in a page any more, except what ``page.clock.run_for`` is told.
+
+    A clock that is only installed goes on. What the browser moves by itself, such as an animation, always does.
+    """
+    page.clock.install(time=0)
+    page.clock.pause_at(3600)
 
 
 class Watch:
