@@ -185,7 +185,8 @@ def test_words_say_the_same(fleet: SmallFleet) -> None:
             parts += [f"{', '.join(held)} of {fleet.num_blocks} blocks"] if held else ["empty"]
             assert words[number] == ("; ".join(parts) if state.is_alive else "failed")
         if step.hit_rate is not None:
-            rate = f"it rate {100 * fleet.found[counted - 1] / fleet.looked_for[counted - 1]:.0f} %"
+            found, looked_for = fleet.found[counted - 1], fleet.looked_for[counted - 1]
+            rate = f"it rate {found / looked_for:.0%}".replace("%", " %")  # 23 of 40 as a float are below 57.5 %
             assert f"H{rate}." in picture.alt and f"h{rate}" in picture.svg
         assert picture.alt.startswith(picture.caption)
 
