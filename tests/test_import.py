@@ -13,6 +13,7 @@ import pytest
 import pagedattn_lab
 
 PACKAGE = Path(pagedattn_lab.__file__).parent
+TESTS = Path(__file__).resolve().parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget", "distributed"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
@@ -157,6 +158,22 @@ def test_the_spine_stands_by_itself() -> None:
             source = source.replace(f"pagedattn_lab.{target} ", "")
         for package in sorted({name.split(".")[0] for name in APPARATUS} - {"__main__"}):
             assert f"pagedattn_lab.{package}" not in source, f"{name} names {package}"
+
+
+def test_no_file_imports_a_test_file() -> None:
+    """Catches a test file that leans on another: what several share stands in tests/helpers, or in a module beside the
+    browser's tests.
+    """
+    files = sorted(TESTS.rglob("*.py"))
+    assert Path(__file__).resolve() in files
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                if isinstance(node, ast.ImportFrom):
+                    names = [f"{node.module}.{name}" for name in names]
+                for name in names:
+                    assert ".test_" not in f".{name}", f"{path.relative_to(TESTS)} imports {name}"
 
 
 # --- the front door -------------------------------------------------------------------------------------------------
