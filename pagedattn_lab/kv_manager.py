@@ -1,5 +1,8 @@
 """Blocks for many requests: a pool, a page table each, and a prefix cache in front (chapter 06).
 
+How blocks are found and handed out is told here; how what they hold is forgotten, in
+:mod:`pagedattn_lab.kv_manager_base`.
+
 Source: vLLM's ``vllm/v1/core/kv_cache_manager.py`` and ``single_type_kv_cache_manager.py``, release 0.33.0, for one
 group of full-attention layers. ``tests/test_vllm_transcript.py`` replays what that release did, block by block.
 """

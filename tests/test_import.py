@@ -74,7 +74,7 @@ SPINE = [
     "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
     "forward_context", "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop",
     "engine.output_processor", "engine.capacity", "engine.core", "engine.sampling", "engine.beam_search",
-    "engine.metrics",
+    "engine.metrics", "engine.input_processor",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
     "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers",
