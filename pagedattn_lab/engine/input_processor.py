@@ -67,9 +67,10 @@ class InputProcessor:
             token_ids = list(prompt)
         if not len(token_ids):
             raise ValueError("the prompt is empty: give it at least one token")
+        vocab_size = self.vocab_size
         for token_id in token_ids:
-            if not is_whole(token_id) or not 0 <= token_id < self.vocab_size:
-                raise ValueError(f"token id {token_id!r} is no word of this model: use 0 to {self.vocab_size - 1}")
+            if not is_whole(token_id) or not 0 <= token_id < vocab_size:
+                raise ValueError(f"token id {token_id!r} is no word of this model: use 0 to {vocab_size - 1}")
         return [index(token_id) for token_id in token_ids]  # NumPy's and tensors' become plain numbers
 
     def end_tokens(self, request_id: str, params: SamplingParams) -> EndTokens:
