@@ -1,6 +1,7 @@
 """What comes in: a prompt as the model's tokens, and the tokens that may end its output (chapter 09).
 
-Source: ``InputProcessor`` in vLLM's ``vllm/v1/engine/input_processor.py``, without pictures, sounds and adapters.
+Source: ``InputProcessor`` in vLLM's ``vllm/v1/engine/input_processor.py``, release 0.33.0, without pictures, sounds and
+adapters.
 """
 
 from __future__ import annotations
