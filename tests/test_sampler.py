@@ -312,7 +312,8 @@ def test_a_greedy_batch_costs_one_argmax(dtype: torch.dtype, monkeypatch: pytest
     with Seen():
         sampled = sample_tokens(logits, states)
     assert [one.token_id for one in sampled] == logits.argmax(-1).tolist()
-    assert names == (["detach"] if dtype == torch.float32 else ["_to_copy", "detach"])
+    views = ("detach", "lift_fresh")  # on the way to numpy and back; nothing is computed
+    assert [name for name in names if name not in views] == ([] if dtype == torch.float32 else ["_to_copy"])
 
 
 # --- filters ---------------------------------------------------------------------------------------------------------
