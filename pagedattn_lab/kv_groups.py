@@ -13,23 +13,23 @@ hybrid models on. ``tests/test_vllm_groups.py`` replays what that release did, b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import NoReturn
 
 from pagedattn_lab.arithmetic import at_least_one, cdiv, count
-from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
+from pagedattn_lab.block_pool import KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
-from pagedattn_lab.host_tier import HostTier
 from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.kv_cache_specs import SlidingWindowSpec
-from pagedattn_lab.kv_events import EventIndex, KVCacheEvent
+from pagedattn_lab.kv_events import EventIndex
 from pagedattn_lab.kv_group_managers import Hits, find_longest_cache_hit, single_type_managers
-from pagedattn_lab.prefix_cache import HashIndex, PrefixCacheStats
+from pagedattn_lab.kv_manager_base import KVCacheManagerBase
+from pagedattn_lab.prefix_cache import HashIndex
 from pagedattn_lab.request import Request
 
 
-class GroupedKVCacheManager:
+class GroupedKVCacheManager(KVCacheManagerBase):
     """Decides which physical blocks each request gets in each group of layers.
 
     Takes the place of :class:`pagedattn_lab.kv_manager.KVCacheManager`; where that one gives a list of blocks, this one
@@ -47,7 +47,8 @@ class GroupedKVCacheManager:
             admitted needs no more blocks in a windowed group than the window and one step; ``None``: as many as tokens.
         prefix_cache_retention_interval: tokens between places at which windows are remembered, beside the ends of
             prompts and junctions; 0 for those alone, as vLLM does unless told otherwise, ``None`` for every block.
-        enable_kv_cache_events: whether to keep what :meth:`take_events` gives.
+        enable_kv_cache_events: whether to keep what
+            :meth:`~pagedattn_lab.kv_manager_base.KVCacheManagerBase.take_events` gives.
 
     Attributes:
         groups: as given.
@@ -55,7 +56,7 @@ class GroupedKVCacheManager:
         tables: for each request that holds blocks, by request id, a page table for each group.
         prefix_cache: the index; ``None`` without prefix caching.
         tier: none: what one group has evicted is of no use while another lacks it, and a tier knows one kind of block.
-        stats: since the last :meth:`reset_prefix_cache`.
+        stats: since the cache was last reset.
 
     Raises:
         ValueError: no group, different block sizes, a kind of layers without rules, impossible sizes, an interval that
@@ -83,6 +84,8 @@ class GroupedKVCacheManager:
         >>> [[block.block_id for block in of_group] for of_group in blocks], num_hit_tokens
         ([[1, 2, 3, 4], [0, 0, 8, 9]], 8)
     """
+
+    prefix_cache: HashIndex | EventIndex | None  # which know a block by its group too
 
     def __init__(
         self,
@@ -121,16 +124,8 @@ class GroupedKVCacheManager:
         self.max_num_batched_tokens = max_num_batched_tokens
         by_group = {group_idx: manager for manager in self._managers for group_idx in manager.group_ids}
         self._manager_of = [by_group[group_idx] for group_idx in range(len(self.groups))]
-        self.block_pool = BlockPool(num_blocks, block_size)
-        self.prefix_cache: HashIndex | EventIndex | None = None
-        if enable_prefix_caching:
-            self.prefix_cache = HashIndex(block_size)
-            self.block_pool.on_evict = self._evicted
-        if enable_kv_cache_events:
-            self.prefix_cache = EventIndex(self.prefix_cache)
+        super().__init__(num_blocks, block_size, enable_prefix_caching, enable_kv_cache_events=enable_kv_cache_events)
         self.tables: dict[str, tuple[BlockTable, ...]] = {}
-        self.stats = PrefixCacheStats()
-        self.tier: HostTier | None = None
         self._num_cached_blocks: dict[str, int] = {}  # of each request: blocks from the first on that were dealt with
 
     @property
@@ -260,37 +255,6 @@ class GroupedKVCacheManager:
             table.release()
         self._num_cached_blocks.pop(request.request_id, None)
 
-    def evict_blocks(self, block_ids: Iterable[int]) -> None:
-        """Forget what blocks hold, whoever holds them: for blocks that were remembered and then not computed."""
-        for block_id in block_ids:
-            block = self.block_pool.blocks[block_id]
-            if self.prefix_cache is not None and block.block_hash is not None:
-                self.prefix_cache.forget(block)
-                block.block_hash = None
-
-    def reset_prefix_cache(self) -> bool:
-        """Forget all cached contents, for instance because the model's weights changed.
-
-        Returns:
-            ``True`` if it happened; while any request holds blocks it does not.
-        """
-        if self.block_pool.num_used_blocks:
-            return False
-        if self.prefix_cache is not None:
-            self.prefix_cache.clear()
-        for block in self.block_pool.blocks:
-            block.block_hash = None
-        self.stats = PrefixCacheStats()
-        return True
-
-    def take_events(self) -> list[KVCacheEvent]:
-        """Hand out what became known and was forgotten since the last time; nothing unless events were enabled."""
-        return self.prefix_cache.take() if isinstance(self.prefix_cache, EventIndex) else []
-
-    def is_swapped_out(self, request_id: str) -> bool:
-        """Whether a request's blocks are in the host's memory: never."""
-        return False
-
     def fork(self, request: Request, request_id: str) -> NoReturn:
         """Refuse: whoever shares a block that goes on being written must copy it, which is known for one group only.
 
@@ -408,9 +372,3 @@ class GroupedKVCacheManager:
             kept = [place for place in wanted if place >= table.num_skipped_blocks]
             self.prefix_cache.insert(request, table.blocks, start, stop, group_idx, kept)
         self._num_cached_blocks[request.request_id] = stop
-
-    def _evicted(self, block: KVCacheBlock) -> None:
-        """Called by the pool, and only if there is a prefix cache, just before a block loses its mark."""
-        assert self.prefix_cache is not None
-        self.prefix_cache.forget(block)
-        self.stats.evictions += 1

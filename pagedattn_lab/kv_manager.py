@@ -1,24 +1,28 @@
 """Blocks for many requests: a pool, a page table each, and a prefix cache in front (chapter 06).
 
+How blocks are found and handed out is told here; how what they hold is forgotten, in
+:mod:`pagedattn_lab.kv_manager_base`.
+
 Source: vLLM's ``vllm/v1/core/kv_cache_manager.py`` and ``single_type_kv_cache_manager.py``, release 0.33.0, for one
 group of full-attention layers. ``tests/test_vllm_transcript.py`` replays what that release did, block by block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pagedattn_lab.arithmetic import cdiv
-from pagedattn_lab.block_pool import BlockPool, KVCacheBlock
+from pagedattn_lab.block_pool import KVCacheBlock
 from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.host_tier import HostTier
-from pagedattn_lab.kv_events import EventIndex, KVCacheEvent
-from pagedattn_lab.prefix_cache import HashIndex, PrefixCacheStats, PrefixIndex
+from pagedattn_lab.kv_events import EventIndex
+from pagedattn_lab.kv_manager_base import KVCacheManagerBase
+from pagedattn_lab.prefix_cache import HashIndex, PrefixIndex
 from pagedattn_lab.request import Request
 from pagedattn_lab.swap_space import BlockCopies, SwapSpace
 
 
-class KVCacheManager:
+class KVCacheManager(KVCacheManagerBase):
     """Decides which physical blocks each request gets, and lets requests that begin alike share theirs.
 
     Args:
@@ -27,7 +31,8 @@ class KVCacheManager:
         enable_prefix_caching: whether full blocks are remembered after, and while, they are used.
         index: where cached blocks are looked up; by default a :class:`pagedattn_lab.prefix_cache.HashIndex`.
         num_host_blocks: blocks of host memory to swap requests out to, its null block included; 0 for none.
-        enable_kv_cache_events: whether to keep what :meth:`take_events` gives.
+        enable_kv_cache_events: whether to keep what
+            :meth:`~pagedattn_lab.kv_manager_base.KVCacheManagerBase.take_events` gives.
         num_offload_blocks: blocks of host memory for what the prefix cache evicts; 0 for none.
 
     Attributes:
@@ -37,7 +42,7 @@ class KVCacheManager:
         swap_space: the host's memory, and who is swapped out; ``None`` without host blocks.
         tier: what host memory holds of the prefix cache, and the copies that a step must make; ``None`` without blocks
             to offload to.
-        stats: since the last :meth:`reset_prefix_cache`.
+        stats: since the cache was last reset.
 
     Raises:
         ValueError: impossible sizes; an index that does not fit, or is not empty; events or a tier without a hash
@@ -70,23 +75,12 @@ class KVCacheManager:
         enable_kv_cache_events: bool = False,
         num_offload_blocks: int = 0,
     ) -> None:
-        self.block_pool = BlockPool(num_blocks, block_size)
-        if index is not None and not enable_prefix_caching:
-            raise ValueError("an index was given, but enable_prefix_caching is False: leave one of the two away")
-        if index is not None and index.block_size != block_size:
-            raise ValueError(f"the index has blocks of {index.block_size} tokens, not of {block_size}: make them equal")
-        if index is not None and len(index):
-            raise ValueError(f"the index knows {len(index)} blocks of another pool already: give an empty one")
-        self.prefix_cache: PrefixIndex | None = None
-        if enable_prefix_caching:
-            self.prefix_cache = HashIndex(block_size) if index is None else index
-            self.block_pool.on_evict = self._evicted
-        if enable_kv_cache_events:
-            self.prefix_cache = EventIndex(self.prefix_cache)
-        self.tier = self._make_tier(num_offload_blocks, num_host_blocks) if num_offload_blocks else None
-        self.swap_space = SwapSpace(num_host_blocks, block_size) if num_host_blocks else None
+        super().__init__(num_blocks, block_size, enable_prefix_caching, index, enable_kv_cache_events)
+        if num_offload_blocks:
+            self.tier = self._make_tier(num_offload_blocks, num_host_blocks)
+        if num_host_blocks:
+            self.swap_space = SwapSpace(num_host_blocks, block_size)
         self.tables: dict[str, BlockTable] = {}
-        self.stats = PrefixCacheStats()
         self._num_cached_blocks: dict[str, int] = {}  # of each request: blocks from the first on that are remembered
 
     def check_fits(self, request: Request) -> None:
@@ -320,55 +314,6 @@ class KVCacheManager:
                 self.prefix_cache.insert(request, table.blocks, 0, self._num_cached_blocks[name])
         return pairs
 
-    def is_swapped_out(self, request_id: str) -> bool:
-        """Whether a request's blocks are in the host's memory."""
-        return self.swap_space is not None and request_id in self.swap_space.tables
-
-    def evict_blocks(self, block_ids: Iterable[int]) -> None:
-        """Forget what blocks hold, whoever holds them: for blocks that were remembered and then not computed.
-
-        A request that is freed before its step has run must have the blocks of that step evicted first, or the next one
-        that begins alike reads what was never written.
-
-        Example:
-            >>> manager, ada = KVCacheManager(num_blocks=4, block_size=4), Request("Ada", range(9))
-            >>> _ = manager.allocate_slots(ada, 9)                    # and now something fails
-            >>> manager.evict_blocks(manager.block_ids("Ada")); manager.free(ada)
-            >>> manager.get_computed_blocks(Request("Bo", range(9)))
-            ([], 0)
-        """
-        for block_id in block_ids:
-            block = self.block_pool.blocks[block_id]
-            if self.tier is not None:
-                self.tier.cancel(block_id)
-            if self.prefix_cache is not None and block.block_hash is not None:
-                self.prefix_cache.forget(block)
-                block.block_hash = None
-
-    def reset_prefix_cache(self) -> bool:
-        """Forget all cached contents, for instance because the model's weights changed.
-
-        Returns:
-            ``True`` if it happened; while any request holds blocks, or is swapped out, or a step is to copy blocks of
-            the tier, it does not.
-        """
-        if self.block_pool.num_used_blocks or (self.swap_space is not None and self.swap_space.tables):
-            return False
-        if self.tier is not None and self.tier.has_copies:
-            return False
-        if self.prefix_cache is not None:
-            self.prefix_cache.clear()
-        if self.tier is not None:
-            self.tier.clear()
-        for block in self.block_pool.blocks:
-            block.block_hash = None
-        self.stats = PrefixCacheStats()
-        return True
-
-    def take_events(self) -> list[KVCacheEvent]:
-        """Hand out what became known and was forgotten since the last time; nothing unless events were enabled."""
-        return self.prefix_cache.take() if isinstance(self.prefix_cache, EventIndex) else []
-
     def _check(
         self, request: Request, table: BlockTable | None, computed_blocks: Sequence[KVCacheBlock], num_external: int = 0
     ) -> None:
@@ -433,14 +378,6 @@ class KVCacheManager:
         if table is not None:
             del self._num_cached_blocks[name]
             table.release()
-
-    def _evicted(self, block: KVCacheBlock) -> None:
-        """Called by the pool, and only if there is a prefix cache, just before a block loses its mark."""
-        assert self.prefix_cache is not None
-        if self.tier is not None and isinstance(block.block_hash, bytes):
-            self.tier.store(block.block_hash, block.block_id)
-        self.prefix_cache.forget(block)
-        self.stats.evictions += 1
 
     def _make_tier(self, num_offload_blocks: int, num_host_blocks: int) -> HostTier:
         """Build a tier behind the prefix cache; refuse one behind anything that does not find blocks by hash."""

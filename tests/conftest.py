@@ -24,14 +24,26 @@ hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
 collect_ignore = ["conftest.py", "browser/conftest.py"]  # no doctests here, and two modules cannot share a name
-SLOW = (ROOT / "tests" / "browser", ROOT / "chapters")  # take minutes: none may begin when the other worker is done
+BROWSER, CHAPTERS = ROOT / "tests" / "browser", ROOT / "chapters"
 ONE_CHAPTER = re.compile(r"(tests/browser/\w+\.py)::\w+\[(?:chapters/)?([0-9A]\d_\w+|tour)\b")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put slow files first, and keep the order otherwise: then no worker ends long after the other."""
+    """Put slow files first, and keep the order otherwise: then no worker ends long after the other.
+
+    The very first has the book built. While one worker does that, the others have what needs no book.
+    """
     items[:] = with_comparisons_again(items)
-    items.sort(key=lambda item: not any(folder in item.path.parents for folder in SLOW))
+    of_the_book = {item.path for item in items if "site" in getattr(item, "fixturenames", ())}
+
+    def turn(item: pytest.Item) -> int:
+        if item.path == BROWSER / "test_built_book.py" and not ONE_CHAPTER.match(item.nodeid):
+            return 0
+        if BROWSER in item.path.parents:
+            return 2 if item.path in of_the_book else 1
+        return 3 if CHAPTERS in item.path.parents else 4
+
+    items.sort(key=turn)
 
 
 class Scheduling(LoadFileScheduling):

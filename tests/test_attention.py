@@ -10,17 +10,20 @@ import torch
 
 from pagedattn_lab.attention import paged_attention
 from pagedattn_lab.attention.triton_decode import triton_attention
-from tests.helpers.oracle import assert_matches, dense_attention, quantized, ragged_batch, same_bits, spread
+from tests.helpers.oracle import (
+    assert_matches,
+    dense_attention,
+    quantized,
+    ragged_batch,
+    rounds_weights_to,
+    same_bits,
+    spread,
+)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 BLOCK_SIZES = (1, 8, 16, 32, 64, 128)
 BACKENDS = ("reference", "triton_decode", "triton")
-
-
-def rounds_weights_to(backend: str, dtype: torch.dtype) -> torch.dtype | None:
-    """The dtype of the weights that meet the values: short ones go to tensor cores as short as the values are."""
-    return dtype if backend == "triton" and dtype != torch.float32 else None
 
 
 def lengths(block_size: int) -> list[int]:

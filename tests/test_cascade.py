@@ -27,7 +27,7 @@ from pagedattn_lab.attention.shared_prefix import SharedPrefix, shared_prefixes
 from pagedattn_lab.attention.variant import Variant
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
-from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch
+from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch, rounds_weights_to
 
 
 def most_saved(tables: list[list[int]], rows: list[int], min_sequences: int) -> int:
@@ -153,16 +153,18 @@ def test_scores_kept_in_caches_or_written_out(flash: object, tile: int, monkeypa
     assert_matches(output, dense_attention(batch))
 
 
+@pytest.mark.parametrize("has_amx", [True, False], ids=["amx", "no amx"])
 @pytest.mark.parametrize("backend", ["reference", "cpu, planned"])
-def test_bfloat16_is_merged_once_more(backend: str) -> None:
+def test_bfloat16_is_merged_once_more(backend: str, has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches partial results that are merged in bfloat16: only the two parts and their sum may be rounded."""
+    monkeypatch.setattr(cascade, "MULTIPLIES_BFLOAT16", has_amx)
     batch = ragged_batch([40, 30, 26], [1, 1, 1], block_size=4, head_dim=32, dtype=torch.bfloat16, seed=7)
     share(batch, [[0, 1, 2]], num_blocks=6)
     output = run(batch, Variant(), backend)
     assert output is not None
-    answer, bound = dense_attention(batch)
+    answer, bound = dense_attention(batch, weights_dtype=rounds_weights_to("cpu", torch.bfloat16))
     largest = max(float(value.double().abs().max()) for _, value in batch.dense)
-    tail = torch.finfo(torch.bfloat16).eps / 2 * largest  # the tail's result was rounded before it was merged
+    tail = torch.finfo(torch.bfloat16).eps / 2 * largest  # the parts' results were rounded before they were merged
     assert_matches(output, (answer, bound + tail))
 
 
@@ -188,10 +190,11 @@ def test_on_a_gpu_a_prompt_takes_no_part(device: str, num_tokens: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("flash", [cascade.FLASH, None], ids=["flash", "sdpa"])
+@pytest.mark.parametrize("has_amx", [True, False], ids=["amx", "no amx"])
 @pytest.mark.parametrize("backend", ["cpu", "cpu, planned"])
 @pytest.mark.parametrize("block_size", [4, 16])
 def test_prompts_behind_a_prefix(
-    block_size: int, backend: str, flash: object, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    block_size: int, backend: str, has_amx: bool, flash: object, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a prompt whose tail begins elsewhere than after the prefix, sees what comes after it, or is merged by
     another token's log-sum-exp. Row 3 has cached tokens in the last, part-filled block before its queries, row 4 behind
@@ -199,6 +202,7 @@ def test_prompts_behind_a_prefix(
     """
     for module in (cascade, cpu):
         monkeypatch.setattr(module, "FLASH", flash)
+    monkeypatch.setattr(cascade, "MULTIPLIES_BFLOAT16", has_amx)
     prefix = 32
     query_lens = [QUERIES_AT_A_TIME + 7, 9, 1, QUERIES_AT_A_TIME, 2 * QUERIES_AT_A_TIME + 1, prefix + 9]
     lens = [prefix + extra + count for extra, count in zip([0, 0, 20, 3, 21, -prefix], query_lens, strict=True)]
@@ -206,8 +210,8 @@ def test_prompts_behind_a_prefix(
     share(batch, [[5, 0, 1, 2, 3, 4]], num_blocks=prefix // block_size)
     output = run(batch, Variant(), backend)
     assert output is not None
-    answer, bound = dense_attention(batch)
-    if dtype == torch.bfloat16:  # the tail's result was rounded before it was merged
+    answer, bound = dense_attention(batch, weights_dtype=None if flash is None else rounds_weights_to("cpu", dtype))
+    if dtype == torch.bfloat16:  # the parts' results were rounded before they were merged
         bound += torch.finfo(dtype).eps / 2 * max(float(value.double().abs().max()) for _, value in batch.dense)
     assert_matches(output, (answer, bound))
 

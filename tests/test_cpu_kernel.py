@@ -15,11 +15,19 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from pagedattn_lab.attention import backends, cpu, paged_attention
+from pagedattn_lab.attention import backends, cascade, cpu, paged_attention
 from pagedattn_lab.attention.backends import Call, choose
 from pagedattn_lab.attention.cpu_kernel import TILE
 from pagedattn_lab.attention.variant import Variant
-from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch, same_bits, spread
+from tests.helpers.oracle import (
+    Batch,
+    assert_matches,
+    dense_attention,
+    ragged_batch,
+    rounds_weights_to,
+    same_bits,
+    spread,
+)
 
 DTYPES = (torch.float32, torch.bfloat16)
 HEADS = ((4, 4), (8, 2), (9, 3), (5, 1), (32, 8), (16, 1))
@@ -51,7 +59,7 @@ def test_heads_and_widths(head_dim: int, value_dim: int, heads: int, kv_heads: i
     )  # fmt: skip
     output = attend(batch)
     assert output.dtype == dtype and output.shape == (8, heads, value_dim)
-    assert_matches(output, dense_attention(batch))
+    assert_matches(output, dense_attention(batch, weights_dtype=rounds_weights_to("cpu", dtype)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -118,7 +126,8 @@ def test_drawn_batches(drawn: tuple[Batch, dict[str, object]], threads: int) -> 
             output = attend(batch, **options)
         finally:
             torch.set_num_threads(before)
-    assert_matches(output, dense_attention(batch, **options))
+    weights_dtype = rounds_weights_to("cpu", batch.query.dtype)
+    assert_matches(output, dense_attention(batch, **options, weights_dtype=weights_dtype))
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, TILE, TILE + 1, 60])
@@ -135,20 +144,25 @@ def test_what_lies_behind_the_window_is_not_read(window: int) -> None:
 
 
 @pytest.mark.parametrize("flash", [cpu.FLASH, None], ids=["flash", "sdpa"])
+@pytest.mark.parametrize("has_amx", [True, False], ids=["amx", "no amx"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "options", [{}, {"sliding_window": 70}, {"alibi_slopes": torch.linspace(0.02, 0.4, 6)}], ids=str
 )
 def test_long_prompts(
-    options: dict[str, object], dtype: torch.dtype, flash: object, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, object], dtype: torch.dtype, has_amx: bool, flash: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a mask that stands one token or one head off, and a piece of a prompt that misses keys before it."""
+    """Catches a mask that stands one token or one head off, a piece of a prompt that misses keys before it, and
+    weights that are rounded though they need not be.
+    """
     monkeypatch.setattr(cpu, "FLASH", flash)
+    monkeypatch.setattr(cascade, "MULTIPLIES_BFLOAT16", has_amx)
     piece = cpu.QUERIES_AT_A_TIME
     batch = ragged_batch(
         [2 * piece + 5, piece, 150, 30], [2 * piece + 5, piece, piece + 1, 5], block_size=16, head_dim=32, dtype=dtype
     )
-    assert_matches(attend(batch, **options), dense_attention(batch, **options))
+    weights_dtype = None if flash is None else rounds_weights_to("cpu", dtype)
+    assert_matches(attend(batch, **options), dense_attention(batch, **options, weights_dtype=weights_dtype))
 
 
 @pytest.mark.parametrize("name", ["key_cache", "value_cache"])

@@ -182,8 +182,8 @@ def test_the_modules_stay_as_they_were() -> None:
 def test_a_shared_prefix_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a cascade that the loop leaves out, or merges wrongly."""
     calls = []
-    prefix_product = cpu.prefix_product
-    monkeypatch.setattr(cpu, "prefix_product", lambda *call: calls.append(call) or prefix_product(*call))
+    prefix_by_group = cpu.prefix_by_group
+    monkeypatch.setattr(cpu, "prefix_by_group", lambda *call: calls.append(call) or prefix_by_group(*call))
     model = tiny_kind("llama")
     sequences = Sequences(poisoned(ModelRunner(model, 400, 4, forward="fused")), [300])
     sequences.step([280])

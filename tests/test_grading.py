@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import signal
@@ -315,6 +316,48 @@ def test_recursion_without_an_end_is_stopped(answer: Callable[..., Any], guard: 
 @pytest.mark.parametrize("answer", [forever, forgiving])
 def test_the_limit_holds_in_a_thread(answer: Callable[..., Any]) -> None:
     """Catches a limit that works in the main thread only: signals do."""
+    message = in_thread(lambda: replace(TOTAL, seconds=0.3).grade(answer).message)
+    assert "Stopped after 0.3 s" in message
+
+
+class Finalized:
+    """Spends nearly all the time of whoever throws it away in its finalizer."""
+
+    def __del__(self) -> None:
+        spend(0.02)
+
+
+def finalizing(*_: object) -> None:
+    while True:
+        Finalized()
+
+
+def collecting(*_: object) -> None:
+    while True:
+        gc.collect(0)
+
+
+def spend(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+@pytest.fixture
+def slow_collector() -> Iterator[None]:
+    """Let whoever collects garbage spend nearly all its time in a callback."""
+
+    def callback(*_: object) -> None:
+        spend(0.02)
+
+    gc.callbacks.append(callback)
+    yield
+    gc.callbacks.remove(callback)
+
+
+@pytest.mark.parametrize("answer", [finalizing, collecting])
+def test_a_limit_is_not_lost_with_an_exception(answer: Callable[..., Any], slow_collector: None) -> None:
+    """Catches a limit that strikes once, and there where Python only prints what is raised."""
     message = in_thread(lambda: replace(TOTAL, seconds=0.3).grade(answer).message)
     assert "Stopped after 0.3 s" in message
 

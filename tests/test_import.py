@@ -13,11 +13,12 @@ import pytest
 import pagedattn_lab
 
 PACKAGE = Path(pagedattn_lab.__file__).parent
+TESTS = Path(__file__).resolve().parent
 HEAVY = {"torch", "numpy", "triton", "transformers", "matplotlib", "ipywidgets", "anywidget", "distributed"}
 PURE = (
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
     "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "kv_layers",
-    "kv_events", "swap_space", "host_tier", "kv_manager", "kv_group_managers", "kv_groups",
+    "kv_events", "swap_space", "host_tier", "kv_manager_base", "kv_manager", "kv_group_managers", "kv_groups",
     "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
     "assembly", "kernels", "compile_report", "baselines.accounting", "baselines.strip", "baselines.contiguous",
     "baselines.paged", "baselines.kv_manager",
@@ -60,7 +61,7 @@ SPINE = [
     "arithmetic", "kv_config", "kv_shape", "block_pool", "block_table", "request", "prefix_cache", "radix_tree",
     "kv_cache_specs", "kv_cache_pages", "kv_cache_groups", "kv_layers", "budget.errors", "budget.changes",
     "budget.versions",
-    "kv_events", "swap_space", "host_tier", "kv_manager", "kv_group_managers", "kv_groups",
+    "kv_events", "swap_space", "host_tier", "kv_manager_base", "kv_manager", "kv_group_managers", "kv_groups",
     "engine.scheduler_output", "engine.scheduler", "hardware", "occupancy",
     "assembly",
     "attention.tolerance", "attention.variant", "attention.checks", "attention.reference",
@@ -73,7 +74,7 @@ SPINE = [
     "models.latents", "models.fused_kernels", "models.fused_decoder", "models", "models.__main__", "input_batch",
     "forward_context", "model_runner", "engine.sampling_params", "engine.outputs", "engine.sampler", "engine.stop",
     "engine.output_processor", "engine.capacity", "engine.core", "engine.sampling", "engine.beam_search",
-    "engine.metrics",
+    "engine.metrics", "engine.input_processor",
     "engine.progress", "engine.prometheus", "engine.llm_engine", "engine.async_llm", "engine.protocol",
     "engine.answers", "engine.serving", "engine.server", "engine",
     "budget.estimate", "budget.dtypes", "budget.state_layers", "budget.model_types", "budget.attention_layers",
@@ -88,8 +89,8 @@ APPARATUS = [
     "studies.report", "studies.simulate", "studies.memory_shares",
     "studies.block_savings", "studies.hit_rates", "studies.scheduling",
     "studies.block_size",
-    "studies.fleet.requests", "studies.fleet.cache", "studies.fleet.collector", "studies.fleet.events",
-    "studies.fleet.report",
+    "studies.fleet.requests", "studies.fleet.cache", "studies.fleet.replicas", "studies.fleet.collector",
+    "studies.fleet.events", "studies.fleet.report",
     "studies.fleet.servers", "studies.fleet.routers", "studies.fleet.prefix_routers", "studies.fleet.simulation",
     "studies.fleet", "studies.fleet.sweep", "studies.fleet.cluster",
     "bench", "bench.timing", "bench.load", "bench.allocator", "bench.slots", "bench.prefix",
@@ -157,6 +158,22 @@ def test_the_spine_stands_by_itself() -> None:
             source = source.replace(f"pagedattn_lab.{target} ", "")
         for package in sorted({name.split(".")[0] for name in APPARATUS} - {"__main__"}):
             assert f"pagedattn_lab.{package}" not in source, f"{name} names {package}"
+
+
+def test_no_file_imports_a_test_file() -> None:
+    """Catches a test file that leans on another: what several share stands in tests/helpers, or in a module beside the
+    browser's tests.
+    """
+    files = sorted(TESTS.rglob("*.py"))
+    assert Path(__file__).resolve() in files
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                if isinstance(node, ast.ImportFrom):
+                    names = [f"{node.module}.{name}" for name in names]
+                for name in names:
+                    assert ".test_" not in f".{name}", f"{path.relative_to(TESTS)} imports {name}"
 
 
 # --- the front door -------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from pagedattn_lab.exercises.touched import watched
 from pagedattn_lab.viz import Picture
 from tests.helpers.chapters import CHAPTERS
 from tests.helpers.second_solutions import SECOND
-from tests.test_launch import attributes
+from tests.helpers.triton_state import attributes
 from tools import notebooks
 
 GROUPED, WINDOWED, PADDED = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from pagedattn_lab.attention import triton_decode
+from tests.helpers.mutants import load
 from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch, spread
 
 SOURCE = Path(triton_decode.__file__).read_text()
@@ -41,16 +41,6 @@ NARROW = {  # what is cut to 32 bits, and the tensor and dimension whose stride 
     "slot": ("(positions % BLOCK_SIZE).to(tl.int64)", "positions % BLOCK_SIZE", "value_cache", 1),
     "block": ("in_sequence, other=0).to(tl.int64)", "in_sequence, other=0)", "key_cache", 0),
 }
-
-
-def load(source: str, folder: Path) -> ModuleType:
-    """Import a copy of the kernel's module from its text; Triton needs a file to read it from."""
-    file = folder / "mutant.py"
-    file.write_text(source)
-    spec = importlib.util.spec_from_file_location("mutant", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def batch() -> Batch:

@@ -16,12 +16,12 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import interpreter
-from triton.runtime.jit import JITFunction
 
 from pagedattn_lab.attention import paged_attention, triton_decode
 from pagedattn_lab.attention.launch import kept_launches, launch
 from tests.helpers import kernels
 from tests.helpers.oracle import ragged_batch, same_bits
+from tests.helpers.triton_state import attributes
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -84,13 +84,6 @@ def test_launch_agrees_with_tritons_own_interpreter(name: str, triton_s_own: dic
     output = torch.empty(16)
     launch(kernels.KERNELS[name], (1,), kernels.numbers(), output, N=16)
     assert same_bits(output, triton_s_own[name])
-
-
-def attributes() -> dict[tuple[object, str], object]:
-    """Everything that an interpreted launch exchanges."""
-    owners = (tl, tl.core, tl.math, tl.standard, tl.random, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
-    owners += (JITFunction, interpreter.InterpreterBuilder)
-    return {(owner, name): getattr(owner, name) for owner in owners for name in dir(owner) if name != "__dict__"}
 
 
 @triton.jit

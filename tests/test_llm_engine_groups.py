@@ -29,10 +29,9 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.radix_tree import RadixTree
 from tests.helpers.engine import StopHereError, failing, requests_of, shuffle, small
-from tests.helpers.models import SMALL
+from tests.helpers.models import SMALL, WINDOW
 from tests.helpers.windows import (
     MODELS,
-    WINDOW,
     every_model,
     generated,
     poison_groups,

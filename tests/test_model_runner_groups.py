@@ -23,8 +23,8 @@ from pagedattn_lab.kv_layers import layer_specs
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.models.support import UnsupportedModelError
 from tests.helpers.engine import shuffle
-from tests.helpers.windows import WINDOW, every_model, poison_groups, some_tokens, window_of_group, windowed
-from tests.test_model_variants import assert_logits_close, expected_logits
+from tests.helpers.models import WINDOW, assert_logits_close, expected_logits
+from tests.helpers.windows import every_model, poison_groups, some_tokens, window_of_group, windowed
 
 LENGTHS = [WINDOW - 1, 1, WINDOW, WINDOW + 1, 5 * WINDOW + 3]  # of the prompts; decoding goes on from there
 

@@ -19,15 +19,10 @@ from pagedattn_lab.block_table import BlockTable
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.models.support import UnsupportedModelError
-from tests.helpers.models import EPSILON, LATENTS, SMALL, tiny
+from tests.helpers.models import LATENTS, WINDOW, assert_logits_close, expected_logits, tiny
 
-WINDOW = 7
 LENGTHS = [WINDOW - 1, 1, WINDOW, WINDOW + 1, 2 * WINDOW]  # of the prompts; decoding goes on from there
 KINDS = ["gpt_oss", "gemma2", "mimo_v2_flash", "deepseek_v2", "deepseek_v3", "minicpm3"]
-
-TERMS = SMALL["num_hidden_layers"] * (SMALL["hidden_size"] + SMALL["intermediate_size"] + 3 * 24 + 3 * WINDOW)
-"""Terms of the dot products that a logit hangs on, layer after layer: of the projections and the experts, of a score,
-of what a latent is made of and into, and of a mean over tokens. Each may be rounded in another order."""
 
 
 def variant(kind: str, **changes: object) -> PreTrainedModel:
@@ -43,11 +38,6 @@ def variant(kind: str, **changes: object) -> PreTrainedModel:
 def prompts_of(lengths: list[int]) -> list[list[int]]:
     generator = torch.Generator().manual_seed(2)
     return [torch.randint(3, 99, (length,), generator=generator).tolist() for length in lengths]
-
-
-@torch.inference_mode()
-def expected_logits(model: PreTrainedModel, sequences: list[list[int]]) -> torch.Tensor:
-    return torch.stack([model(torch.tensor([tokens]), use_cache=False).logits[0, -1] for tokens in sequences])
 
 
 def logits_of_steps(
@@ -75,13 +65,6 @@ def logits_of_steps(
         metadata = attention_metadata([tables[row] for row in rows], [len(step) for step in steps])
         logits = runner.execute([token for step in steps for token in step], metadata)
         yield [sequences[row][: done[row]] for row in rows], logits
-
-
-def assert_logits_close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """Each of the :data:`TERMS` may be rounded once, and none is larger than the largest logit by much."""
-    largest = float(expected.abs().max())
-    assert largest > 1, "logits so close to each other show nothing"
-    assert float((got - expected).abs().max()) <= EPSILON * TERMS * largest
 
 
 @pytest.mark.parametrize("chunk", [100, 3])

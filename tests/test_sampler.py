@@ -136,6 +136,19 @@ def test_greedy_is_the_largest_after_masks_and_penalties(logits: np.ndarray, dat
     assert np.isfinite(scores[sampled.token_id])
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_greedy_takes_the_first_of_equals(dtype: torch.dtype, requires_grad: bool) -> None:
+    """Catches another answer than that of torch's argmax, which ``generate`` of transformers takes: of ties, which are
+    common in 16 bits, of NaN, which must not go unseen, and of rows that begin with what is masked.
+    """
+    logits = torch.randint(-4, 5, (40, 300), generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[3, 7:9], logits[4, :100], logits[5] = math.nan, -math.inf, 0
+    states = [state_of(temperature=0.0, number=number) for number in range(len(logits))]
+    got = [sampled.token_id for sampled in sample_tokens(logits.requires_grad_(requires_grad), states)]
+    assert got == logits.float().argmax(-1).tolist() and got[3] == 7 and got[5] == 0
+
+
 # --- chances ---------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +302,7 @@ def test_computing_again_draws_nothing_anew() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_greedy_batch_costs_one_argmax(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches work for wishes that nobody has: these operations, and no other."""
+    """Catches work for wishes that nobody has: of torch's operations these, beside numpy's argmax, and no other."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Seen(TorchDispatchMode):
@@ -303,7 +316,8 @@ def test_a_greedy_batch_costs_one_argmax(dtype: torch.dtype, monkeypatch: pytest
     with Seen():
         sampled = sample_tokens(logits, states)
     assert [one.token_id for one in sampled] == logits.argmax(-1).tolist()
-    assert names == (["argmax"] if dtype == torch.float32 else ["_to_copy", "argmax"])
+    views = ("detach", "lift_fresh")  # on the way to numpy and back; nothing is computed
+    assert [name for name in names if name not in views] == ([] if dtype == torch.float32 else ["_to_copy"])
 
 
 # --- filters ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from pagedattn_lab.engine.sampling_params import SamplingParams
 from pagedattn_lab.engine.stop import StopChecker
 from pagedattn_lab.models.detokenize import IncrementalDetokenizer, detokenize
-from tests.test_detokenize import TOKENIZERS
+from tests.helpers.tokenizers import TOKENIZERS
 
 WORDS = ["a", "b", "ab", "aab", "ba", "c", "abcab", " a", "<end>"]
 EOS = WORDS.index("<end>")

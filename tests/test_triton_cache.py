@@ -22,8 +22,8 @@ from pagedattn_lab.attention.quantize import LARGEST, quantize, token_head_scale
 from pagedattn_lab.attention.triton_cache import reshape_and_cache
 from pagedattn_lab.kv_cache import CACHE_DTYPES, PagedKVCache
 from pagedattn_lab.kv_shape import KVShape
+from tests.helpers.mutants import load
 from tests.helpers.oracle import same_bits, spread
-from tests.test_kernel_mutations import load
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MODES = [(dtype, None) for dtype in FLOATS] + [(dtype, each) for dtype in LARGEST for each in (False, True)]

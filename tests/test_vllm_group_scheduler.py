@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from pagedattn_lab.kv_groups import GroupedKVCacheManager
-from tests import test_vllm_scheduler
+from tests.helpers.vllm_replay import SchedulerReplay, groups_of
 from tests.record_vllm_group_scheduler import TRANSCRIPT
-from tests.test_vllm_groups import groups_of
 
 RUNS = json.loads(TRANSCRIPT.read_text())["runs"]
 
 
-class Replay(test_vllm_scheduler.Replay):
+class Replay(SchedulerReplay):
     """Gives our scheduler what vLLM's was given, and compares what each step makes of it."""
 
     def make_manager(self, run: dict[str, Any]) -> GroupedKVCacheManager:

@@ -14,11 +14,10 @@ import pytest
 
 from pagedattn_lab import block_table, kv_group_managers, kv_groups
 from pagedattn_lab.block_pool import KVCacheBlock, NoFreeBlocksError
-from pagedattn_lab.kv_cache_groups import KVCacheGroup
-from pagedattn_lab.kv_cache_specs import FullAttentionSpec, KVCacheSpec, MLAAttentionSpec, SlidingWindowSpec
 from pagedattn_lab.kv_events import AllBlocksCleared, BlockStored, KVCacheEvent
 from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.request import Request
+from tests.helpers.vllm_replay import groups_of
 from tests.record_vllm_groups import TRANSCRIPT
 
 RUNS = json.loads(TRANSCRIPT.read_text())["runs"]
@@ -26,19 +25,6 @@ RUNS = json.loads(TRANSCRIPT.read_text())["runs"]
 
 def ids(blocks: Sequence[Sequence[KVCacheBlock]] | None) -> list[list[int]] | None:
     return None if blocks is None else [[block.block_id for block in of_group] for of_group in blocks]
-
-
-def spec_of(kind: str | int, extra: int, block_size: int) -> KVCacheSpec:
-    if kind == "F":
-        return FullAttentionSpec(block_size, 1, 8, "float32")
-    if kind == "L":
-        return MLAAttentionSpec(block_size, 8, "float32")
-    return SlidingWindowSpec(block_size, 1, 8, "float32", sliding_window=kind, extra_retained_tokens=extra)
-
-
-def groups_of(run: dict[str, Any]) -> list[KVCacheGroup]:
-    specs = [spec_of(kind, sum(extra), run["block_size"]) for kind, *extra in run["groups"]]
-    return [KVCacheGroup((f"layers.{number}",), (spec,)) for number, spec in enumerate(specs)]
 
 
 class Replay:

@@ -7,71 +7,10 @@ from collections import Counter
 
 import pytest
 
-from pagedattn_lab.engine.scheduler import Scheduler
-from pagedattn_lab.kv_groups import GroupedKVCacheManager
-from pagedattn_lab.kv_manager import KVCacheManager
-from pagedattn_lab.request import Request, RequestStatus
+from tests.helpers.vllm_replay import SchedulerReplay
 from tests.record_vllm_scheduler import STOP, TRANSCRIPT
 
 RUNS = json.loads(TRANSCRIPT.read_text())["runs"]
-
-
-class Replay:
-    """Gives our scheduler what vLLM's was given, and compares what each step makes of it."""
-
-    def __init__(self, run: dict) -> None:
-        self.manager = self.make_manager(run)
-        self.scheduler = Scheduler(self.manager, **run["options"])
-        self.requests: dict[str, Request] = {}
-
-    def make_manager(self, run: dict) -> KVCacheManager | GroupedKVCacheManager:
-        return KVCacheManager(run["num_blocks"], run["block_size"], run["enable_prefix_caching"])
-
-    def block_ids(self, name: str) -> list:
-        return list(self.manager.block_ids(name))
-
-    def step(
-        self,
-        came: list[list],
-        gone: list[str],
-        scheduled: dict[str, int],
-        preempted: list[str],
-        running: dict[str, list[int]],
-        waiting: list[str],
-        sampled: dict[str, int],
-        ended: list[str],
-        free: list[int],
-    ) -> None:
-        scheduler = self.scheduler
-        for name, tokens, salt, max_tokens, priority, arrival_time in came:
-            request = Request(
-                name, map(int, tokens), salt, max_tokens=max_tokens, priority=priority, arrival_time=arrival_time
-            )
-            self.requests[name] = request
-            scheduler.add_request(request)
-        for name in gone:
-            scheduler.finish(self.requests[name], RequestStatus.FINISHED_ABORTED)
-
-        output = scheduler.schedule()
-        assert list(output.num_scheduled_tokens.items()) == list(scheduled.items())
-        assert [request.request_id for request in output.requests] == list(scheduled)
-        assert [request.request_id for request in output.preempted] == preempted
-        assert [request.request_id for request in scheduler.running] == list(running)
-        assert [self.block_ids(name) for name in running] == list(running.values())
-        assert [request.request_id for request in scheduler.waiting] == waiting
-
-        scheduler.update(output)
-        computed = [request for request in output.requests if request.num_computed_tokens == request.num_tokens]
-        assert [request.request_id for request in computed] == list(sampled)
-        has_ended = []
-        for request in computed:
-            request.append_token(sampled[request.request_id])
-            if request.token_ids[-1] == STOP or request.num_output_tokens == request.max_tokens:
-                scheduler.finish(request, RequestStatus.FINISHED_STOPPED)
-                has_ended.append(request.request_id)
-        assert has_ended == ended
-        queue = self.manager.block_pool.free_block_queue.get_all_free_blocks()
-        assert [block.block_id for block in queue] == free
 
 
 @pytest.mark.parametrize("run", RUNS, ids=range(len(RUNS)))
@@ -79,7 +18,7 @@ def test_steps_are_those_of_vllm(run: dict) -> None:
     """Catches a request scheduled, cut, preempted, admitted or held back where vLLM chooses another, or in another
     order; and blocks that differ from vLLM's by then.
     """
-    replay = Replay(run)
+    replay = SchedulerReplay(run)
     for step in run["steps"]:
         replay.step(*step)
 

@@ -40,6 +40,10 @@ FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", N
 """torch's attention on a CPU, whose scores stay in the processor's caches, with log-sum-exps; private, so it may be
 missing."""
 
+MULTIPLIES_BFLOAT16 = "amx_bf16" in (name for name, has in torch.cpu.get_capabilities().items() if has)
+"""Whether this CPU has units for products of bfloat16 matrices, with sums in float32: AMX. :data:`FLASH` then takes
+bfloat16 as it is, in half the time, and rounds the weights of values to bfloat16, as tensor cores do."""
+
 
 @dataclass(frozen=True)
 class Cascade:
@@ -197,6 +201,11 @@ def gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     return cache.index_select(0, blocks).flatten(0, 1)
 
 
+def flash_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In what numbers of a dtype go to :data:`FLASH`: as they are, where the CPU has units for it, else in float32."""
+    return dtype if dtype == torch.bfloat16 and MULTIPLIES_BFLOAT16 else torch.promote_types(dtype, torch.float32)
+
+
 def prefix_product(
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -213,41 +222,58 @@ def prefix_product(
         blocks: ``[num_blocks]`` int64, all of them full.
 
     Returns:
-        ``[num_tokens, num_heads, value_dim]`` and ``[num_tokens, num_heads]``, in float32 or wider.
+        ``[num_tokens, num_heads, value_dim]`` and ``[num_tokens, num_heads]``: the first in float32 or wider, but for
+        what :data:`FLASH` has rounded to bfloat16; the second in float32 or wider.
     """
-    compute = torch.promote_types(query.dtype, torch.float32)
+    output, lse = prefix_by_group(query, key_cache, value_cache, blocks, scale, variant)
+    return output.transpose(1, 2).flatten(1, 2), lse.transpose(1, 2).flatten(1, 2)
+
+
+def prefix_by_group(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    blocks: torch.Tensor,
+    scale: float,
+    variant: Variant,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what :func:`prefix_product` does, and leave results where :data:`FLASH` writes them.
+
+    Returns:
+        ``[num_tokens, group, num_kv_heads, value_dim]`` and ``[num_tokens, group, num_kv_heads]``: head
+        ``kv_head * group + i`` stands at ``[:, i, kv_head]``.
+    """
     (num_tokens, num_heads, head_dim), (_, block_size, num_kv_heads, _) = query.shape, key_cache.shape
     group = num_heads // num_kv_heads
+    is_quantized = variant.k_scale is not None or variant.v_scale is not None
+    by_flash = FLASH is not None and query.device.type == "cpu" and variant.softcap is None and not is_quantized
+    by_flash = by_flash and key_cache.shape[3] == value_cache.shape[3]
+    compute = flash_dtype(query.dtype) if by_flash else torch.promote_types(query.dtype, torch.float32)
     # All queries that meet one KV head are the rows of one matrix: [num_kv_heads, num_tokens * group, head_dim].
-    rows = (query.to(compute) * scale).reshape(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
+    rows = query.to(compute).view(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
     result = None
     for some in blocks.split(max(1, TOKENS_AT_A_TIME // block_size)):
         key, value = gather(key_cache, some), gather(value_cache, some)
-        if variant.k_scale is None and variant.v_scale is None:
-            key, value = key.to(compute), value.to(compute)
-        else:
+        if is_quantized:
             slots = some.repeat_interleave(block_size), torch.arange(block_size, device=some.device).repeat(len(some))
             key = dequantized(key, variant.k_scale, *slots, compute)
             value = dequantized(value, variant.v_scale, *slots, compute)
-        part = _part(rows, key.transpose(0, 1), value.transpose(0, 1), variant.softcap)
-        result = part if result is None else merge_attention(*result, *part)
+        tensors = rows[None], key.to(compute).transpose(0, 1)[None], value.to(compute).transpose(0, 1)[None]
+        if by_flash:
+            output, lse = FLASH(*tensors, scale=scale)
+        else:
+            output, lse = _product(*tensors, scale, variant.softcap)
+        result = (output, lse) if result is None else merge_attention(*result, output, lse)
     assert result is not None  # a shared prefix has at least one block
-    output, lse = (x.unflatten(1, (num_tokens, group)).transpose(0, 1).flatten(1, 2) for x in result)
+    output, lse = (x[0].transpose(0, 1).unflatten(0, (num_tokens, group)) for x in result)
     return output, lse
 
 
-def _part(
-    rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None
+def _product(
+    rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend with all rows to all keys, scaled already: ``[num_kv_heads, num_rows, value_dim]`` and log-sum-exps.
-
-    On a CPU :data:`FLASH` does it faster, without softcap.
-    """
-    plain = softcap is None and key.shape[2] == value.shape[2] and rows.device.type == "cpu"
-    if plain and FLASH is not None:
-        output, lse = FLASH(rows[None], key[None], value[None], scale=1.0)
-        return output[0], lse[0]
-    scores = rows @ key.transpose(1, 2)  # [num_kv_heads, num_rows, tokens]
+    """Attend with all rows to all keys, as :data:`FLASH` does: ``[1, num_kv_heads, num_rows, value_dim]`` and more."""
+    scores = (rows * scale) @ key.transpose(2, 3)  # [1, num_kv_heads, num_rows, tokens]
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     top = scores.amax(dim=-1, keepdim=True)

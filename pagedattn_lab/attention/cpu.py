@@ -16,7 +16,15 @@ import numpy as np
 import torch
 
 from pagedattn_lab.arithmetic import cdiv
-from pagedattn_lab.attention.cascade import FLASH, MAX_QUERIES, Cascade, can_cascade, gather, prefix_product
+from pagedattn_lab.attention.cascade import (
+    FLASH,
+    MAX_QUERIES,
+    Cascade,
+    can_cascade,
+    flash_dtype,
+    gather,
+    prefix_by_group,
+)
 from pagedattn_lab.attention.cpu_kernel import LOG2_E, TILE, Cache, as_array, merge, merge_range, run_part
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
@@ -65,8 +73,10 @@ class _Prompt(NamedTuple):
 class Plan:
     """What of a step is the same in all layers that attend in one way: made once, and used by each.
 
-    Sequences of few query tokens go to the kernel, others by gather and SDPA. All is computed in float32 and rounded
-    at the end; what is merged with a shared prefix, once before. At most ``torch.get_num_threads()`` threads take part.
+    Sequences of few query tokens go to the kernel, others by gather and SDPA. Sums are in float32, and results are
+    rounded at the end; what is merged with a shared prefix, once before. Where the CPU has units for products of
+    bfloat16 matrices, weights of values are rounded, too, except in the kernel. At most ``torch.get_num_threads()``
+    threads take part.
 
     Args:
         num_heads: query heads.
@@ -169,9 +179,9 @@ class Plan:
             merge(*common, sinks, *self._sums, as_array(output), lse.numpy())
         for tokens, blocks in self._prefixes:
             tensors = query[tokens], caches.key_cache, caches.value_cache, blocks
-            ahead, ahead_lse = prefix_product(*tensors, scale, variant)
+            ahead, ahead_lse = prefix_by_group(*tensors, scale, variant)
             ahead, ahead_lse = ahead.contiguous(), ahead_lse.contiguous()  # as fast as the merge can read
-            merge_range(tokens.numpy(), ahead.numpy(), ahead_lse.numpy(), as_array(output), lse.numpy())
+            merge_range(tokens.numpy(), as_array(ahead), ahead_lse.numpy(), as_array(output), lse.numpy())
         return lse
 
 
@@ -223,7 +233,7 @@ def _attend_gathered(
     output: torch.Tensor,
     lse: torch.Tensor,
 ) -> None:
-    """Attend for the last tokens of one sequence with torch's SDPA, over keys and values in one place, in float32.
+    """Attend for the last tokens of one sequence with torch's SDPA, over keys and values in one place.
 
     Args:
         query: ``[num_queries, num_heads, head_dim]``.
@@ -233,14 +243,15 @@ def _attend_gathered(
             log-sum-exp is NaN where torch keeps it to itself.
     """
     num_queries, num_heads, head_dim = query.shape
+    compute = torch.float32 if FLASH is None else flash_dtype(query.dtype)
     key, value = (
-        gather(cache, prompt.blocks)[prompt.seen].float().transpose(0, 1)[None]
+        gather(cache, prompt.blocks)[prompt.seen].to(compute).transpose(0, 1)[None]
         for cache in (caches.key_cache, caches.value_cache)
     )  # with three dimensions SDPA would be several times slower
     group = num_heads // key.shape[1]
     heads = key.shape[1], group
     # All queries that meet one KV head are the rows of one matrix: [1, num_kv_heads, num_queries * group, head_dim].
-    rows = query.float().view(num_queries, *heads, head_dim).transpose(0, 1).flatten(1, 2)[None]
+    rows = query.to(compute).view(num_queries, *heads, head_dim).transpose(0, 1).flatten(1, 2)[None]
     value_dim, dim = value.shape[3], max(head_dim, value.shape[3])
     rows, key, value = (  # FLASH wants one width; zeros add nothing to a score
         x if x.shape[3] == dim else torch.nn.functional.pad(x, (0, dim - x.shape[3])) for x in (rows, key, value)

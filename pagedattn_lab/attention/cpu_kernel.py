@@ -339,15 +339,20 @@ def merge(parts, rows, starts, sinks, tops, totals, accs, output, lse):
 
 @jit
 def merge_range(tokens, other, other_lse, output, lse):
-    """Merge into some tokens' outputs what they found in another range of keys, weighed by the log-sum-exps of both."""
+    """Merge into some tokens' outputs what they found in another range of keys, weighed by the log-sum-exps of both.
+
+    ``other`` is ``[len(tokens), group, num_kv_heads, value_dim]``, ``other_lse`` without the last.
+    """
+    group, num_kv_heads = other_lse.shape[1:]
     for row in range(len(tokens)):
         token = tokens[row]
-        for head in range(output.shape[1]):
-            mine, theirs = lse[token, head] * f32(LOG2_E), other_lse[row, head] * f32(LOG2_E)
+        for head in range(num_kv_heads * group):
+            i, kv_head = head % group, head // group
+            mine, theirs = lse[token, head] * f32(LOG2_E), other_lse[row, i, kv_head] * f32(LOG2_E)
             top = max(mine, theirs)
             mine, theirs = exp2(mine - top), exp2(theirs - top)
             total = mine + theirs
             mine, theirs = mine / total, theirs / total
             for d in range(output.shape[2]):
-                both = load(output[token, head, d]) * mine + other[row, head, d] * theirs
+                both = load(output[token, head, d]) * mine + load(other[row, i, kv_head, d]) * theirs
                 output[token, head, d] = rounded(both, output)

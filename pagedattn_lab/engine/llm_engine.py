@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from operator import index
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from pagedattn_lab.arithmetic import at_least_one, cdiv
 from pagedattn_lab.engine.capacity import check_length, groups_of_model, longest_in_groups
 from pagedattn_lab.engine.core import Choice, EngineCore
+from pagedattn_lab.engine.input_processor import InputProcessor
 from pagedattn_lab.engine.metrics import Metrics
 from pagedattn_lab.engine.output_processor import RunningOutput, RunningRequest
 from pagedattn_lab.engine.outputs import FinishReason, RequestOutput
@@ -28,7 +28,6 @@ from pagedattn_lab.kv_cache_groups import bytes_per_block
 from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner, kv_shape_of
-from pagedattn_lab.models import configured_stop_token_ids
 from pagedattn_lab.request import Request, RequestStatus, is_whole
 
 if TYPE_CHECKING:
@@ -196,7 +195,7 @@ class LLMEngine:
         )
         self.metrics = Metrics()
         self._seed = seed
-        self._eos_token_id, self._other_eos_token_ids = _eos_token_ids(model, tokenizer)
+        self._inputs = InputProcessor(model, tokenizer)
         self._num_added = 0  # requests so far: they give the numbers that those without a seed draw from
         self._requests: dict[str, RunningRequest] = {}
         self._outputs: dict[str, RunningOutput] = {}
@@ -232,7 +231,7 @@ class LLMEngine:
         for name, there in ((request_id, self._requests), *((name, self._outputs) for name in names)):
             if name in there:
                 raise ValueError(f"there is an unfinished request {name!r} already: give this one another name")
-        token_ids = self._encode(prompt)
+        token_ids = self._inputs.token_ids(prompt)
         room = self.max_model_len - len(token_ids)
         wanted = 1 if params.max_tokens is None else params.max_tokens
         if wanted > room:
@@ -246,12 +245,7 @@ class LLMEngine:
             )
         arrival_time = time.monotonic() if arrival_time is None else arrival_time
         group = RunningRequest(request_id, prompt if isinstance(prompt, str) else None, token_ids, self.tokenizer)
-        end_tokens = params.end_tokens(self._eos_token_id, self._other_eos_token_ids)
-        if params.min_tokens and end_tokens.held_back.issuperset(range(self._vocab_size)):
-            raise ValueError(
-                f"request {request_id!r} would have nothing to draw from: min_tokens={params.min_tokens} holds back "
-                "every token of this model, since each of them ends it; give fewer stop_token_ids"
-            )
+        end_tokens = self._inputs.end_tokens(request_id, params)
         for number, name in enumerate(names):
             request = Request(
                 name,
@@ -385,38 +379,6 @@ class LLMEngine:
             finally:
                 self.abort(names)  # none unless something failed
         return [finished[name] for name in names]
-
-    def _encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """Give a prompt's tokens, all of them words of the model."""
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ValueError(f"prompt {prompt!r} is a text, and there is no tokenizer: give token ids")
-            try:
-                prompt.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"prompt {prompt!r} is no text: {error.reason}") from None
-            token_ids = self.tokenizer(prompt)["input_ids"]
-        else:
-            token_ids = list(prompt)
-        if not len(token_ids):
-            raise ValueError("the prompt is empty: give it at least one token")
-        for token_id in token_ids:
-            if not is_whole(token_id) or not 0 <= token_id < self._vocab_size:
-                raise ValueError(f"token id {token_id!r} is no word of this model: use 0 to {self._vocab_size - 1}")
-        return [index(token_id) for token_id in token_ids]  # NumPy's and tensors' become plain numbers
-
-    @property
-    def _vocab_size(self) -> int:
-        return self.model.config.get_text_config().vocab_size
-
-
-def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int | None, list[int]]:
-    """The tokenizer's end-of-sequence token, and others that the model's generation settings name."""
-    eos = None if tokenizer is None else tokenizer.eos_token_id
-    others = configured_stop_token_ids(model) or []
-    if eos is None and others:
-        eos = others[0]
-    return eos, [token for token in others if token != eos]
 
 
 def _display(metrics: Metrics, num_requests: int) -> ProgressDisplay:

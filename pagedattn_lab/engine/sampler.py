@@ -139,13 +139,13 @@ def sample_tokens(logits: torch.Tensor, states: Sequence[SamplingState]) -> list
         raise ValueError(f"{len(states)} states for {len(logits)} rows of logits: give one for each row")
     if not states:
         return []
-    scores = logits.float()  # also before argmax: a CPU finds the largest of bfloat16 four times as slowly
+    scores = logits.float()
     if all(state.takes_the_likeliest and not state.holds_back for state in states):
-        return [SampledToken(token) for token in scores.argmax(-1).tolist()]
+        return [SampledToken(token) for token in _likeliest(scores).tolist()]
     scores = _penalize(_hold_back(scores, states), states)
     drawn = [row for row, state in enumerate(states) if state.params.temperature > 0]
     tokens = (
-        scores.argmax(-1)
+        _likeliest(scores)
         if len(drawn) < len(states)
         else torch.empty(len(states), dtype=torch.long, device=scores.device)
     )
@@ -156,6 +156,16 @@ def sample_tokens(logits: torch.Tensor, states: Sequence[SamplingState]) -> list
     chosen: list[int] = tokens.tolist()
     reports = _logprobs(logits, tokens, states)
     return [SampledToken(token, reports.get(row)) for row, token in enumerate(chosen)]
+
+
+def _likeliest(scores: torch.Tensor) -> torch.Tensor:
+    """Give the place of each row's largest number, the first of equal ones; NaN counts as the largest.
+
+    On a CPU numpy finds it some ten times as fast as torch.
+    """
+    if scores.device.type != "cpu":
+        return scores.argmax(-1)
+    return torch.from_numpy(scores.detach().numpy().argmax(-1))
 
 
 def _hold_back(scores: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:

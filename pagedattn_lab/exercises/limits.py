@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import signal
 import sys
@@ -54,11 +55,12 @@ def time_limit(seconds: float) -> AbstractContextManager[None]:
 
     Where the main thread has interval timers (Linux, macOS), a signal interrupts, again and again, also code that
     catches everything, and code that recurses without end and catches ``RecursionError``. Elsewhere a trace function
-    looks at the clock before every line, which makes the code inside several times slower, and interrupts once; where
-    recursion leaves it no frame, it falls silent. Both leave things as they were: the handler, an older timer with what
-    is left of its time, the trace function, the limit on recursion. Both let an import come to its end. Neither can
-    stop code that recurses without end and catches everything at every level, nor code that does not come back to the
-    interpreter, such as ``list(itertools.count())``: nor can Ctrl-C.
+    looks at the clock before every line, which makes the code inside several times slower, and interrupts once, outside
+    of finalizers (``__del__``), whose exceptions are lost; where recursion leaves it no frame, it falls silent. Both
+    leave things as they were: the handler, an older timer with what is left of its time, the trace function, the limit
+    on recursion. Both let an import come to its end. Neither can stop code that recurses without end and catches
+    everything at every level, nor code that does not come back to the interpreter, such as
+    ``list(itertools.count())``: nor can Ctrl-C.
 
     Example:
         >>> with time_limit(0.05):
@@ -143,15 +145,21 @@ def _imports(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith("<frozen importlib")
 
 
+def _loses_exceptions(frame: FrameType) -> bool:
+    """Whether a frame is a finalizer, or what the collector calls. Python only prints what those raise."""
+    callbacks = [getattr(callback, "__code__", None) for callback in gc.callbacks]
+    return frame.f_code.co_name == "__del__" or frame.f_code in callbacks
+
+
 def _of_triton(frame: FrameType) -> bool:
     """Whether a frame is Triton's interpreter, which exchanges parts of Triton for a launch and puts them back."""
     return str(frame.f_globals.get("__name__")).startswith("triton.")
 
 
-def _in_an_import(frame: FrameType | None) -> bool:
-    """Whether an answer's frame runs because the answer imports something."""
+def _must_end(frame: FrameType | None) -> bool:
+    """Whether an answer's frame runs below an import, or below something whose exceptions are lost."""
     while frame and not _is_ours(frame):
-        if _imports(frame):
+        if _imports(frame) or _loses_exceptions(frame):
             return True
         frame = frame.f_back
     return False
@@ -179,7 +187,7 @@ def _by_tracing(seconds: float) -> Iterator[None]:
     end = time.monotonic() + seconds
 
     def look(frame: FrameType, *_: Any) -> Any:
-        if time.monotonic() >= end and getattr(_here, "allowed", True) and not _in_an_import(frame):
+        if time.monotonic() >= end and getattr(_here, "allowed", True) and not _must_end(frame):
             raise TimeLimit
         return look
 

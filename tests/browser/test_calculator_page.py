@@ -12,18 +12,18 @@ import calculators
 import players
 import pytest
 from accessibility import violations
+from contrast import COLOURS, contrast
 from controls import Driver
 from jupyter_page import Lab, Notebook
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, Page, expect
-from test_dark_pictures import COLOURS, contrast
-from test_lab_days import result
 from watch import PATIENCE, Watch, until
 
 from pagedattn_lab.viz.book import PlayerRenderer, book_script
 from pagedattn_lab.viz.calculator import Calculator, draw, gather
 from pagedattn_lab.viz.player import HERE, MIME
 from tests.helpers.calculator_facts import counts, made_up, sample
+from tests.helpers.cells import result
 from tools import notebooks
 
 SIDEWAYS = "() => document.documentElement.scrollWidth - window.innerWidth"

@@ -13,15 +13,14 @@ import players
 import pytest
 from accessibility import violations
 from controls import ONE_OF_EACH
-from IPython.core.formatters import DisplayFormatter
 from jupyter_page import IS_READY, Lab, Notebook
-from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import Browser, Locator, Page, expect
 from watch import PATIENCE, until
 
 from pagedattn_lab.viz.grid import pack
 from pagedattn_lab.viz.player import MIME
+from tests.helpers.cells import result
 from tools import notebooks
 
 LONG = 1000 * PATIENCE  # ms
@@ -66,15 +65,6 @@ RECORDING = f"""() => {{
 DIRTY = "() => jupyterapp.shell.currentWidget.context.model.dirty"
 SAVE = "() => jupyterapp.shell.currentWidget.context.save()"
 STRIP = "() => (document.querySelector('.pa-run')?.innerText ?? '').replaceAll('\\n', ' ')"
-
-
-def result(source: str, names: dict[str, Any]) -> NotebookNode:
-    """Execute a cell's source here, and return the output that a kernel would store."""
-    lines = source.strip().splitlines()
-    last = next(number for number in reversed(range(len(lines))) if not lines[number].startswith((" ", ")")))
-    exec("\n".join(lines[:last]), names)
-    data, metadata = DisplayFormatter().format(eval("\n".join(lines[last:]), names))
-    return new_output("execute_result", data, metadata=metadata, execution_count=1)
 
 
 def stored() -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import players
 import pytest
 from accessibility import violations
+from contrast import COLOURS, contrast
 from playwright.sync_api import Browser, Locator, expect
-from test_dark_pictures import COLOURS, contrast
 from watch import Watch, freeze, until
 
 from pagedattn_lab.block_pool import BlockPool

@@ -17,21 +17,23 @@ MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_routed_experts"
 LATENTS = {"num_key_value_heads": 6, "kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 12,
            "qk_rope_head_dim": 8, "v_head_dim": 10}  # fmt: skip
 
+WINDOW = 7  # tokens, of those in SPECIAL that have windows
+
 SPECIAL = {
     "llama": {},
     "qwen2": {},
     "qwen3": {"head_dim": 16},
-    "mistral": {"sliding_window": 7},
-    "gemma2": {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 16},
+    "mistral": {"sliding_window": WINDOW},
+    "gemma2": {"head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {"head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 16},
     "phi3": {},
     "gpt_neox": {"num_key_value_heads": 6},
     "gpt2": {"num_key_value_heads": 6, "n_embd": 48, "n_head": 6, "n_layer": 4, "n_positions": 64},
     "olmo2": {},
-    "qwen2_moe": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0, "num_experts": 4,
+    "qwen2_moe": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0, "num_experts": 4,
                   "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
     "smollm3": {},
-    "gpt_oss": {"head_dim": 16, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "gpt_oss": {"head_dim": 16, "sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "mimo_v2_flash": MOE | {"head_dim": 16, "v_head_dim": 10, "layer_types": ["full_attention"] * 4},
     "deepseek_v2": LATENTS | MOE,
@@ -48,6 +50,9 @@ def tiny(kind: str, **changes: object) -> PreTrainedModel:
 
 
 EPSILON = torch.finfo(torch.float32).eps
+TERMS = SMALL["num_hidden_layers"] * (SMALL["hidden_size"] + SMALL["intermediate_size"] + 3 * 24 + 3 * WINDOW)
+"""Terms of the dot products that a logit hangs on, layer after layer: of the projections and the experts, of a score,
+of what a latent is made of and into, and of a mean over tokens. Each may be rounded in another order."""
 
 
 def up_to_stop(tokens: list[int], stop_token_ids: Collection[int]) -> list[int]:
@@ -66,6 +71,18 @@ def greedy(model: PreTrainedModel, prompt: Sequence[int], max_tokens: int, stop:
     while len(tokens) < max_tokens and (not tokens or tokens[-1] not in stop):
         tokens.append(int(log_probs_of(model, [*prompt, *tokens]).argmax()))
     return tokens
+
+
+@torch.inference_mode()
+def expected_logits(model: PreTrainedModel, sequences: list[list[int]]) -> torch.Tensor:
+    return torch.stack([model(torch.tensor([tokens]), use_cache=False).logits[0, -1] for tokens in sequences])
+
+
+def assert_logits_close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """Each of the :data:`TERMS` may be rounded once, and none is larger than the largest logit by much."""
+    largest = float(expected.abs().max())
+    assert largest > 1, "logits so close to each other show nothing"
+    assert float((got - expected).abs().max()) <= EPSILON * TERMS * largest
 
 
 def assert_scores_close(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from pagedattn_lab.attention import cascade
+
 
 @dataclass
 class Batch:
@@ -194,6 +196,12 @@ def dense_attention(
                     rounding += torch.finfo(weights_dtype).eps / 2 * (weights @ values.abs())
                 bound[token, head] = relative * values.abs().max(dim=0).values + rounding
     return output, bound
+
+
+def rounds_weights_to(backend: str, dtype: torch.dtype) -> torch.dtype | None:
+    """The dtype of the weights that meet the values: short ones go to tensor cores, and to AMX, as values are."""
+    short = backend == "triton" and dtype != torch.float32
+    return dtype if short or (backend == "cpu" and cascade.flash_dtype(dtype) == torch.bfloat16) else None
 
 
 def assert_matches(output: torch.Tensor, expected: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -13,9 +13,7 @@ from pagedattn_lab.attention.metadata import AttentionMetadata
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.kv_cache_groups import KVCacheGroup
 from pagedattn_lab.model_runner import ModelRunner
-from tests.helpers.models import tiny
-
-WINDOW = 7  # tokens, in SPECIAL
+from tests.helpers.models import WINDOW, tiny
 
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "gemma2": ("gemma2", {}),  # every other layer

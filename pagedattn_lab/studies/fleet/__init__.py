@@ -2,6 +2,7 @@
 
 * :mod:`.requests`: what arrives, from a log or from synthetic conversations;
 * :mod:`.cache`: the prefix cache of one replica;
+* :mod:`.replicas`: all replicas together, and what routers see of them;
 * :mod:`.servers`: how a replica spends its time;
 * :mod:`.routers`: who gets the next request, by load or by session;
 * :mod:`.prefix_routers`: or by what the caches hold;
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from pagedattn_lab.studies.fleet.events import Arrived, Evicted, Failed, Finished, FleetEvent, Recovered, Started
 from pagedattn_lab.studies.fleet.prefix_routers import ROUTERS, PrefixEventsRouter, PrefixLoadRouter, PrefixRouter
+from pagedattn_lab.studies.fleet.replicas import Fleet
 from pagedattn_lab.studies.fleet.report import FleetReport, LogHistogram, ReplicaReport
 from pagedattn_lab.studies.fleet.requests import FleetRequest, chat_requests, log_requests
 from pagedattn_lab.studies.fleet.routers import (
@@ -29,7 +31,7 @@ from pagedattn_lab.studies.fleet.routers import (
     TwoChoicesRouter,
 )
 from pagedattn_lab.studies.fleet.servers import A100_LLAMA_8B, ExponentialServer, Server
-from pagedattn_lab.studies.fleet.simulation import Failure, Fleet, simulate
+from pagedattn_lab.studies.fleet.simulation import Failure, simulate
 
 __all__ = [
     "A100_LLAMA_8B",
