@@ -24,7 +24,7 @@ from pagedattn_lab.attention.variant import Variant
 TOKENS_AT_A_TIME = 512
 """Tokens of a prefix that are gathered at a time, so that a long one needs little memory."""
 
-MIN_SEQUENCES = 16
+MIN_SEQUENCES = 8
 """Fewer that share a prefix read it as fast each by itself: a matrix product of few rows is no faster than so many
 passes, on a CPU whose arithmetic reading has not left idle for long."""
 
@@ -33,7 +33,7 @@ MAX_QUERIES = 4
 CPU it does: keys are gathered first, so those of a prefix once for all, and no mask is needed there. Up to so many
 queries, the CPU kernel reads keys faster, once for each query, than it could gather them."""
 
-MIN_TOKENS_SAVED = 4096
+MIN_TOKENS_SAVED = 2048
 """A prefix that saves fewer tokens from being read costs as much as it saves: a pass of its own, and a merge."""
 
 FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)

@@ -125,7 +125,7 @@ def exp2(x):
 
 
 @intrinsic
-def _prefetch(typing, array, index):
+def prefetch(typing, array, index):
     """Ask for the cache line of ``array[index]`` without waiting for it."""
 
     def code(context, builder, signature, arguments):
@@ -155,12 +155,13 @@ def _look_up(at, position, n, table, cache):
 
 
 @jit
-def _ask_for(cache, at, t, kv_head):
-    """Prefetch one KV head's rows of four tokens: what is needed next comes while this is computed."""
+def _ask_for(cache, at, t, num_kv_heads):
+    """Prefetch the rows of four tokens: what is needed next comes while this is computed."""
     for i in range(t, t + 4):
-        row = at[i] + u64(kv_head) * cache.head_stride
-        for d in range(u64(0), cache.head_dim, u64(64 // cache.memory.itemsize)):
-            _prefetch(cache.memory, row + d)
+        for kv_head in range(num_kv_heads):
+            row = at[i] + u64(kv_head) * cache.head_stride
+            for d in range(u64(0), cache.head_dim, u64(64 // cache.memory.itemsize)):
+                prefetch(cache.memory, row + d)
 
 
 # Two query heads share a pass, or three where that leaves none alone. The only head of a group shares its pass with a
@@ -168,11 +169,10 @@ def _ask_for(cache, at, t, kv_head):
 
 
 @jit
-def _score(scores, query, key, at, t, group, value, values_at):
+def _score(scores, query, key, at, t, group):
     """Multiply the keys of four tokens with all query heads."""
     spare = query.shape[0] - 1
     for kv_head in range(spare // group):
-        _ask_for(value, values_at, t, kv_head)
         first = u64(kv_head) * key.head_stride
         i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
         head, end = kv_head * group, (kv_head + 1) * group
@@ -240,11 +240,10 @@ def _softmax(scores, n, top, total, acc):
 
 
 @jit
-def _add(acc, scores, value, at, t, group, key, next_at):
+def _add(acc, scores, value, at, t, group):
     """Add the values of four tokens, each times its weight."""
     spare = acc.shape[0] - 1
     for kv_head in range(spare // group):
-        _ask_for(key, next_at, t, kv_head)
         first = u64(kv_head) * value.head_stride
         i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
         head, end = kv_head * group, (kv_head + 1) * group
@@ -286,6 +285,7 @@ def _share(part, parts, starts, row):
 def run_part(part, parts, rows, starts, query, key, value, tables, group, scale, softcap, slopes, tops, totals, accs):
     """Compute one thread's tiles: see :class:`pagedattn_lab.attention.cpu.Plan`."""
     num_heads, head_dim = query.shape[1:]
+    num_kv_heads = num_heads // group
     scaled, scores = np.zeros((num_heads + 1, head_dim), f32), np.zeros((num_heads + 1, TILE), f32)
     keys_at, values_at = np.empty(TILE, u64), np.empty(TILE, u64)
     for row in range(len(rows)):
@@ -305,14 +305,16 @@ def run_part(part, parts, rows, starts, query, key, value, tables, group, scale,
             n = min(TILE, end - position)
             _look_up(values_at, position, n, tables[sequence], value)
             for t in range(0, n, 4):
-                _score(scores, scaled, key, keys_at, t, group, value, values_at)
+                _ask_for(value, values_at, t, num_kv_heads)
+                _score(scores, scaled, key, keys_at, t, group)
             if softcap > 0 or len(slopes):
                 _cap_and_bias(scores, n, end - 1 - position, softcap, slopes)
             _softmax(scores, n, top, total, acc)
             if tile + 1 < last_tile:
                 _look_up(keys_at, position + TILE, min(TILE, end - position - TILE), tables[sequence], key)
             for t in range(0, n, 4):
-                _add(acc, scores, value, values_at, t, group, key, keys_at)
+                _ask_for(key, keys_at, t, num_kv_heads)
+                _add(acc, scores, value, values_at, t, group)
 
 
 @jit

@@ -14,9 +14,12 @@ import math
 
 import numpy as np
 
-from pagedattn_lab.attention.cpu_kernel import exp2, f32, jit, load, rounded
+from pagedattn_lab.attention.cpu_kernel import exp2, f32, jit, load, prefetch, rounded, u64
 
 MINUS_LOG2_E = f32(-math.log2(math.e))
+
+AHEAD = 2
+"""How many tokens before it is written a slot is asked for: slots lie anywhere in memory, and a write would wait."""
 
 
 @jit
@@ -80,7 +83,13 @@ def rotate_and_write(qkv, positions, slots, cos, sin, q_norm, k_norm, epsilon, q
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads = key_cache.shape[1]
     wide = np.empty(head_dim, f32)
+    keys, values, size = key_cache.reshape(-1), value_cache.reshape(-1), u64(num_kv_heads * head_dim)
     for token in range(num_tokens):
+        if token + AHEAD < num_tokens:
+            first = u64(slots[token + AHEAD]) * size
+            for i in range(first, first + size, u64(64 // keys.itemsize)):
+                prefetch(keys, i)
+                prefetch(values, i)
         heads = qkv[token].reshape(num_heads + 2 * num_kv_heads, head_dim)
         c, s, slot = cos[positions[token]], sin[positions[token]], slots[token]
         for head in range(num_heads):
