@@ -178,7 +178,7 @@ class Plan:
                 other.result()
             merge(*common, sinks, *self._sums, as_array(output), lse.numpy())
         for tokens, blocks in self._prefixes:
-            tensors = query[tokens], caches.key_cache, caches.value_cache, blocks
+            tensors = query.index_select(0, tokens), caches.key_cache, caches.value_cache, blocks
             ahead, ahead_lse = prefix_by_group(*tensors, scale, variant)
             ahead, ahead_lse = ahead.contiguous(), ahead_lse.contiguous()  # as fast as the merge can read
             merge_range(tokens.numpy(), as_array(ahead), ahead_lse.numpy(), as_array(output), lse.numpy())

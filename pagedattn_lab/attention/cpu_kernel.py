@@ -60,7 +60,7 @@ class Cache(NamedTuple):
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
     """View a tensor as numpy does, without a copy; numpy has no bfloat16, and gets its bits as uint16."""
-    tensor = tensor.detach()
+    tensor = tensor.detach() if tensor.requires_grad else tensor
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
@@ -155,13 +155,15 @@ def _look_up(at, position, n, table, cache):
 
 
 @jit
-def _ask_for(cache, at, t, num_kv_heads):
-    """Prefetch the rows of four tokens: what is needed next comes while this is computed."""
-    for i in range(t, t + 4):
-        for kv_head in range(num_kv_heads):
-            row = at[i] + u64(kv_head) * cache.head_stride
-            for d in range(u64(0), cache.head_dim, u64(64 // cache.memory.itemsize)):
-                prefetch(cache.memory, row + d)
+def _ask_for(cache, at, t, kv_head):
+    """Prefetch one KV head's rows of four tokens: what is needed next comes while this is computed."""
+    first = u64(kv_head) * cache.head_stride
+    i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
+    for d in range(u64(0), cache.head_dim, u64(64 // cache.memory.itemsize)):
+        prefetch(cache.memory, i + d)
+        prefetch(cache.memory, j + d)
+        prefetch(cache.memory, k + d)
+        prefetch(cache.memory, m + d)
 
 
 # Two query heads share a pass, or three where that leaves none alone. The only head of a group shares its pass with a
@@ -169,10 +171,11 @@ def _ask_for(cache, at, t, num_kv_heads):
 
 
 @jit
-def _score(scores, query, key, at, t, group):
+def _score(scores, query, key, at, t, group, value, values_at):
     """Multiply the keys of four tokens with all query heads."""
     spare = query.shape[0] - 1
     for kv_head in range(spare // group):
+        _ask_for(value, values_at, t, kv_head)
         first = u64(kv_head) * key.head_stride
         i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
         head, end = kv_head * group, (kv_head + 1) * group
@@ -240,10 +243,11 @@ def _softmax(scores, n, top, total, acc):
 
 
 @jit
-def _add(acc, scores, value, at, t, group):
+def _add(acc, scores, value, at, t, group, key, next_at):
     """Add the values of four tokens, each times its weight."""
     spare = acc.shape[0] - 1
     for kv_head in range(spare // group):
+        _ask_for(key, next_at, t, kv_head)
         first = u64(kv_head) * value.head_stride
         i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
         head, end = kv_head * group, (kv_head + 1) * group
@@ -285,7 +289,6 @@ def _share(part, parts, starts, row):
 def run_part(part, parts, rows, starts, query, key, value, tables, group, scale, softcap, slopes, tops, totals, accs):
     """Compute one thread's tiles: see :class:`pagedattn_lab.attention.cpu.Plan`."""
     num_heads, head_dim = query.shape[1:]
-    num_kv_heads = num_heads // group
     scaled, scores = np.zeros((num_heads + 1, head_dim), f32), np.zeros((num_heads + 1, TILE), f32)
     keys_at, values_at = np.empty(TILE, u64), np.empty(TILE, u64)
     for row in range(len(rows)):
@@ -305,16 +308,14 @@ def run_part(part, parts, rows, starts, query, key, value, tables, group, scale,
             n = min(TILE, end - position)
             _look_up(values_at, position, n, tables[sequence], value)
             for t in range(0, n, 4):
-                _ask_for(value, values_at, t, num_kv_heads)
-                _score(scores, scaled, key, keys_at, t, group)
+                _score(scores, scaled, key, keys_at, t, group, value, values_at)
             if softcap > 0 or len(slopes):
                 _cap_and_bias(scores, n, end - 1 - position, softcap, slopes)
             _softmax(scores, n, top, total, acc)
             if tile + 1 < last_tile:
                 _look_up(keys_at, position + TILE, min(TILE, end - position - TILE), tables[sequence], key)
             for t in range(0, n, 4):
-                _ask_for(key, keys_at, t, num_kv_heads)
-                _add(acc, scores, value, values_at, t, group)
+                _add(acc, scores, value, values_at, t, group, key, keys_at)
 
 
 @jit
