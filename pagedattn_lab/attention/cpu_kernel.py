@@ -125,7 +125,7 @@ def exp2(x):
 
 
 @intrinsic
-def prefetch(typing, array, index):
+def _prefetch(typing, array, index):
     """Ask for the cache line of ``array[index]`` without waiting for it."""
 
     def code(context, builder, signature, arguments):
@@ -139,6 +139,13 @@ def prefetch(typing, array, index):
         return context.get_dummy_value()
 
     return types.void(array, types.uint64), code
+
+
+@jit
+def prefetch(array, first, size):
+    """Ask for the cache lines of ``array[first : first + size]``, of one dimension, without waiting for them."""
+    for i in range(u64(first), u64(first) + u64(size), u64(64 // array.itemsize)):
+        _prefetch(array, i)
 
 
 # --- one tile -------------------------------------------------------------------------------------------------------
@@ -160,10 +167,10 @@ def _ask_for(cache, at, t, kv_head):
     first = u64(kv_head) * cache.head_stride
     i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
     for d in range(u64(0), cache.head_dim, u64(64 // cache.memory.itemsize)):
-        prefetch(cache.memory, i + d)
-        prefetch(cache.memory, j + d)
-        prefetch(cache.memory, k + d)
-        prefetch(cache.memory, m + d)
+        _prefetch(cache.memory, i + d)
+        _prefetch(cache.memory, j + d)
+        _prefetch(cache.memory, k + d)
+        _prefetch(cache.memory, m + d)
 
 
 # Two query heads share a pass, or three where that leaves none alone. The only head of a group shares its pass with a

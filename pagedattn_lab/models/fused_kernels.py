@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from pagedattn_lab.attention.cpu_kernel import exp2, f32, jit, load, prefetch, rounded, u64
+from pagedattn_lab.attention.cpu_kernel import exp2, f32, jit, load, prefetch, rounded
 
 MINUS_LOG2_E = f32(-math.log2(math.e))
 
@@ -83,13 +83,12 @@ def rotate_and_write(qkv, positions, slots, cos, sin, q_norm, k_norm, epsilon, q
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads = key_cache.shape[1]
     wide = np.empty(head_dim, f32)
-    keys, values, size = key_cache.reshape(-1), value_cache.reshape(-1), u64(num_kv_heads * head_dim)
+    keys, values, size = key_cache.reshape(-1), value_cache.reshape(-1), num_kv_heads * head_dim
     for token in range(num_tokens):
         if token + AHEAD < num_tokens:
-            first = u64(slots[token + AHEAD]) * size
-            for i in range(first, first + size, u64(64 // keys.itemsize)):
-                prefetch(keys, i)
-                prefetch(values, i)
+            first = slots[token + AHEAD] * size
+            prefetch(keys, first, size)
+            prefetch(values, first, size)
         heads = qkv[token].reshape(num_heads + 2 * num_kv_heads, head_dim)
         c, s, slot = cos[positions[token]], sin[positions[token]], slots[token]
         for head in range(num_heads):
