@@ -182,6 +182,35 @@ def test_strided_caches(name: str, tmp_path: Path) -> None:
     assert_matches(attend(batch), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 1), (3, 3), (6, 2)])
+def test_strided_queries(heads: int, kv_heads: int, dtype: torch.dtype) -> None:
+    """Catches a query whose numbers lie apart, read as if they did not: by a prompt, where torch does not look."""
+    batch = ragged_batch(
+        [70, 9, 5], [9, 1, 5], block_size=16, head_dim=64, heads=heads, kv_heads=kv_heads, dtype=dtype, seed=6
+    )
+    expected = dense_attention(batch, weights_dtype=rounds_weights_to("cpu", dtype))
+    for way in (torch.stack([batch.query, batch.query * 7], dim=-1)[..., 0], batch.query.mT.contiguous().mT):
+        assert not way.is_contiguous()
+        batch.query = way
+        assert_matches(attend(batch), expected)
+
+
+def test_without_torchs_code_for_the_cpus_units() -> None:
+    """Catches an error where the CPU has AMX and torch does not use it."""
+    source = """
+import torch
+from pagedattn_lab.attention import paged_attention
+key, value = torch.randn(2, 8, 16, 1, 64).bfloat16().unbind(0)
+query, table = torch.randn(64, 4, 64).bfloat16(), torch.arange(1, 5, dtype=torch.int32)[None]
+starts = torch.tensor([0, 64], dtype=torch.int32)
+paged_attention(query, key, value, table, starts[1:], query_start_loc=starts, backend="cpu")
+"""
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    ran = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_integers_of_64_bits_and_tables_that_are_views() -> None:
     """Catches an int64 table read as int32, a strided one read as if its rows touched, and entries that are garbage."""
     batch = ragged_batch([30, 17, 64, 6], [1, 2, 1, 6], block_size=8, head_dim=64, seed=5, garbage=-1)

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -327,9 +328,45 @@ class Finalized:
         spend(0.02)
 
 
+class Endless:
+    """Never comes out of its finalizer."""
+
+    def __del__(self) -> None:
+        forever()
+
+
+def generated() -> Iterator[int]:
+    try:
+        yield 1
+    finally:
+        spend(0.02)
+
+
 def finalizing(*_: object) -> None:
     while True:
         Finalized()
+
+
+def never_finalized(*_: object) -> None:
+    Endless()
+    forever()
+
+
+def closing(*_: object) -> None:
+    while True:
+        next(generated())
+
+
+def forgetting(*_: object) -> None:
+    while True:
+        held = Forgotten()
+        reference = weakref.ref(held, lambda _: spend(0.02))
+        del held
+        assert reference() is None
+
+
+class Forgotten:
+    """Something that a weak reference may point to."""
 
 
 def collecting(*_: object) -> None:
@@ -355,11 +392,42 @@ def slow_collector() -> Iterator[None]:
     gc.callbacks.remove(callback)
 
 
-@pytest.mark.parametrize("answer", [finalizing, collecting])
-def test_a_limit_is_not_lost_with_an_exception(answer: Callable[..., Any], slow_collector: None) -> None:
-    """Catches a limit that strikes once, and there where Python only prints what is raised."""
+LOSING = [finalizing, never_finalized, closing, forgetting]
+
+
+@pytest.mark.parametrize("answer", LOSING)
+def test_a_limit_is_not_lost_with_an_exception(answer: Callable[..., Any]) -> None:
+    """Catches a limit that strikes once, and there where Python only prints what is raised; and a hook that stays."""
+    hook = sys.unraisablehook
     message = in_thread(lambda: replace(TOTAL, seconds=0.3).grade(answer).message)
     assert "Stopped after 0.3 s" in message
+    assert sys.unraisablehook is hook
+
+
+def test_a_limit_is_not_lost_in_the_collector(slow_collector: None) -> None:
+    """Catches the same where what raises is called by the garbage collector."""
+    assert "Stopped after 0.3 s" in in_thread(lambda: replace(TOTAL, seconds=0.3).grade(collecting).message)
+
+
+def test_what_else_is_lost_is_still_printed() -> None:
+    """Catches a hook that swallows other exceptions, in a thread with a limit and in one without."""
+
+    class Failing:
+        def __del__(self) -> None:
+            raise LookupError("lost")
+
+    heard: list[type[BaseException]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda lost: heard.append(lost.exc_type))
+
+        def limited() -> None:
+            with time_limit(20):
+                Failing()
+                in_thread(Failing)
+
+        in_thread(limited)
+        Failing()
+    assert heard == [LookupError] * 3
 
 
 def test_the_limit_holds_without_interval_timers(monkeypatch: pytest.MonkeyPatch, guard: None) -> None:

@@ -311,11 +311,14 @@ def test_a_greedy_batch_costs_one_argmax(dtype: torch.dtype, monkeypatch: pytest
             return function(*args, **(kwargs or {}))
 
     names: list[str] = []
+    find, found = sampler._likeliest, []
+    monkeypatch.setattr(sampler, "_likeliest", lambda scores: found.append(len(scores)) or find(scores))
     states = [state_of(number=number, temperature=0.0, held_back=[1]) for number in range(4)]
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
     with Seen():
         sampled = sample_tokens(logits, states)
     assert [one.token_id for one in sampled] == logits.argmax(-1).tolist()
+    assert found == [4]
     views = ("detach", "lift_fresh")  # on the way to numpy and back; nothing is computed
     assert [name for name in names if name not in views] == ([] if dtype == torch.float32 else ["_to_copy"])
 

@@ -40,9 +40,12 @@ FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", N
 """torch's attention on a CPU, whose scores stay in the processor's caches, with log-sum-exps; private, so it may be
 missing."""
 
-MULTIPLIES_BFLOAT16 = "amx_bf16" in (name for name, has in torch.cpu.get_capabilities().items() if has)
-"""Whether this CPU has units for products of bfloat16 matrices, with sums in float32: AMX. :data:`FLASH` then takes
-bfloat16 as it is, in half the time, and rounds the weights of values to bfloat16, as tensor cores do."""
+MULTIPLIES_BFLOAT16 = (
+    torch.cpu.get_capabilities().get("amx_bf16", False) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+)
+"""Whether this CPU has units for products of bfloat16 matrices, with sums in float32: AMX; and torch its code for them,
+which ``ATEN_CPU_CAPABILITY`` can turn off. :data:`FLASH` then takes bfloat16 as it is, in half the time, and rounds the
+weights of values to bfloat16, as tensor cores do."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,7 @@ def prefix_by_group(
     by_flash = by_flash and key_cache.shape[3] == value_cache.shape[3]
     compute = flash_dtype(query.dtype) if by_flash else torch.promote_types(query.dtype, torch.float32)
     # All queries that meet one KV head are the rows of one matrix: [num_kv_heads, num_tokens * group, head_dim].
-    rows = query.to(compute).view(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
+    rows = query.to(compute).contiguous().view(num_tokens, num_kv_heads, group, head_dim).transpose(0, 1).flatten(1, 2)
     result = None
     for some in blocks.split(max(1, TOKENS_AT_A_TIME // block_size)):
         key, value = gather(key_cache, some), gather(value_cache, some)

@@ -251,7 +251,8 @@ def _attend_gathered(
     group = num_heads // key.shape[1]
     heads = key.shape[1], group
     # All queries that meet one KV head are the rows of one matrix: [1, num_kv_heads, num_queries * group, head_dim].
-    rows = query.to(compute).view(num_queries, *heads, head_dim).transpose(0, 1).flatten(1, 2)[None]
+    query = query.to(compute).contiguous()  # FLASH takes the numbers of a row for neighbours, and does not look
+    rows = query.view(num_queries, *heads, head_dim).transpose(0, 1).flatten(1, 2)[None]
     value_dim, dim = value.shape[3], max(head_dim, value.shape[3])
     rows, key, value = (  # FLASH wants one width; zeros add nothing to a score
         x if x.shape[3] == dim else torch.nn.functional.pad(x, (0, dim - x.shape[3])) for x in (rows, key, value)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -55,12 +54,12 @@ def time_limit(seconds: float) -> AbstractContextManager[None]:
 
     Where the main thread has interval timers (Linux, macOS), a signal interrupts, again and again, also code that
     catches everything, and code that recurses without end and catches ``RecursionError``. Elsewhere a trace function
-    looks at the clock before every line, which makes the code inside several times slower, and interrupts once, outside
-    of finalizers (``__del__``), whose exceptions are lost; where recursion leaves it no frame, it falls silent. Both
-    leave things as they were: the handler, an older timer with what is left of its time, the trace function, the limit
-    on recursion. Both let an import come to its end. Neither can stop code that recurses without end and catches
-    everything at every level, nor code that does not come back to the interpreter, such as
-    ``list(itertools.count())``: nor can Ctrl-C.
+    looks at the clock before every line, which makes the code inside several times slower, and interrupts once, or once
+    more where Python only prints an exception, as that of a finalizer; where recursion leaves it no frame, it falls
+    silent. Both leave things as they were: the handler, an older timer with what is left of its time, the trace
+    function, the hook for such exceptions, the limit on recursion. Both let an import come to its end. Neither can stop
+    code that recurses without end and catches everything at every level, nor code that does not come back to the
+    interpreter, such as ``list(itertools.count())``: nor can Ctrl-C.
 
     Example:
         >>> with time_limit(0.05):
@@ -145,21 +144,15 @@ def _imports(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith("<frozen importlib")
 
 
-def _loses_exceptions(frame: FrameType) -> bool:
-    """Whether a frame is a finalizer, or what the collector calls. Python only prints what those raise."""
-    callbacks = [getattr(callback, "__code__", None) for callback in gc.callbacks]
-    return frame.f_code.co_name == "__del__" or frame.f_code in callbacks
-
-
 def _of_triton(frame: FrameType) -> bool:
     """Whether a frame is Triton's interpreter, which exchanges parts of Triton for a launch and puts them back."""
     return str(frame.f_globals.get("__name__")).startswith("triton.")
 
 
-def _must_end(frame: FrameType | None) -> bool:
-    """Whether an answer's frame runs below an import, or below something whose exceptions are lost."""
+def _in_an_import(frame: FrameType | None) -> bool:
+    """Whether an answer's frame runs because the answer imports something."""
     while frame and not _is_ours(frame):
-        if _imports(frame) or _loses_exceptions(frame):
+        if _imports(frame):
             return True
         frame = frame.f_back
     return False
@@ -187,7 +180,7 @@ def _by_tracing(seconds: float) -> Iterator[None]:
     end = time.monotonic() + seconds
 
     def look(frame: FrameType, *_: Any) -> Any:
-        if time.monotonic() >= end and getattr(_here, "allowed", True) and not _must_end(frame):
+        if time.monotonic() >= end and getattr(_here, "allowed", True) and not _in_an_import(frame):
             raise TimeLimit
         return look
 
@@ -196,9 +189,59 @@ def _by_tracing(seconds: float) -> Iterator[None]:
         ours = _is_ours(frame) or frame.f_code.co_filename == contextlib.__file__ or _of_triton(frame)
         return None if ours else look(frame, event)
 
+    def again() -> None:
+        sys.settrace(enter)
+        frame = sys._getframe(2)  # where the answer was when something else of it raised
+        while frame and not _is_ours(frame):
+            frame.f_trace, frame = look, frame.f_back
+
     tracer = sys.gettrace()
-    sys.settrace(enter)
+    with _hearing_what_is_lost(again):
+        sys.settrace(enter)
+        try:
+            yield
+        finally:
+            sys.settrace(tracer)
+
+
+_again: dict[int, Callable[[], None]] = {}
+"""By thread: what sets its limit again. A trace function that raises is taken away."""
+_changing = threading.Lock()
+_ours = _before_ours = sys.unraisablehook
+
+
+@contextmanager
+def _hearing_what_is_lost(again: Callable[[], None]) -> Iterator[None]:
+    """Call a function when a limit was raised in this thread where Python passes nothing on, and prints it instead.
+
+    There is one hook for all threads, so it stays while any of them has a limit.
+    """
+    global _ours, _before_ours
+    thread = threading.get_ident()
+    with _changing:
+        if not _again:
+            _before_ours = sys.unraisablehook
+            _ours = sys.unraisablehook = _hook(_before_ours)
+        before = _again.get(thread)
+        _again[thread] = again
     try:
         yield
     finally:
-        sys.settrace(tracer)
+        with _changing:
+            if before is None:
+                del _again[thread]
+            else:
+                _again[thread] = before
+            if not _again and sys.unraisablehook is _ours:
+                sys.unraisablehook = _before_ours
+
+
+def _hook(usual: Callable[[sys.UnraisableHookArgs], Any]) -> Callable[[sys.UnraisableHookArgs], Any]:
+    def hear(lost: sys.UnraisableHookArgs) -> None:
+        again = _again.get(threading.get_ident())
+        if again is not None and issubclass(lost.exc_type, TimeLimit):
+            again()
+        else:
+            usual(lost)
+
+    return hear

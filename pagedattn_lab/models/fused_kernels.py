@@ -78,7 +78,7 @@ def rotate_and_write(qkv, positions, slots, cos, sin, q_norm, k_norm, epsilon, q
         q_norm, k_norm: ``[head_dim]`` float32, weights of an RMSNorm of each head before the rotation, or empty.
         epsilon: of that norm.
         query: ``[num_tokens, num_heads, head_dim]``.
-        key_cache, value_cache: ``[num_slots, num_kv_heads, head_dim]``.
+        key_cache, value_cache: ``[num_slots, num_kv_heads, head_dim]``, contiguous.
     """
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads = key_cache.shape[1]
