@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagedattn_lab import input_batch
+from pagedattn_lab.attention.cascade import MIN_SEQUENCES
 from pagedattn_lab.attention.metadata import AttentionMetadata, attention_metadata
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, take_copies
@@ -101,7 +102,7 @@ def test_prefixes_are_looked_for_only_where_blocks_are_shared(monkeypatch: pytes
         table.append_tokens(40)
     assert batch.prepare(tables).cascade is None and not calls
     tables[0].append_tokens(300)
-    few = [tables[0], *(tables[0].fork() for _ in range(14))]
+    few = [tables[0], *(tables[0].fork() for _ in range(MIN_SEQUENCES - 2))]
     assert batch.prepare(few).cascade is None and not calls
     enough = [*few, *(tables[0].fork() for _ in range(3))]
     for table in enough:
@@ -109,7 +110,7 @@ def test_prefixes_are_looked_for_only_where_blocks_are_shared(monkeypatch: pytes
     step = [*tables[1:], *enough]
     assert_same(batch.prepare(step), attention_metadata(step))
     assert batch.prepare(step).cascade is not None and calls
-    some = [*tables[1:], *enough[:15]]
+    some = [*tables[1:], *enough[: MIN_SEQUENCES - 1]]
     before = len(calls)
     assert batch.prepare(some).cascade is None and len(calls) == before
 
