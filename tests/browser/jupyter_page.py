@@ -46,6 +46,9 @@ CODE_CELLS = """() => [...jupyterapp.shell.currentWidget.content.model.cells]
         .map(error => `${error.ename}: ${error.evalue}`),
     };
   })"""
+# A cell that ran before looks done until its turn comes again.
+FORGET_RUNS = """() => [...jupyterapp.shell.currentWidget.content.model.cells]
+  .filter(cell => cell.type === 'code').forEach(cell => { cell.executionCount = null; })"""
 # By the id of a widget, the number of the code cell that shows it. JupyterLab copies all that an output holds to tell.
 SHOWN_BY = """() => Object.fromEntries([...jupyterapp.shell.currentWidget.content.model.cells]
   .filter(cell => cell.type === 'code')
@@ -134,13 +137,15 @@ class Notebook:
 
     def run_all(self) -> None:
         """Choose "Run All Cells" and wait until every cell is done, or one has failed."""
+        self.page.evaluate(FORGET_RUNS)
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
         def done() -> bool:
             self.page.wait_for_timeout(200)  # lets the browser's own messages in
             cells = self.code_cells()
-            return any(cell["errors"] for cell in cells) or all(cell["executed"] or cell["empty"] for cell in cells)
+            failed = any(cell["executed"] and cell["errors"] for cell in cells)
+            return failed or all(cell["executed"] or cell["empty"] for cell in cells)
 
         def pending() -> str:
             return f"{self.name}: cells {[i for i, cell in enumerate(self.code_cells()) if not cell['executed']]} hang"
