@@ -392,10 +392,7 @@ def slow_collector() -> Iterator[None]:
     gc.callbacks.remove(callback)
 
 
-LOSING = [finalizing, never_finalized, closing, forgetting]
-
-
-@pytest.mark.parametrize("answer", LOSING)
+@pytest.mark.parametrize("answer", [finalizing, never_finalized, closing, forgetting])
 def test_a_limit_is_not_lost_with_an_exception(answer: Callable[..., Any]) -> None:
     """Catches a limit that strikes once, and there where Python only prints what is raised; and a hook that stays."""
     hook = sys.unraisablehook

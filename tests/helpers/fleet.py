@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +54,17 @@ class Meeting(Trailing):
         self.num_processes = num_processes
 
     def at_the_middle(self) -> None:
-        deadline = time.monotonic() + 60
-        while len({pid for _, pid in runs(self.folder)}) < self.num_processes:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"nobody came: {runs(self.folder)}")
-            time.sleep(0.01)
+        wait_until(
+            lambda: len({pid for _, pid in runs(self.folder)}) >= self.num_processes,
+            lambda: f"nobody came: {runs(self.folder)}",
+        )
 
 
 class Waiting(Trailing):
     """Goes on when the sweep's caller has been answered, which writes a file ``answered``."""
 
     def at_the_middle(self) -> None:
-        deadline = time.monotonic() + 60
-        while not (Path(self.folder) / "answered").exists():
-            if time.monotonic() > deadline:
-                raise TimeoutError("nobody was answered")
-            time.sleep(0.01)
+        wait_until((Path(self.folder) / "answered").exists, lambda: "nobody was answered")
 
 
 class Raising(Trailing):
@@ -76,6 +72,19 @@ class Raising(Trailing):
 
     def at_the_middle(self) -> None:
         raise LookupError("no way to\nchoose")
+
+
+def wait_until(condition: Callable[[], bool], failure: Callable[[], str]) -> None:
+    """Wait a minute at most for what another process does.
+
+    Raises:
+        TimeoutError: it did not come true; ``failure`` says what was seen instead.
+    """
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(failure())
+        time.sleep(0.01)
 
 
 def runs(folder: Path | str) -> list[tuple[str, int]]:
