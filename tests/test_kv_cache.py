@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from pathlib import Path
 
 import pytest
 import torch
 
-from pagedattn_lab.kv_cache import HUGE_PAGE, PagedKVCache
+from pagedattn_lab.huge_pages import HUGE_PAGE
+from pagedattn_lab.kv_cache import PagedKVCache
 from pagedattn_lab.kv_shape import KVShape
+from tests.helpers.smaps import lines_of
 
 
 def cache_of(dtype: str = "float32", num_layers: int = 2) -> PagedKVCache:
@@ -40,14 +41,7 @@ def test_large_caches_ask_for_huge_pages(dtype: str) -> None:
     cache = PagedKVCache(KVShape(1, 4, 64, dtype), num_blocks=2 * HUGE_PAGE // (4 * 64 * 16) + 1, block_size=16)
     tensor = cache.key_caches[0]
     assert tensor.shape == (cache.num_blocks, 16, 4, 64) and not tensor.view(torch.uint8).any()
-    flags: list[str] = []
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        name, _, rest = line.partition(" ")
-        if not name.endswith(":"):
-            low, _, high = name.partition("-")
-            inside = int(low, 16) <= tensor.data_ptr() < int(high, 16)
-        elif name == "VmFlags:" and inside:
-            flags = rest.split()
+    flags = lines_of(tensor.data_ptr())["VmFlags"].split()
     assert "hg" in flags and "sh" not in flags
 
 

@@ -26,6 +26,7 @@ from pagedattn_lab.attention.cascade import (
     prefix_by_group,
 )
 from pagedattn_lab.attention.cpu_kernel import LOG2_E, TILE, Cache, as_array, merge, merge_range, run_part
+from pagedattn_lab.attention.cpu_numbers import LANES
 from pagedattn_lab.attention.reference import reference_attention
 from pagedattn_lab.attention.variant import PLAIN, Variant
 
@@ -131,7 +132,7 @@ class Plan:
         self._parts = min(torch.get_num_threads(), 1 + key_bytes // BYTES_PER_PART)
         value_dim = caches.value_cache.shape[3]
         tops, totals = np.empty((2, len(token) + self._parts, num_heads), np.float32)
-        accs = np.empty((len(token) + self._parts, num_heads + 1, value_dim), np.float32)
+        accs = np.empty((len(token) + self._parts, num_heads + 1, cdiv(value_dim, LANES) * LANES), np.float32)
         self._sums = tops, totals, accs
         self._lse = torch.full((int(starts[-1]), num_heads), math.nan)
         self._options = (

@@ -5,7 +5,7 @@ takes a tile of tokens, looks up where they lie, and goes through memory as it l
 before the next token, and each row of a key or a value once for two or three query heads. Threads share the work by
 tiles: each takes an equal run of all sequences' tiles in a row, and partial softmaxes are merged at the end. So one
 long sequence keeps all threads busy, as split-KV does on a GPU. The functions have no type hints: numba infers types
-from a call's arguments, and compiles once for each kind.
+from a call's arguments, and compiles once for each kind; see :mod:`pagedattn_lab.attention.cpu_numbers`.
 
 Source: Milakov and Gimelshein 2018, arXiv 1805.02867, for the online softmax; Flash-Decoding (Dao et al. 2023,
 https://pytorch.org/blog/flash-decoding), for cutting one sequence into parts.
@@ -14,20 +14,30 @@ https://pytorch.org/blog/flash-decoding), for cutting one sequence into parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic, overload
+
+from pagedattn_lab.attention.cpu_numbers import (
+    LANES,
+    exp2,
+    f32,
+    fma,
+    inlined,
+    jit,
+    lanes,
+    load,
+    prefetch_line,
+    rounded,
+    spread,
+    store,
+    total,
+    u64,
+)
 
 TILE = 32
 """Tokens between two rescalings of the running sums; a multiple of four, since four tokens share a pass."""
-
-f32, u32, u64 = np.float32, np.uint32, np.uint64
 
 LOW = f32(-1e30)
 """In place of minus infinity: under fastmath the compiler may assume that there is none, and no NaN either."""
@@ -64,94 +74,10 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, and keep the result on disk where that is possible.
-
-    numba writes beside this file, or else into the user's cache.
-    """
-    options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # it can write to neither
-        return numba.njit(function, **options)
-
-
-# --- numbers --------------------------------------------------------------------------------------------------------
-
-
-def load(x):
-    """Widen a number from memory to float32."""
-
-
-@overload(load)
-def _load_of(x):
-    if isinstance(x, types.Float):
-        return lambda x: x
-    return lambda x: u32(u32(x) << u32(16)).view(f32)  # a bfloat16 is the upper half of a float32
-
-
-def rounded(x, array):
-    """Round a float32 to what the array holds: to nearest, ties to even."""
-
-
-@overload(rounded)
-def _rounded_of(x, array):
-    if isinstance(array.dtype, types.Float):
-        return lambda x, array: x
-
-    def upper_half(x, array):
-        bits = f32(x).view(u32)
-        return (bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16)
-
-    return upper_half
-
-
-@jit
-def exp2(x):
-    """2**x for x <= 0 by a polynomial, which becomes vector instructions; np.exp2 would be a call for each number."""
-    x = max(x, f32(-126))
-    whole = np.floor(x + f32(0.5))
-    rest, power = x - whole, f32(1.5403530e-4)
-    for c in (
-        f32(1.33335581e-3),
-        f32(9.61812911e-3),
-        f32(5.55041087e-2),
-        f32(2.40226507e-1),
-        f32(6.93147181e-1),
-        f32(1),
-    ):
-        power = power * rest + c
-    return power * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(f32)  # 2**whole, by its bits
-
-
-@intrinsic
-def _prefetch(typing, array, index):
-    """Ask for the cache line of ``array[index]`` without waiting for it."""
-
-    def code(context, builder, signature, arguments):
-        kind = signature.args[0]
-        data = context.make_array(kind)(context, builder, arguments[0])
-        where = cgutils.get_item_pointer(context, builder, kind, data, [arguments[1]])
-        i32 = ir.IntType(32)
-        function = ir.FunctionType(ir.VoidType(), [where.type, i32, i32, i32])
-        prefetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
-        builder.call(prefetch, [where, i32(0), i32(2), i32(1)])  # to read, into the second-level cache, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.uint64), code
-
-
-@jit
-def prefetch(array, first, size):
-    """Ask for the cache lines of ``array[first : first + size]``, of one dimension, without waiting for them."""
-    for i in range(u64(first), u64(first) + u64(size), u64(64 // array.itemsize)):
-        _prefetch(array, i)
-
-
 # --- one tile -------------------------------------------------------------------------------------------------------
 
 
-@jit
+@inlined
 def _look_up(at, position, n, table, cache):
     """Find where ``n`` tokens begin in memory. Four share a pass, so the last is repeated to a multiple of four."""
     for t in range(n):
@@ -161,61 +87,78 @@ def _look_up(at, position, n, table, cache):
         at[t] = at[n - 1]
 
 
-@jit
+@inlined
 def _ask_for(cache, at, t, kv_head):
     """Prefetch one KV head's rows of four tokens: what is needed next comes while this is computed."""
     first = u64(kv_head) * cache.head_stride
     i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
     for d in range(u64(0), cache.head_dim, u64(64 // cache.memory.itemsize)):
-        _prefetch(cache.memory, i + d)
-        _prefetch(cache.memory, j + d)
-        _prefetch(cache.memory, k + d)
-        _prefetch(cache.memory, m + d)
+        prefetch_line(cache.memory, i + d)
+        prefetch_line(cache.memory, j + d)
+        prefetch_line(cache.memory, k + d)
+        prefetch_line(cache.memory, m + d)
 
 
 # Two query heads share a pass, or three where that leaves none alone. The only head of a group shares its pass with a
-# spare row, the last, that nobody reads.
+# spare row, the last, that nobody reads. Rows of queries and of sums have zeros up to a whole number of vectors.
 
 
-@jit
+@inlined
 def _score(scores, query, key, at, t, group, value, values_at):
     """Multiply the keys of four tokens with all query heads."""
-    spare = query.shape[0] - 1
+    spare, width, rows, none = query.shape[0] - 1, u64(query.shape[1]), query.reshape(-1), spread(f32(0))
     for kv_head in range(spare // group):
         _ask_for(value, values_at, t, kv_head)
         first = u64(kv_head) * key.head_stride
         i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
         head, end = kv_head * group, (kv_head + 1) * group
         if group % 2 and group > 1:
-            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = f32(0)
-            for d in range(key.head_dim):
-                a, b, c = query[head, d], query[head + 1, d], query[head + 2, d]
-                w, x = load(key.memory[i + d]), load(key.memory[j + d])
-                y, z = load(key.memory[k + d]), load(key.memory[m + d])
-                a0, a1, a2, a3 = a0 + a * w, a1 + a * x, a2 + a * y, a3 + a * z
-                b0, b1, b2, b3 = b0 + b * w, b1 + b * x, b2 + b * y, b3 + b * z
-                c0, c1, c2, c3 = c0 + c * w, c1 + c * x, c2 + c * y, c3 + c * z
-            scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = a0, a1, a2, a3
-            head += 1
-            scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = b0, b1, b2, b3
-            head += 1
-            scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = c0, c1, c2, c3
-            head += 1
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = none
+            one, two, three = u64(head) * width, u64(head + 1) * width, u64(head + 2) * width
+            for d in range(u64(0), key.head_dim, u64(LANES)):
+                n = key.head_dim - d
+                a, b, c = (
+                    lanes(rows, one + d, u64(LANES)),
+                    lanes(rows, two + d, u64(LANES)),
+                    lanes(rows, three + d, u64(LANES)),
+                )
+                w, x = lanes(key.memory, i + d, n), lanes(key.memory, j + d, n)
+                y, z = lanes(key.memory, k + d, n), lanes(key.memory, m + d, n)
+                a0, a1, a2, a3 = fma(a, w, a0), fma(a, x, a1), fma(a, y, a2), fma(a, z, a3)
+                b0, b1, b2, b3 = fma(b, w, b0), fma(b, x, b1), fma(b, y, b2), fma(b, z, b3)
+                c0, c1, c2, c3 = fma(c, w, c0), fma(c, x, c1), fma(c, y, c2), fma(c, z, c3)
+            _keep(scores, head, t, a0, a1, a2, a3)
+            _keep(scores, head + 1, t, b0, b1, b2, b3)
+            _keep(scores, head + 2, t, c0, c1, c2, c3)
+            head += 3
         while head < end:
             other = head + 1 if head + 1 < end else spare
-            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = f32(0)
-            for d in range(key.head_dim):
-                a, b = query[head, d], query[other, d]
-                w, x = load(key.memory[i + d]), load(key.memory[j + d])
-                y, z = load(key.memory[k + d]), load(key.memory[m + d])
-                a0, a1, a2, a3 = a0 + a * w, a1 + a * x, a2 + a * y, a3 + a * z
-                b0, b1, b2, b3 = b0 + b * w, b1 + b * x, b2 + b * y, b3 + b * z
-            scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = a0, a1, a2, a3
-            scores[other, t], scores[other, t + 1], scores[other, t + 2], scores[other, t + 3] = b0, b1, b2, b3
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = none
+            one, two = u64(head) * width, u64(other) * width
+            for d in range(u64(0), key.head_dim, u64(LANES)):
+                n = key.head_dim - d
+                a, b = lanes(rows, one + d, u64(LANES)), lanes(rows, two + d, u64(LANES))
+                w, x = lanes(key.memory, i + d, n), lanes(key.memory, j + d, n)
+                y, z = lanes(key.memory, k + d, n), lanes(key.memory, m + d, n)
+                a0, a1, a2, a3 = fma(a, w, a0), fma(a, x, a1), fma(a, y, a2), fma(a, z, a3)
+                b0, b1, b2, b3 = fma(b, w, b0), fma(b, x, b1), fma(b, y, b2), fma(b, z, b3)
+            _keep(scores, head, t, a0, a1, a2, a3)
+            _keep(scores, other, t, b0, b1, b2, b3)
             head += 2
 
 
-@jit
+@inlined
+def _keep(scores, head, t, w, x, y, z):
+    """Write down one head's scores of four tokens."""
+    scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = (
+        total(w),
+        total(x),
+        total(y),
+        total(z),
+    )
+
+
+@inlined
 def _cap_and_bias(scores, n, distance, softcap, slopes):
     """Cap the scores of ``n`` tokens, the first ``distance`` behind the query; then add ALiBi's bias."""
     for head in range(scores.shape[0] - 1):
@@ -229,7 +172,7 @@ def _cap_and_bias(scores, n, distance, softcap, slopes):
                 scores[head, t] += slopes[head] * f32(t - distance)
 
 
-@jit
+@inlined
 def _softmax(scores, n, top, total, acc):
     """Turn the scores of ``n`` tokens into weights, and scale what was summed before to the new maximum."""
     for head in range(len(top)):
@@ -249,43 +192,63 @@ def _softmax(scores, n, top, total, acc):
         total[head] += added
 
 
-@jit
+@inlined
 def _add(acc, scores, value, at, t, group, key, next_at):
     """Add the values of four tokens, each times its weight."""
-    spare = acc.shape[0] - 1
+    spare, width, rows = acc.shape[0] - 1, u64(acc.shape[1]), acc.reshape(-1)
     for kv_head in range(spare // group):
         _ask_for(key, next_at, t, kv_head)
         first = u64(kv_head) * value.head_stride
         i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
         head, end = kv_head * group, (kv_head + 1) * group
         if group % 2 and group > 1:
-            second, third = head + 1, head + 2
-            a0, a1, a2, a3 = scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3]
-            b0, b1, b2, b3 = scores[second, t], scores[second, t + 1], scores[second, t + 2], scores[second, t + 3]
-            c0, c1, c2, c3 = scores[third, t], scores[third, t + 1], scores[third, t + 2], scores[third, t + 3]
-            for d in range(value.head_dim):
-                w, x = load(value.memory[i + d]), load(value.memory[j + d])
-                y, z = load(value.memory[k + d]), load(value.memory[m + d])
-                acc[head, d] += a0 * w + a1 * x + a2 * y + a3 * z
-                acc[second, d] += b0 * w + b1 * x + b2 * y + b3 * z
-                acc[third, d] += c0 * w + c1 * x + c2 * y + c3 * z
+            a0, a1, a2, a3 = _weights(scores, head, t)
+            b0, b1, b2, b3 = _weights(scores, head + 1, t)
+            c0, c1, c2, c3 = _weights(scores, head + 2, t)
+            one, two, three = u64(head) * width, u64(head + 1) * width, u64(head + 2) * width
+            for d in range(u64(0), value.head_dim, u64(LANES)):
+                n = value.head_dim - d
+                w, x = lanes(value.memory, i + d, n), lanes(value.memory, j + d, n)
+                y, z = lanes(value.memory, k + d, n), lanes(value.memory, m + d, n)
+                a, b, c = (
+                    lanes(rows, one + d, u64(LANES)),
+                    lanes(rows, two + d, u64(LANES)),
+                    lanes(rows, three + d, u64(LANES)),
+                )
+                store(rows, one + d, fma(a3, z, fma(a2, y, fma(a1, x, fma(a0, w, a)))))
+                store(rows, two + d, fma(b3, z, fma(b2, y, fma(b1, x, fma(b0, w, b)))))
+                store(rows, three + d, fma(c3, z, fma(c2, y, fma(c1, x, fma(c0, w, c)))))
             head += 3
         while head < end:
             other = head + 1 if head + 1 < end else spare
-            a0, a1, a2, a3 = scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3]
-            b0, b1, b2, b3 = scores[other, t], scores[other, t + 1], scores[other, t + 2], scores[other, t + 3]
-            for d in range(value.head_dim):
-                w, x = load(value.memory[i + d]), load(value.memory[j + d])
-                y, z = load(value.memory[k + d]), load(value.memory[m + d])
-                acc[head, d] += a0 * w + a1 * x + a2 * y + a3 * z
-                acc[other, d] += b0 * w + b1 * x + b2 * y + b3 * z
+            a0, a1, a2, a3 = _weights(scores, head, t)
+            b0, b1, b2, b3 = _weights(scores, other, t)
+            one, two = u64(head) * width, u64(other) * width
+            for d in range(u64(0), value.head_dim, u64(LANES)):
+                n = value.head_dim - d
+                w, x = lanes(value.memory, i + d, n), lanes(value.memory, j + d, n)
+                y, z = lanes(value.memory, k + d, n), lanes(value.memory, m + d, n)
+                a, b = lanes(rows, one + d, u64(LANES)), lanes(rows, two + d, u64(LANES))
+                store(rows, one + d, fma(a3, z, fma(a2, y, fma(a1, x, fma(a0, w, a)))))
+                store(rows, two + d, fma(b3, z, fma(b2, y, fma(b1, x, fma(b0, w, b)))))
             head += 2
+
+
+@inlined
+def _weights(scores, head, t):
+    """Spread one head's weights of four tokens."""
+    return (
+        spread(scores[head, t]),
+        spread(scores[head, t + 1]),
+        spread(scores[head, t + 2]),
+        spread(scores[head, t + 3]),
+    )
 
 
 # --- a thread's share, and the sum of all ---------------------------------------------------------------------------
 
 
-@jit
+@inlined
 def _share(part, parts, starts, row):
     """Which tiles of a row, from the first to before the last, are part ``part`` of ``parts`` equal runs of all."""
     lo, hi = starts[-1] * part // parts, starts[-1] * (part + 1) // parts
@@ -296,7 +259,8 @@ def _share(part, parts, starts, row):
 def run_part(part, parts, rows, starts, query, key, value, tables, group, scale, softcap, slopes, tops, totals, accs):
     """Compute one thread's tiles: see :class:`pagedattn_lab.attention.cpu.Plan`."""
     num_heads, head_dim = query.shape[1:]
-    scaled, scores = np.zeros((num_heads + 1, head_dim), f32), np.zeros((num_heads + 1, TILE), f32)
+    width = (head_dim + LANES - 1) // LANES * LANES
+    scaled, scores = np.zeros((num_heads + 1, width), f32), np.zeros((num_heads + 1, TILE), f32)
     keys_at, values_at = np.empty(TILE, u64), np.empty(TILE, u64)
     for row in range(len(rows)):
         first_tile, last_tile = _share(part, parts, starts, row)

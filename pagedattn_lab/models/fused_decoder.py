@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pagedattn_lab import huge_pages
 from pagedattn_lab.attention.cpu import Caches, Plan
 from pagedattn_lab.attention.cpu_kernel import as_array
 from pagedattn_lab.attention.metadata import AttentionMetadata
@@ -54,6 +55,8 @@ def fused_linear(parts: Sequence[nn.Linear]) -> Linear:
     if not reordered(weight.dtype):
         return functools.partial(nn.functional.linear, weight=weight, bias=bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    if hasattr(torch.ops.mkldnn, "data_ptr"):  # a step of few tokens reads weights faster so
+        huge_pages.collapse(torch.ops.mkldnn.data_ptr(packed), torch.ops.mkldnn._nbytes(packed))
     product = torch.ops.mkldnn._linear_pointwise
     return lambda x: product(x, packed, bias, "none", [], "")  # no function after the product
 

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from pagedattn_lab.attention.cpu_kernel import exp2, f32, jit, load, prefetch, rounded
+from pagedattn_lab.attention.cpu_numbers import exp2, f32, jit, load, prefetch, rounded
 
 MINUS_LOG2_E = f32(-math.log2(math.e))
 

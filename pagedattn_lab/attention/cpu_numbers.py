@@ -1,0 +1,232 @@
+"""What the kernels for the CPU compute with: numbers of float32, and vectors of them (chapter 08).
+
+A compiler makes vector instructions of a loop where it can. Where time counts most, vectors are said outright: numba
+has no type for them, so here is one, and each function on it is written as LLVM's own instructions. Functions that
+numba compiles have no type hints: it infers types from a call's arguments.
+
+Source: numba's manual, "Low-level extension API"; LLVM's language reference, "Vector Type".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, overload, register_model
+
+f32, u32, u64 = np.float32, np.uint32, np.uint64
+
+LANES = 16 if binding.get_host_cpu_features().get("avx512f", False) else 8
+"""Numbers in a vector. One that the CPU has no register for takes two, and no kernel needs more than there are."""
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call, and keep the result on disk where that is possible.
+
+    numba writes beside the function's file, or else into the user's cache.
+    """
+    options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # it can write to neither
+        return numba.njit(function, **options)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile into whatever calls it: a call that hands over twenty numbers costs as much as a few tokens' scores."""
+    return numba.njit(function, fastmath=True, nogil=True, error_model="numpy", forceinline=True)
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def load(x):
+    """Widen a number from memory to float32."""
+
+
+@overload(load)
+def _load_of(x):
+    if isinstance(x, types.Float):
+        return lambda x: x
+    return lambda x: u32(u32(x) << u32(16)).view(f32)  # a bfloat16 is the upper half of a float32
+
+
+def rounded(x, array):
+    """Round a float32 to what the array holds: to nearest, ties to even."""
+
+
+@overload(rounded)
+def _rounded_of(x, array):
+    if isinstance(array.dtype, types.Float):
+        return lambda x, array: x
+
+    def upper_half(x, array):
+        bits = f32(x).view(u32)
+        return (bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16)
+
+    return upper_half
+
+
+@inlined
+def exp2(x):
+    """2**x for x <= 0 by a polynomial, which becomes vector instructions; np.exp2 would be a call for each number."""
+    x = max(x, f32(-126))
+    whole = np.floor(x + f32(0.5))
+    rest, power = x - whole, f32(1.5403530e-4)
+    for c in (
+        f32(1.33335581e-3),
+        f32(9.61812911e-3),
+        f32(5.55041087e-2),
+        f32(2.40226507e-1),
+        f32(6.93147181e-1),
+        f32(1),
+    ):
+        power = power * rest + c
+    return power * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(f32)  # 2**whole, by its bits
+
+
+# --- vectors --------------------------------------------------------------------------------------------------------
+
+_I32 = ir.IntType(32)
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_INTEGERS = ir.VectorType(_I32, LANES)
+
+
+class VectorType(types.Type):
+    """numba's type of a vector of :data:`LANES` float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"vector of {LANES} float32")
+
+
+VECTOR = VectorType()
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: VectorType) -> None:
+        super().__init__(manager, kind, _FLOATS)
+
+
+def _pointer(context, builder, kind, array, index):
+    """Where ``array[index]`` is."""
+    data = context.make_array(kind)(context, builder, array)
+    return cgutils.get_item_pointer(context, builder, kind, data, [index])
+
+
+def _spread(builder, number, kind):
+    """A vector of some kind with one number in each lane."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, _I32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(_INTEGERS, [0] * LANES))
+
+
+@intrinsic
+def spread(typing, x):
+    """Give a vector with one number in each lane."""
+
+    def code(context, builder, signature, arguments):
+        return _spread(builder, arguments[0], _FLOATS)
+
+    return VECTOR(types.float32), code
+
+
+@intrinsic
+def lanes(typing, array, index, count):
+    """Load ``array[index : index + count]``, widened to float32; zeros follow, and nothing behind it is read.
+
+    Where ``count`` is more than a vector has, it is a whole one.
+    """
+
+    def code(context, builder, signature, arguments):
+        kind = signature.args[0]
+        is_wide = isinstance(kind.dtype, types.Float)
+        row, align = ir.VectorType(ir.FloatType() if is_wide else ir.IntType(16), LANES), kind.dtype.bitwidth // 8
+        where = builder.bitcast(_pointer(context, builder, kind, *arguments[:2]), row.as_pointer())
+        count = builder.trunc(arguments[2], _I32)
+        with builder.if_else(builder.icmp_unsigned(">=", count, _I32(LANES)), likely=True) as (whole, part):
+            with whole:
+                all_of_it = builder.load(where)
+                all_of_it.align = align
+                whole_block = builder.block
+            with part:
+                mask = builder.icmp_unsigned(
+                    "<", ir.Constant(_INTEGERS, list(range(LANES))), _spread(builder, count, _INTEGERS)
+                )
+                name = f"llvm.masked.load.v{LANES}{'f32' if is_wide else 'i16'}.p0"
+                function = ir.FunctionType(row, [where.type, _I32, mask.type, row])
+                function = cgutils.get_or_insert_function(builder.module, function, name)
+                some_of_it = builder.call(function, [where, _I32(align), mask, ir.Constant(row, None)])
+                part_block = builder.block
+        loaded = builder.phi(row)
+        loaded.add_incoming(all_of_it, whole_block)
+        loaded.add_incoming(some_of_it, part_block)
+        if is_wide:
+            return loaded
+        bits = builder.shl(builder.zext(loaded, _INTEGERS), ir.Constant(_INTEGERS, [16] * LANES))
+        return builder.bitcast(bits, _FLOATS)
+
+    return VECTOR(array, types.uint64, types.uint64), code
+
+
+@intrinsic
+def store(typing, array, index, vector):
+    """Write a vector to ``array[index : index + LANES]``, float32."""
+
+    def code(context, builder, signature, arguments):
+        where = _pointer(context, builder, signature.args[0], *arguments[:2])
+        builder.store(arguments[2], builder.bitcast(where, _FLOATS.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, VECTOR), code
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """``a * b + c``, lane by lane, rounded once."""
+
+    def code(context, builder, signature, arguments):
+        function = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        function = cgutils.get_or_insert_function(builder.module, function, f"llvm.fma.v{LANES}f32")
+        return builder.call(function, arguments)
+
+    return VECTOR(VECTOR, VECTOR, VECTOR), code
+
+
+@intrinsic
+def total(typing, vector):
+    """The sum of a vector's lanes."""
+
+    def code(context, builder, signature, arguments):
+        function = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
+        function = cgutils.get_or_insert_function(builder.module, function, f"llvm.vector.reduce.fadd.v{LANES}f32")
+        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), arguments[0]], fastmath=("fast",))
+
+    return types.float32(VECTOR), code
+
+
+# --- memory that is needed soon -------------------------------------------------------------------------------------
+
+
+@intrinsic
+def prefetch_line(typing, array, index):
+    """Ask for the cache line of ``array[index]`` without waiting for it."""
+
+    def code(context, builder, signature, arguments):
+        where = _pointer(context, builder, signature.args[0], *arguments)
+        function = ir.FunctionType(ir.VoidType(), [where.type, _I32, _I32, _I32])
+        prefetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+        builder.call(prefetch, [where, _I32(0), _I32(2), _I32(1)])  # to read, into the second-level cache, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64), code
+
+
+@inlined
+def prefetch(array, first, size):
+    """Ask for the cache lines of ``array[first : first + size]``, of one dimension, without waiting for them."""
+    for i in range(u64(first), u64(first) + u64(size), u64(64 // array.itemsize)):
+        prefetch_line(array, i)
