@@ -32,8 +32,9 @@ from pagedattn_lab.attention.cpu_numbers import (
     rounded,
     spread,
     store,
-    total,
+    sum_of,
     u64,
+    vector,
 )
 
 TILE = 32
@@ -117,11 +118,7 @@ def _score(scores, query, key, at, t, group, value, values_at):
             one, two, three = u64(head) * width, u64(head + 1) * width, u64(head + 2) * width
             for d in range(u64(0), key.head_dim, u64(LANES)):
                 n = key.head_dim - d
-                a, b, c = (
-                    lanes(rows, one + d, u64(LANES)),
-                    lanes(rows, two + d, u64(LANES)),
-                    lanes(rows, three + d, u64(LANES)),
-                )
+                a, b, c = vector(rows, one + d), vector(rows, two + d), vector(rows, three + d)
                 w, x = lanes(key.memory, i + d, n), lanes(key.memory, j + d, n)
                 y, z = lanes(key.memory, k + d, n), lanes(key.memory, m + d, n)
                 a0, a1, a2, a3 = fma(a, w, a0), fma(a, x, a1), fma(a, y, a2), fma(a, z, a3)
@@ -137,7 +134,7 @@ def _score(scores, query, key, at, t, group, value, values_at):
             one, two = u64(head) * width, u64(other) * width
             for d in range(u64(0), key.head_dim, u64(LANES)):
                 n = key.head_dim - d
-                a, b = lanes(rows, one + d, u64(LANES)), lanes(rows, two + d, u64(LANES))
+                a, b = vector(rows, one + d), vector(rows, two + d)
                 w, x = lanes(key.memory, i + d, n), lanes(key.memory, j + d, n)
                 y, z = lanes(key.memory, k + d, n), lanes(key.memory, m + d, n)
                 a0, a1, a2, a3 = fma(a, w, a0), fma(a, x, a1), fma(a, y, a2), fma(a, z, a3)
@@ -150,12 +147,8 @@ def _score(scores, query, key, at, t, group, value, values_at):
 @inlined
 def _keep(scores, head, t, w, x, y, z):
     """Write down one head's scores of four tokens."""
-    scores[head, t], scores[head, t + 1], scores[head, t + 2], scores[head, t + 3] = (
-        total(w),
-        total(x),
-        total(y),
-        total(z),
-    )
+    scores[head, t], scores[head, t + 1] = sum_of(w), sum_of(x)
+    scores[head, t + 2], scores[head, t + 3] = sum_of(y), sum_of(z)
 
 
 @inlined
@@ -210,11 +203,7 @@ def _add(acc, scores, value, at, t, group, key, next_at):
                 n = value.head_dim - d
                 w, x = lanes(value.memory, i + d, n), lanes(value.memory, j + d, n)
                 y, z = lanes(value.memory, k + d, n), lanes(value.memory, m + d, n)
-                a, b, c = (
-                    lanes(rows, one + d, u64(LANES)),
-                    lanes(rows, two + d, u64(LANES)),
-                    lanes(rows, three + d, u64(LANES)),
-                )
+                a, b, c = vector(rows, one + d), vector(rows, two + d), vector(rows, three + d)
                 store(rows, one + d, fma(a3, z, fma(a2, y, fma(a1, x, fma(a0, w, a)))))
                 store(rows, two + d, fma(b3, z, fma(b2, y, fma(b1, x, fma(b0, w, b)))))
                 store(rows, three + d, fma(c3, z, fma(c2, y, fma(c1, x, fma(c0, w, c)))))
@@ -228,7 +217,7 @@ def _add(acc, scores, value, at, t, group, key, next_at):
                 n = value.head_dim - d
                 w, x = lanes(value.memory, i + d, n), lanes(value.memory, j + d, n)
                 y, z = lanes(value.memory, k + d, n), lanes(value.memory, m + d, n)
-                a, b = lanes(rows, one + d, u64(LANES)), lanes(rows, two + d, u64(LANES))
+                a, b = vector(rows, one + d), vector(rows, two + d)
                 store(rows, one + d, fma(a3, z, fma(a2, y, fma(a1, x, fma(a0, w, a)))))
                 store(rows, two + d, fma(b3, z, fma(b2, y, fma(b1, x, fma(b0, w, b)))))
             head += 2
@@ -237,12 +226,9 @@ def _add(acc, scores, value, at, t, group, key, next_at):
 @inlined
 def _weights(scores, head, t):
     """Spread one head's weights of four tokens."""
-    return (
-        spread(scores[head, t]),
-        spread(scores[head, t + 1]),
-        spread(scores[head, t + 2]),
-        spread(scores[head, t + 3]),
-    )
+    w, x = spread(scores[head, t]), spread(scores[head, t + 1])
+    y, z = spread(scores[head, t + 2]), spread(scores[head, t + 3])
+    return w, x, y, z
 
 
 # --- a thread's share, and the sum of all ---------------------------------------------------------------------------

@@ -27,7 +27,8 @@ LANES = 16 if binding.get_host_cpu_features().get("avx512f", False) else 8
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, and keep the result on disk where that is possible.
 
-    numba writes beside the function's file, or else into the user's cache.
+    numba writes beside the function's file, or else into the user's cache. It notices when that file changes, and not
+    when this one does: then remove what it wrote (``make clean``).
     """
     options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
     try:
@@ -172,6 +173,12 @@ def lanes(typing, array, index, count):
     return VECTOR(array, types.uint64, types.uint64), code
 
 
+@inlined
+def vector(array, index):
+    """Load ``array[index : index + LANES]``."""
+    return lanes(array, index, u64(LANES))
+
+
 @intrinsic
 def store(typing, array, index, vector):
     """Write a vector to ``array[index : index + LANES]``, float32."""
@@ -197,7 +204,7 @@ def fma(typing, a, b, c):
 
 
 @intrinsic
-def total(typing, vector):
+def sum_of(typing, vector):
     """The sum of a vector's lanes."""
 
     def code(context, builder, signature, arguments):
