@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pagedattn_lab.attention import backends, cascade, cpu, paged_attention
 from pagedattn_lab.attention.backends import Call, choose
 from pagedattn_lab.attention.cpu_kernel import TILE
+from pagedattn_lab.attention.cpu_numbers import LANES
 from pagedattn_lab.attention.variant import Variant
 from tests.helpers.oracle import (
     Batch,
@@ -60,6 +61,15 @@ def test_heads_and_widths(head_dim: int, value_dim: int, heads: int, kv_heads: i
     output = attend(batch)
     assert output.dtype == dtype and output.shape == (8, heads, value_dim)
     assert_matches(output, dense_attention(batch, weights_dtype=rounds_weights_to("cpu", dtype)))
+
+
+@pytest.mark.parametrize("value_dim", [1, LANES, LANES + 1, 80])
+def test_rows_of_sums_hold_whole_vectors(value_dim: int) -> None:
+    """Catches a vector written past a row's end: into the sums of another thread, or memory that is somebody else's."""
+    batch = ragged_batch([5, 40], [1, 1], block_size=16, head_dim=8, value_dim=value_dim, heads=2, kv_heads=1)
+    caches = cpu.Caches.of(batch.key_cache, batch.value_cache)
+    sums = cpu.Plan(2, caches, batch.block_tables, batch.seq_lens, batch.query_start_loc)._sums
+    assert sums[2].shape[2] % LANES == 0 and sums[2].shape[2] >= value_dim
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
