@@ -22,7 +22,7 @@ from pagedattn_lab.attention.triton_tile import finish
 from pagedattn_lab.attention.variant import PLAIN, Variant
 
 MIN_SPLIT = 256
-"""Tokens of the shortest split that pays: a split also writes and reads a partial result, 4 bytes for each element."""
+"""Tokens for each of which a split pays: it also writes and reads a partial result, 4 bytes for each element."""
 MAX_SPLITS = 64
 """Partial results that the merge takes at once."""
 WAVE = 4
@@ -32,8 +32,9 @@ WAVE = 4
 def num_splits(programs: int, max_tokens: int, multiprocessors: int) -> int:
     """Choose how many programs share a sequence.
 
-    As many as give every multiprocessor :data:`WAVE` programs, but none that has less than :data:`MIN_SPLIT` tokens to
-    read, and :data:`MAX_SPLITS` at most. A batch that fills the GPU by itself is not split: a merge would only cost.
+    As many as give every multiprocessor :data:`WAVE` programs, but no more than one for every :data:`MIN_SPLIT` tokens,
+    rounded up, and no more than :data:`MAX_SPLITS`. A batch that fills the GPU by itself is not split: a merge would
+    only cost.
 
     Args:
         programs: that there are without splitting: sequences times tiles of query heads.
