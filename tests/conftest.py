@@ -17,9 +17,10 @@ pytest.register_assert_rewrite("tests.helpers")  # before anything is imported f
 
 from tests.helpers.built import build_book, built_once  # noqa: E402
 from tests.helpers.comparisons import with_comparisons_again  # noqa: E402
+from tests.helpers.draws import ONE_IN, drawn  # noqa: E402
 
 # How long an example takes is not tested: on a busy machine any may take more than Hypothesis' 200 ms.
-hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile("untimed", deadline=None, max_examples=drawn(100))
 hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 3 if CHAPTERS in item.path.parents else 4
 
     items.sort(key=turn)
+
+
+def pytest_report_header() -> str | None:
+    """Say so where tests draw less than all."""
+    return None if ONE_IN == 1 else f"properties: one example in {ONE_IN} is drawn; make test draws all"
 
 
 class Scheduling(LoadFileScheduling):

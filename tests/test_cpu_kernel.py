@@ -19,6 +19,7 @@ from pagedattn_lab.attention import backends, cascade, cpu, paged_attention
 from pagedattn_lab.attention.backends import Call, choose
 from pagedattn_lab.attention.cpu_kernel import TILE
 from pagedattn_lab.attention.variant import Variant
+from tests.helpers.draws import drawn
 from tests.helpers.oracle import (
     Batch,
     assert_matches,
@@ -113,7 +114,7 @@ def drawn_batches(draw: st.DrawFn) -> tuple[Batch, dict[str, object]]:
 
 
 @seed(13)
-@settings(max_examples=60, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=drawn(60), suppress_health_check=list(HealthCheck), database=None)
 @given(drawn_batches(), st.integers(1, 7))
 def test_drawn_batches(drawn: tuple[Batch, dict[str, object]], threads: int) -> None:
     """Catches what no list of cases thought of: options together, prompts beside decodes, more threads than tiles."""

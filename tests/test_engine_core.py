@@ -24,6 +24,7 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.request import Request, RequestStatus
 from pagedattn_lab.studies.block_savings import Sharing
+from tests.helpers.draws import drawn
 from tests.helpers.engine import (
     INDICES,
     PROMPT,
@@ -98,7 +99,7 @@ def test_eviction_changes_no_output(index: Callable, block_size: int) -> None:
     assert manager.stats.evictions > 40 and manager.stats.hits > 40
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(
     st.sampled_from([1, 2, 3, 5]),
     st.sampled_from([*INDICES]),

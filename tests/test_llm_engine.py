@@ -22,6 +22,7 @@ from pagedattn_lab.engine.llm_engine import KV_POLICIES, LLMEngine, StepFailedEr
 from pagedattn_lab.engine.outputs import RequestOutput
 from pagedattn_lab.engine.sampling_params import SamplingParams
 from pagedattn_lab.models.prompts import encode_prompt
+from tests.helpers.draws import drawn
 from tests.helpers.engine import PROMPT, StopHereError, assert_at_rest, failing, greedy_small, poison, shuffle, small
 from tests.helpers.models import greedy
 
@@ -79,7 +80,7 @@ loads = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=drawn(150))
 @given(loads)
 def test_whatever_happens_it_says_what_the_model_says(load: dict[str, Any]) -> None:
     """Catches tokens lost, repeated or computed from other blocks: by arrivals in any order, down to the fewest blocks
