@@ -32,16 +32,16 @@ lab: setup ## open chapter 00 in JupyterLab
 PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical \
   --dist loadfile --no-loadscope-reorder --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300
 
-# For daily work: no browser, no built book, of the chapters those that differ from the main branch, and a quarter of
-# what properties draw: see tests/helpers/draws.py.
-check: lint ## check style, run unit tests, fewer property tests, doctests and changed chapters: minutes
+# For daily work: no browser, no built book, a quarter of what properties draw, and of the chapters and of the slowest
+# tests those that something changed for since the main branch: see tests/helpers/draws.py.
+check: lint ## check style, run unit tests, quick property tests, doctests and changed chapters: minutes
 	@changed=$$($(VENV_PYTHON) tools/changed_chapters.py) && \
 	  TESTS_DRAW_ONE_IN=4 $(PYTEST) --ignore=tests/browser --ignore-glob='tests/test_book_*' \
 	  tests pagedattn_lab $$changed
 
 # The tests in tests/browser skip where neither Chromium nor Chrome is installed; with REQUIRE_BROWSER=1 they fail.
 test: setup ## run unit tests, property tests, doctests, every chapter, and all of it in a browser
-	@$(PYTEST)
+	@TESTS_DRAW_ONE_IN= $(PYTEST)
 
 notebooks: setup ## execute every chapter again and store its outputs
 	@$(VENV_PYTHON) tools/notebooks.py

@@ -22,7 +22,7 @@ from pagedattn_lab.engine.llm_engine import KV_POLICIES, LLMEngine, StepFailedEr
 from pagedattn_lab.engine.outputs import RequestOutput
 from pagedattn_lab.engine.sampling_params import SamplingParams
 from pagedattn_lab.models.prompts import encode_prompt
-from tests.helpers.draws import drawn
+from tests.helpers.draws import ENGINE, drawn
 from tests.helpers.engine import PROMPT, StopHereError, assert_at_rest, failing, greedy_small, poison, shuffle, small
 from tests.helpers.models import greedy
 
@@ -147,6 +147,7 @@ def real() -> tuple[PreTrainedModel, Any, list[list[int]], list[int], list[list[
     return model, tokenizer, prompts, max_tokens, said
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize(
     "options",
     [
@@ -435,6 +436,7 @@ def test_options_that_are_refused(options: dict[str, Any], message: str) -> None
 # --- a long life ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.when_changed(*ENGINE)
 def test_five_thousand_requests() -> None:
     """Catches starvation, a leak of blocks or of Python objects, and a wrong token, in memory that always preempts.
 

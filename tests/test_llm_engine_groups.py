@@ -28,7 +28,7 @@ from pagedattn_lab.kv_layers import layer_specs
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.radix_tree import RadixTree
-from tests.helpers.draws import drawn
+from tests.helpers.draws import ENGINE, drawn
 from tests.helpers.engine import StopHereError, failing, requests_of, shuffle, small
 from tests.helpers.models import SMALL, WINDOW
 from tests.helpers.windows import (
@@ -68,6 +68,7 @@ def assert_idle(engine: LLMEngine) -> None:
     assert manager.block_pool.num_used_blocks == 0
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize(
     ("block_size", "budget", "enable_prefix_caching"),
     [(1, 1000, True), (3, 5, True), (4, 1, True), (2, 6, False), (16, 9, False)],

@@ -14,8 +14,10 @@ from pagedattn_lab.attention import paged_attention, triton_grouped, triton_spli
 from pagedattn_lab.attention.triton_prefill import prefill_attention
 from pagedattn_lab.attention.triton_split import decode_attention
 from pagedattn_lab.attention.variant import EIGHT_BIT, Variant
-from tests.helpers.draws import drawn
+from tests.helpers.draws import KERNELS, drawn
 from tests.helpers.oracle import Batch, assert_matches, dense_attention, quantized, ragged_batch, same_bits, spread
+
+pytestmark = pytest.mark.when_changed(*KERNELS)
 
 HEADS = ((4, 4), (8, 2), (9, 3), (5, 1), (32, 8), (16, 1))
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
