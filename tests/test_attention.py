@@ -33,7 +33,7 @@ def lengths(block_size: int) -> list[int]:
 
 
 @pytest.mark.when_changed(*KERNELS)
-@pytest.mark.parametrize(("head_dim", "block_size", "dtype"), pairwise(HEAD_DIMS, BLOCK_SIZES, DTYPES))
+@pytest.mark.parametrize(("head_dim", "block_size", "dtype"), pairwise(HEAD_DIMS, BLOCK_SIZES, DTYPES), ids=str)
 def test_decode_matches_oracle(head_dim: int, block_size: int, dtype: torch.dtype) -> None:
     """Catches a wrong mask, stride, rescale, look-up, or head mapping in either backend, for every supported shape."""
     seq_lens = lengths(block_size)
