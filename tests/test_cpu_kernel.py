@@ -19,7 +19,7 @@ from pagedattn_lab.attention import backends, cascade, cpu, paged_attention
 from pagedattn_lab.attention.backends import Call, choose
 from pagedattn_lab.attention.cpu_kernel import TILE
 from pagedattn_lab.attention.variant import Variant
-from tests.helpers.draws import drawn
+from tests.helpers.draws import KERNELS, drawn
 from tests.helpers.oracle import (
     Batch,
     assert_matches,
@@ -144,6 +144,7 @@ def test_what_lies_behind_the_window_is_not_read(window: int) -> None:
     assert_matches(attend(batch, sliding_window=window), expected)
 
 
+@pytest.mark.when_changed(*KERNELS)
 @pytest.mark.parametrize("flash", [cpu.FLASH, None], ids=["flash", "sdpa"])
 @pytest.mark.parametrize("has_amx", [True, False], ids=["amx", "no amx"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

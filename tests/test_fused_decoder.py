@@ -126,6 +126,7 @@ def assert_close(model: PreTrainedModel, got: torch.Tensor, expected: torch.Tens
     assert allowed < 0.01 * expected.abs().max(), "the bound would let anything pass"
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize("block_size", [1, 5, 16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_equal_those_of_the_modules(kind: str, block_size: int, weights: str) -> None:

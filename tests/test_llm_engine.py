@@ -129,9 +129,15 @@ def cached_blocks(engine: LLMEngine) -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[PreTrainedModel, Any, list[list[int]], list[int], list[list[int]]]:
+def loaded() -> tuple[PreTrainedModel, Any]:
+    """The book's model."""
+    return models.load(dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def real(loaded: tuple) -> tuple[PreTrainedModel, Any, list[list[int]], list[int], list[list[int]]]:
     """The book's model, 64 ragged pieces of real text, and what transformers lets it say after each."""
-    model, tokenizer = models.load(dtype=torch.float32)
+    model, tokenizer = loaded
     text = encode_prompt(tokenizer, str(models.load.__doc__) + str(LLMEngine.__doc__))
     rng = random.Random(5)
     lens = [rng.choice([rng.randint(1, 12), rng.randint(12, 60)]) for _ in range(64)]
@@ -208,17 +214,17 @@ def test_outputs_of_one_prompt_share_its_blocks() -> None:
     assert [one.token_ids for one in again.outputs] == [one.token_ids for one in output.outputs]
 
 
-def test_a_text_that_is_none(real: tuple) -> None:
+def test_a_text_that_is_none(loaded: tuple) -> None:
     """Catches half a character that ends in the tokenizer's own error."""
-    engine = LLMEngine(*real[:2], num_blocks=60)
+    engine = LLMEngine(*loaded, num_blocks=60)
     with pytest.raises(ValueError, match="is no text: surrogates not allowed"):
         engine.add_request("Ada", "\ud800")
     assert_idle(engine)
 
 
-def test_text_and_how_it_ended(real: tuple) -> None:
+def test_text_and_how_it_ended(loaded: tuple) -> None:
     """Catches text that is not that of the tokens, a stop string left in it, an end that is not told."""
-    model, tokenizer, *_ = real
+    model, tokenizer = loaded
     engine = LLMEngine(model, tokenizer, num_blocks=60)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Say: one, two, three."}], add_generation_prompt=True, tokenize=False
