@@ -33,6 +33,7 @@ TO_COME = {"11"} - {path.stem[:2] for path in CHAPTERS}
 each = pytest.mark.parametrize("number", ALL)
 
 
+@pytest.mark.when_changed(*LIBRARY)
 @each
 def test_two_independent_answers_pass(number: str) -> None:
     """Catches a check that nobody can satisfy, and one that wants its own way of doing it."""

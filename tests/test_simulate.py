@@ -26,7 +26,7 @@ from pagedattn_lab.studies.paper import A100_OPT_13B
 from pagedattn_lab.studies.report import MOST_SAMPLES, Report
 from pagedattn_lab.studies.simulate import simulate
 from pagedattn_lab.workloads import TraceRequest
-from tests.helpers.draws import drawn
+from tests.helpers.draws import LIBRARY, drawn
 from tests.helpers.oracle_simulate import Blocks, Result, Strip, serve
 
 SCHEMES = ("max", "pow2", "oracle", "oracle, first fit", "paged")
@@ -186,6 +186,7 @@ def test_same_as_step_by_step_where_requests_are_preempted(case: dict) -> None:
     compare_step_by_step(case, least_preemptions=2)
 
 
+@pytest.mark.when_changed(*LIBRARY)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("rate", [math.inf, 2.0])
 def test_same_as_step_by_step_at_the_papers_size(scheme: str, rate: float) -> None:
