@@ -27,18 +27,21 @@ lab: setup ## open chapter 00 in JupyterLab
 	  --LabApp.default_url=/lab/tree/chapters/00_start_here.ipynb $(LAB_ARGS)
 
 # Workers with two torch threads each would fight over the cores. tests/conftest.py puts what is slow first and says
-# which tests stay on one worker: those of one file, and of one notebook.
-PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --dist loadfile --no-loadscope-reorder \
-  --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300
+# which tests stay on one worker: those of one file, and of one notebook. Where bytecode is not to be written, as some
+# containers have it, each worker, and each Python that a test starts, would compile every file of the project again.
+PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical \
+  --dist loadfile --no-loadscope-reorder --doctest-modules --nbval --nbval-current-env --nbval-cell-timeout=300
 
-# For daily work: no browser, no built book, and of the chapters those that differ from the main branch.
-check: lint ## check style, run unit tests, property tests, doctests and changed chapters: minutes
+# For daily work: no browser, no built book, a quarter of what properties draw, and of the chapters and of the slowest
+# tests those that something changed for since the main branch: see tests/helpers/draws.py.
+check: lint ## check style, run unit tests, quick property tests, doctests and changed chapters: minutes
 	@changed=$$($(VENV_PYTHON) tools/changed_chapters.py) && \
-	  $(PYTEST) --ignore=tests/browser --ignore-glob='tests/test_book_*' tests pagedattn_lab $$changed
+	  TESTS_DRAW_ONE_IN=4 $(PYTEST) --ignore=tests/browser --ignore-glob='tests/test_book_*' \
+	  tests pagedattn_lab $$changed
 
 # The tests in tests/browser skip where neither Chromium nor Chrome is installed; with REQUIRE_BROWSER=1 they fail.
 test: setup ## run unit tests, property tests, doctests, every chapter, and all of it in a browser
-	@$(PYTEST)
+	@TESTS_DRAW_ONE_IN= $(PYTEST)
 
 notebooks: setup ## execute every chapter again and store its outputs
 	@$(VENV_PYTHON) tools/notebooks.py

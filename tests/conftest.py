@@ -17,9 +17,10 @@ pytest.register_assert_rewrite("tests.helpers")  # before anything is imported f
 
 from tests.helpers.built import build_book, built_once  # noqa: E402
 from tests.helpers.comparisons import with_comparisons_again  # noqa: E402
+from tests.helpers.draws import ONE_IN, drawn, leave_out  # noqa: E402
 
 # How long an example takes is not tested: on a busy machine any may take more than Hypothesis' 200 ms.
-hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile("untimed", deadline=None, max_examples=drawn(100))
 hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The very first has the book built. While one worker does that, the others have what needs no book.
     """
     items[:] = with_comparisons_again(items)
+    for item in items:
+        leave_out(item)
     of_the_book = {item.path for item in items if "site" in getattr(item, "fixturenames", ())}
 
     def turn(item: pytest.Item) -> int:
@@ -46,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=turn)
 
 
+def pytest_report_header() -> str | None:
+    """Say so where less than all is tested."""
+    less = f"one example in {ONE_IN} is drawn, and slow tests of what is as on the main branch are skipped"
+    return None if ONE_IN == 1 else f"daily work: {less}; make test has all"
+
+
 class Scheduling(LoadFileScheduling):
     """Keeps on one worker the tests of a file, or in a browser those of one chapter in it."""
 
@@ -55,8 +64,11 @@ class Scheduling(LoadFileScheduling):
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores: those with a browser wait for it, and for kernels, much of their time."""
-    return (os.cpu_count() or 1) + 1
+    """One worker more than cores: those with a browser wait for it, and for kernels, much of their time.
+
+    Daily work has no browser, and each worker more would collect all tests once more.
+    """
+    return (os.cpu_count() or 1) + (ONE_IN == 1)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:

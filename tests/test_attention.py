@@ -10,6 +10,7 @@ import torch
 
 from pagedattn_lab.attention import paged_attention
 from pagedattn_lab.attention.triton_decode import triton_attention
+from tests.helpers.draws import KERNELS, pairwise
 from tests.helpers.oracle import (
     assert_matches,
     dense_attention,
@@ -31,9 +32,8 @@ def lengths(block_size: int) -> list[int]:
     return sorted({1, max(1, block_size - 1), block_size, 2 * block_size + 3, 141})
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.when_changed(*KERNELS)
+@pytest.mark.parametrize(("head_dim", "block_size", "dtype"), pairwise(HEAD_DIMS, BLOCK_SIZES, DTYPES), ids=str)
 def test_decode_matches_oracle(head_dim: int, block_size: int, dtype: torch.dtype) -> None:
     """Catches a wrong mask, stride, rescale, look-up, or head mapping in either backend, for every supported shape."""
     seq_lens = lengths(block_size)

@@ -16,6 +16,7 @@ from pagedattn_lab.engine.core import EngineCore
 from pagedattn_lab.engine.sampling import Decoded
 from pagedattn_lab.request import Request
 from pagedattn_lab.studies.block_savings import Sharing
+from tests.helpers.draws import ENGINE
 from tests.helpers.engine import PROMPT, VOCAB, engine_of, requests_of, shuffle, small
 from tests.helpers.models import assert_scores_close, greedy, log_probs_of, tiny, transformers_beams
 
@@ -40,6 +41,7 @@ def assert_beams_equal(
     return decoded
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize("block_size", [1, 3, 4, 16])
 def test_beams_equal_transformers(block_size: int, early_stopping: bool | str) -> None:
@@ -92,6 +94,7 @@ def real() -> tuple[PreTrainedModel, Callable[[str], list[int]], set[int]]:
     return model, functools.partial(models.encode_prompt, tokenizer), models.stop_token_ids(model, tokenizer)
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize(
     ("num_beams", "length_penalty", "early_stopping"), [(2, 1.0, False), (6, 2.0, "never")], ids=["two", "six"]
 )

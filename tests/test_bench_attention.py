@@ -10,6 +10,9 @@ import torch
 
 from pagedattn_lab.bench import attention, attention_gpu, step
 from pagedattn_lab.cli import main
+from tests.helpers.draws import BENCH
+
+pytestmark = pytest.mark.when_changed(*BENCH)
 
 SMALL = attention.Case("four sequences", (40, 7, 1, 33), 6, 2, 16)
 EQUAL = attention.Case("two equal sequences", (32, 32), 4, 2, 16)

@@ -19,6 +19,9 @@ from pagedattn_lab.bench import engine, peers
 from pagedattn_lab.bench.serving import Load, Served, make_load
 from pagedattn_lab.cli import main
 from pagedattn_lab.engine.llm_engine import LLMEngine
+from tests.helpers.draws import BENCH
+
+pytestmark = pytest.mark.when_changed(*BENCH)
 
 LOAD = Load(((7, 8, 9), (3,), (4, 5), (6, 7, 8, 9, 3)), (5, 2, 1, 3))
 

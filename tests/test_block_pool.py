@@ -14,6 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from pagedattn_lab import block_pool
 from pagedattn_lab.block_pool import BlockPool, FreeBlockQueue, KVCacheBlock, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
+from tests.helpers.draws import drawn
 
 NUM_BLOCKS, BLOCK_SIZE = 12, 4
 
@@ -212,7 +213,7 @@ class PoolAndTables(RuleBasedStateMachine):
             assert table.slot_mapping() == slots
 
 
-PoolAndTables.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+PoolAndTables.TestCase.settings = settings(max_examples=drawn(150), stateful_step_count=40)
 TestPoolAndTables = PoolAndTables.TestCase
 TestPoolAndTables.__doc__ = "Catches leaks, double hand-outs, wrong free order, wrong counts, and half-done refusals."
 

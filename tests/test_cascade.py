@@ -27,6 +27,7 @@ from pagedattn_lab.attention.shared_prefix import SharedPrefix, shared_prefixes
 from pagedattn_lab.attention.variant import Variant
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable
+from tests.helpers.draws import KERNELS
 from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch, rounds_weights_to
 
 
@@ -188,6 +189,7 @@ def test_on_a_gpu_a_prompt_takes_no_part(device: str, num_tokens: int) -> None:
     assert len(tokens) == num_tokens
 
 
+@pytest.mark.when_changed(*KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("flash", [cascade.FLASH, None], ids=["flash", "sdpa"])
 @pytest.mark.parametrize("has_amx", [True, False], ids=["amx", "no amx"])

@@ -20,8 +20,11 @@ from pagedattn_lab.exercises.ch08_merge_problem import OFFSETS, MergeProblem
 from pagedattn_lab.exercises.ch08_write_problem import WriteProblem
 from pagedattn_lab.exercises.problems import Outcome
 from tests.helpers.chapters import CHAPTERS
+from tests.helpers.draws import KERNELS, drawn
 from tests.helpers.second_solutions import SECOND
 from tools import notebooks
+
+pytestmark = pytest.mark.when_changed("pagedattn_lab/exercises/", "pagedattn_lab/viz/", *KERNELS)
 
 GROUP, MERGE, WRITE = (
     replace(exercise, number="") for exercise in (ch08.one_read_decode, ch08.merge_splits, ch08.quantised_write)
@@ -73,7 +76,7 @@ PROBLEMS = {"08.1": group_problems(), "08.2": merge_problems(), "08.3": write_pr
 
 
 @each
-@settings(max_examples=12, derandomize=True)
+@settings(max_examples=drawn(12), derandomize=True)
 @given(data=st.data())
 def test_right_kernels_are_right_on_any_problem(number: str, data: st.DataObject) -> None:
     """Catches a right answer that is right on the exercise's own cases only, or that is told to touch too much."""

@@ -25,6 +25,7 @@ from pagedattn_lab.studies.hit_rates import POLICIES
 from pagedattn_lab.workloads import WORKLOADS, load_trace
 from pagedattn_lab.workloads.conversations import SHARED_WORKLOADS
 from tests.helpers.cli import AZURE, MOONCAKE, assert_one_line, report_of, strictly
+from tests.helpers.draws import LIBRARY
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
 SMOLLM2 = KVShape(30, 3, 64, "float32")
@@ -215,6 +216,7 @@ def by_default() -> dict[str, Any]:
     return strictly(printed[0]) | {"text": printed[1]}
 
 
+@pytest.mark.when_changed(*LIBRARY)
 def test_waste_lands_where_the_paper_did(by_default: dict[str, Any]) -> None:
     """Catches an allocator or a load that no longer shows what the paper saw."""
     rows = by_default["allocators"]

@@ -13,6 +13,9 @@ import pytest
 from pagedattn_lab.cli import main
 from pagedattn_lab.compile_report import TARGETS, compile_kernel
 from tests.helpers.cli import assert_one_line, report_of, strictly
+from tests.helpers.draws import COMPILER
+
+pytestmark = pytest.mark.when_changed(*COMPILER)
 
 FIELDS = {
     "kernel", "function", "target", "dtype", "head_dim", "heads", "block_size", "num_warps", "registers", "spill_bytes",

@@ -26,7 +26,10 @@ from pagedattn_lab.attention.launch import kept_launches, launch
 from pagedattn_lab.compile_report import TARGETS, Report, compile_kernel, compile_launch, read
 from pagedattn_lab.kernels import KERNELS, Batch, keep_launch
 from pagedattn_lab.occupancy import MULTIPROCESSORS
+from tests.helpers.draws import COMPILER
 from tests.helpers.triton_state import attributes
+
+pytestmark = pytest.mark.when_changed(*COMPILER)
 
 CUDA = [target for target in TARGETS if target.startswith("sm_")]
 LAYER = ("bfloat16", 128, 32, 8, 16)

@@ -18,6 +18,7 @@ from pagedattn_lab.baselines.contiguous import (
     oracle,
 )
 from pagedattn_lab.baselines.strip import Buddy, FirstFit, Region
+from tests.helpers.draws import drawn
 from tests.helpers.ledger import Ledger
 
 MAX_MODEL_LEN = 20
@@ -148,7 +149,7 @@ class ContiguousLedger(Ledger):
         assert list(self.allocator.reservations.values()) == [run[0] for run in self.running]
 
 
-ContiguousLedger.TestCase.settings = settings(max_examples=200, stateful_step_count=30)
+ContiguousLedger.TestCase.settings = settings(max_examples=drawn(200), stateful_step_count=30)
 TestLedger = ContiguousLedger.TestCase
 TestLedger.__doc__ = "Catches a slot counted twice, as the wrong kind or not at all, a leak, and half-done refusals."
 

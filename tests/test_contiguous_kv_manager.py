@@ -12,6 +12,7 @@ from pagedattn_lab.baselines.contiguous import Reservation, max_length, next_pow
 from pagedattn_lab.baselines.kv_manager import ContiguousKVCacheManager
 from pagedattn_lab.engine.scheduler import Scheduler
 from pagedattn_lab.request import Request, RequestStatus
+from tests.helpers.draws import drawn
 
 MAX_MODEL_LEN = 12
 
@@ -139,7 +140,7 @@ class Runs(RuleBasedStateMachine):
 
 
 TestRuns = Runs.TestCase
-TestRuns.settings = settings(max_examples=150, stateful_step_count=40)
+TestRuns.settings = settings(max_examples=drawn(150), stateful_step_count=40)
 TestRuns.__doc__ = "Catches runs that overlap, move or are too short, and an account that chapter 02 would refuse."
 
 

@@ -20,6 +20,7 @@ from pagedattn_lab.attention.backends import Call, choose
 from pagedattn_lab.attention.cpu_kernel import TILE
 from pagedattn_lab.attention.cpu_numbers import LANES
 from pagedattn_lab.attention.variant import Variant
+from tests.helpers.draws import KERNELS, drawn
 from tests.helpers.oracle import (
     Batch,
     assert_matches,
@@ -123,7 +124,7 @@ def drawn_batches(draw: st.DrawFn) -> tuple[Batch, dict[str, object]]:
 
 
 @seed(13)
-@settings(max_examples=60, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=drawn(60), suppress_health_check=list(HealthCheck), database=None)
 @given(drawn_batches(), st.integers(1, 7))
 def test_drawn_batches(drawn: tuple[Batch, dict[str, object]], threads: int) -> None:
     """Catches what no list of cases thought of: options together, prompts beside decodes, more threads than tiles."""
@@ -153,6 +154,7 @@ def test_what_lies_behind_the_window_is_not_read(window: int) -> None:
     assert_matches(attend(batch, sliding_window=window), expected)
 
 
+@pytest.mark.when_changed(*KERNELS)
 @pytest.mark.parametrize("flash", [cpu.FLASH, None], ids=["flash", "sdpa"])
 @pytest.mark.parametrize("has_amx", [True, False], ids=["amx", "no amx"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

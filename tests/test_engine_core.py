@@ -24,6 +24,7 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.request import Request, RequestStatus
 from pagedattn_lab.studies.block_savings import Sharing
+from tests.helpers.draws import ENGINE, drawn
 from tests.helpers.engine import (
     INDICES,
     PROMPT,
@@ -98,7 +99,7 @@ def test_eviction_changes_no_output(index: Callable, block_size: int) -> None:
     assert manager.stats.evictions > 40 and manager.stats.hits > 40
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(
     st.sampled_from([1, 2, 3, 5]),
     st.sampled_from([*INDICES]),
@@ -301,6 +302,7 @@ def said(real: tuple) -> tuple[list[list[int]], list[list[int]]]:
     return prompts, [output[0, len(prompt) :].tolist() for output, prompt in zip(outputs, prompts, strict=True)]
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
 def test_the_real_model_says_the_same_with_a_cache(real: tuple, said: tuple, index: Callable) -> None:
     """Catches what random weights hide, in requests that start in one step."""
@@ -312,6 +314,7 @@ def test_the_real_model_says_the_same_with_a_cache(real: tuple, said: tuple, ind
     assert_at_rest(manager)
 
 
+@pytest.mark.when_changed(*ENGINE)
 def test_the_real_model_says_the_same_under_pressure_and_when_forked(real: tuple, said: tuple) -> None:
     """Catches what random weights hide when blocks are evicted, and when a prompt's last block is copied."""
     (model, _, stop), (prompts, expected) = real, said

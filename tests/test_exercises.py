@@ -20,6 +20,7 @@ import torch
 from pagedattn_lab import exercises
 from pagedattn_lab.exercises import Exercise, catalogue, ch01, ch03, ch04, ch05, ch07
 from tests.helpers.chapters import CHAPTERS
+from tests.helpers.draws import LIBRARY
 from tests.helpers.second_solutions import SECOND
 from tools import notebooks
 
@@ -32,6 +33,7 @@ TO_COME = {"11"} - {path.stem[:2] for path in CHAPTERS}
 each = pytest.mark.parametrize("number", ALL)
 
 
+@pytest.mark.when_changed(*LIBRARY)
 @each
 def test_two_independent_answers_pass(number: str) -> None:
     """Catches a check that nobody can satisfy, and one that wants its own way of doing it."""
@@ -40,6 +42,7 @@ def test_two_independent_answers_pass(number: str) -> None:
         assert verdict.passed and not verdict.remarks, verdict
 
 
+@pytest.mark.when_changed(*LIBRARY)
 @each
 def test_a_right_answer_has_time_to_spare(number: str) -> None:
     """Catches cases that take so long that a slower machine would stop a right answer."""
@@ -77,6 +80,7 @@ def test_a_stub_is_not_attempted(number: str) -> None:
     assert verdict.passed is None and verdict.message.startswith("Not attempted")
 
 
+@pytest.mark.when_changed(*LIBRARY)
 @pytest.mark.parametrize(("number", "mistake"), [(number, wrong) for number in ALL for wrong in ALL[number].wrong])
 def test_wrong_answers_are_rejected_by_name(number: str, mistake: str) -> None:
     """Catches cases too weak to see a mistake, or to tell it from another one."""

@@ -35,6 +35,7 @@ from pagedattn_lab.studies.fleet import (
 )
 from pagedattn_lab.studies.hit_rates import measure
 from pagedattn_lab.workloads import TraceRequest
+from tests.helpers.draws import drawn
 from tests.helpers.oracle_fleet import serve_fleet
 
 BLOCK_SIZE = 4
@@ -82,7 +83,7 @@ class LowestOfLeast:
         return min(alive, key=fleet.load)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=drawn(150), deadline=None)
 @given(
     requests=request_lists(),
     num_replicas=st.integers(1, 3),
@@ -134,7 +135,7 @@ def test_equals_a_simulation_that_takes_every_step(
     assert [event.time for event in events] == sorted(event.time for event in events)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=drawn(100), deadline=None)
 @given(requests=request_lists(40), num_blocks=st.integers(1, 30), router=st.sampled_from(sorted(ROUTERS)))
 def test_one_replica_finds_what_hits_finds(requests: list[FleetRequest], num_blocks: int, router: str) -> None:
     """Catches a cache that differs from the one that ``hits`` measures, and tokens of refused requests forgotten."""
@@ -166,7 +167,7 @@ def test_mean_response_is_that_of_queueing_theory() -> None:
     assert abs(statistics.mean(runs) - 2.0) < half_width
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=drawn(150), deadline=None)
 @given(
     requests=request_lists(40),
     router=st.sampled_from(sorted(ROUTERS)),

@@ -31,9 +31,10 @@ from pagedattn_lab.studies.fleet.cache import ReplicaCache
 from pagedattn_lab.studies.hit_rates import BlockCache
 from pagedattn_lab.workloads import TraceRequest
 from pagedattn_lab.workloads.conversations import chat, hashed
+from tests.helpers.draws import drawn
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=drawn(300), deadline=None)
 @given(
     num_blocks=st.none() | st.integers(1, 14),
     prompts=st.lists(
@@ -172,7 +173,7 @@ def test_equals_are_drawn_alike() -> None:
         )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=drawn(100), deadline=None)
 @given(data=st.data(), num_replicas=st.integers(1, 12))
 def test_least_loaded_is_least(data: st.DataObject, num_replicas: int) -> None:
     """Catches a set of replicas by load that is not kept up, and one that is never drawn among equals."""
@@ -267,7 +268,7 @@ def test_sessions_are_told_from_hashes() -> None:
         list(log_requests([TraceRequest(0.0, 20, 1)], 16))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=drawn(100), deadline=None)
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99, 1.0]))
 def test_quantiles_are_within_half_a_percent(durations: list[float], level: float) -> None:
     """Catches a rank that is off by one, and buckets that are too wide."""

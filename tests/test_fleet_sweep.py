@@ -24,6 +24,7 @@ from pagedattn_lab.studies.fleet import chat_requests, simulate
 from pagedattn_lab.studies.fleet.cluster import Cluster, ClusterLostError, _Workers
 from pagedattn_lab.studies.fleet.sweep import Point, PointFailedError, grid, run_point, sweep
 from tests.helpers.cli import MOONCAKE
+from tests.helpers.draws import drawn
 from tests.helpers.fleet import NUM_REQUESTS, Deadly, Meeting, Raising, Trailing, Waiting, runs
 
 POINTS = grid(router=["round-robin", "two-choices", "prefix-load"], num_replicas=2, num_blocks=[50, 400], seed=[0, 1])
@@ -137,7 +138,7 @@ def test_a_router_of_ones_own_is_new_for_each_point(cluster: Cluster, tmp_path: 
     assert len(runs(tmp_path)) == 3 * len(points)
 
 
-@settings(max_examples=30)
+@settings(max_examples=drawn(30))
 @given(st.permutations(["router", "num_replicas", "seed"]), st.lists(st.integers(1, 9), min_size=1, max_size=3))
 def test_grid_is_every_choice_once(names: list[str], values: list[int]) -> None:
     """Catches a combination that is missing or doubled, and an order that does not follow the lists."""

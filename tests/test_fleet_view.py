@@ -20,6 +20,7 @@ from pagedattn_lab.viz import fleet as view
 from pagedattn_lab.viz.fleet import fleet_pictures, fleet_player
 from pagedattn_lab.viz.fleet_replay import SHARED, FleetStep, fleet_steps
 from pagedattn_lab.viz.player import Player
+from tests.helpers.draws import drawn
 from tests.helpers.fleets import BLOCK_SIZE, SYSTEM, SmallFleet
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -102,7 +103,7 @@ def words_of(alt: str) -> dict[int, str]:
 
 
 @given(fleets)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=drawn(60))
 def test_steps_stand_where_the_fleet_stood(fleet: SmallFleet) -> None:
     """Catches a request in the wrong queue, a block that stays after an eviction or a failure, and wrong owners."""
     for step, counted in steps_of(fleet):
@@ -118,7 +119,7 @@ def test_steps_stand_where_the_fleet_stood(fleet: SmallFleet) -> None:
 
 
 @given(fleets)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=drawn(60))
 def test_imbalance_is_work_over_the_mean(fleet: SmallFleet) -> None:
     """Catches work counted while nothing runs, or lost with a failure."""
     for step, counted in steps_of(fleet):
@@ -136,7 +137,7 @@ def test_imbalance_is_work_over_the_mean(fleet: SmallFleet) -> None:
 
 
 @given(fleets)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=drawn(40))
 def test_pictures_show_the_fleet(fleet: SmallFleet) -> None:
     """Catches a chip in another's queue, a piece of the wrong length or mark, and a fill that is not their sum."""
     steps = steps_of(fleet)[: view.MOST_STEPS]
@@ -170,7 +171,7 @@ def test_pictures_show_the_fleet(fleet: SmallFleet) -> None:
 
 
 @given(fleets)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=drawn(40))
 def test_words_say_the_same(fleet: SmallFleet) -> None:
     """Catches alt text that tells another state, and figures that are another step's."""
     steps = steps_of(fleet)[: view.MOST_STEPS]

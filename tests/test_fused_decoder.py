@@ -19,6 +19,7 @@ from pagedattn_lab.engine.sampling import generate_greedily
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.models import fused_decoder
 from pagedattn_lab.models.support import UnsupportedModelError
+from tests.helpers.draws import ENGINE
 from tests.helpers.engine import requests_of, shuffle
 from tests.helpers.models import tiny
 
@@ -125,6 +126,7 @@ def assert_close(model: PreTrainedModel, got: torch.Tensor, expected: torch.Tens
     assert allowed < 0.01 * expected.abs().max(), "the bound would let anything pass"
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize("block_size", [1, 5, 16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_equal_those_of_the_modules(kind: str, block_size: int, weights: str) -> None:
@@ -297,6 +299,7 @@ def test_an_unknown_forward_is_refused() -> None:
     assert ModelRunner(tiny("llama"), 8, 4, forward="auto").forward == "fused"
 
 
+@pytest.mark.when_changed(*ENGINE)
 def test_greedy_tokens_of_the_real_model_equal_generate() -> None:
     """Catches an error too small for a toy: 24 tokens of several prompts, computed in one batch."""
     model, tokenizer = models.load()

@@ -17,6 +17,7 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.prefix_cache import block_hashes
 from pagedattn_lab.radix_tree import RadixTree
 from pagedattn_lab.request import Request
+from tests.helpers.draws import drawn
 
 Slot = tuple[str | None, tuple[int, ...]] | None
 """What a slot holds: the salt and all tokens up to its own, as keys and values depend on them; ``None`` is poison."""
@@ -281,7 +282,7 @@ class Tiered(RuleBasedStateMachine):
 
 
 TestTiered = Tiered.TestCase
-TestTiered.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestTiered.settings = settings(max_examples=drawn(150), stateful_step_count=40, deadline=None)
 TestTiered.__doc__ = (
     "Catches anything read that was not written there, a block lost or kept in two places, and a router misled."
 )

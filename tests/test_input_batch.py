@@ -15,6 +15,7 @@ from pagedattn_lab.attention.metadata import AttentionMetadata, attention_metada
 from pagedattn_lab.block_pool import BlockPool
 from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.input_batch import InputBatch
+from tests.helpers.draws import drawn
 
 TENSORS = ("block_tables", "seq_lens", "query_start_loc", "slot_mapping", "positions")
 
@@ -32,7 +33,7 @@ def assert_same(got: AttentionMetadata, expected: AttentionMetadata) -> None:
             assert all(map(torch.equal, one, other))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 5))
 def test_a_step_is_laid_out_as_from_nothing(seed: int, num_rows: int, block_size: int) -> None:
     """Catches a row that keeps a block which a copy replaced, blocks of a table that was released and fills up again,
@@ -133,7 +134,7 @@ def test_a_step_that_cannot_be_is_refused() -> None:
             batch.prepare(tables, query_lens)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=drawn(40), deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(2, 3), st.integers(1, 4))
 def test_groups_are_laid_out_as_each_by_itself(seed: int, block_size: int, num_groups: int, num_rows: int) -> None:
     """Catches the page table or the slots of another group, and a row that one group takes from another in a step."""

@@ -27,9 +27,12 @@ from pagedattn_lab.exercises.problems import Outcome
 from pagedattn_lab.exercises.touched import watched
 from pagedattn_lab.viz import Picture
 from tests.helpers.chapters import CHAPTERS
+from tests.helpers.draws import KERNELS, drawn
 from tests.helpers.second_solutions import SECOND
 from tests.helpers.triton_state import attributes
 from tools import notebooks
+
+pytestmark = pytest.mark.when_changed("pagedattn_lab/exercises/", "pagedattn_lab/viz/", *KERNELS)
 
 GROUPED, WINDOWED, PADDED = (
     replace(exercise, number="") for exercise in (ch07.grouped_decode, ch07.windowed_decode, ch07.padded_decode)
@@ -50,7 +53,7 @@ def _copy(out_ptr, in_ptr, at_ptr, N: tl.constexpr):
     tl.store(out_ptr + at, tl.load(in_ptr + at), mask=at % 2 == 0)
 
 
-@settings(max_examples=25, derandomize=True)
+@settings(max_examples=drawn(25), derandomize=True)
 @given(
     at=st.lists(st.integers(-6, 13) | st.integers(-(2**31), 2**31 - 1), min_size=8, max_size=8),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64]),
@@ -227,7 +230,7 @@ def problems(number: str) -> st.SearchStrategy[Problem]:
 
 
 @each
-@settings(max_examples=8, derandomize=True)
+@settings(max_examples=drawn(8), derandomize=True)
 @given(data=st.data())
 def test_right_kernels_are_right_on_any_ragged_batch(number: str, data: st.DataObject) -> None:
     """Catches a right answer that is right on the exercise's own cases only, or that is told to touch too much."""

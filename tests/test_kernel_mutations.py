@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from pagedattn_lab.attention import triton_decode
+from tests.helpers.draws import KERNELS
 from tests.helpers.mutants import load
 from tests.helpers.oracle import Batch, assert_matches, dense_attention, ragged_batch, spread
+
+pytestmark = pytest.mark.when_changed(*KERNELS)
 
 SOURCE = Path(triton_decode.__file__).read_text()
 

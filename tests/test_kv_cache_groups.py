@@ -29,6 +29,7 @@ from pagedattn_lab.kv_cache_specs import (
     RequestLimits,
     SlidingWindowSpec,
 )
+from tests.helpers.draws import drawn
 
 FULL = FullAttentionSpec(16, 8, 128, "bfloat16")
 WINDOW = SlidingWindowSpec(16, 8, 128, "bfloat16", sliding_window=1024)
@@ -321,7 +322,7 @@ def test_more_memory_never_holds_less(
         assert less.max_concurrency <= greater.max_concurrency
 
 
-@settings(max_examples=200)
+@settings(max_examples=drawn(200))
 @given(models(), LIMITS, st.integers(-2, 3), st.integers(-1, 1))
 def test_the_check_agrees_with_the_capacity(
     model: dict[str, KVCacheSpec], limits: RequestLimits, spare: int, rest: int

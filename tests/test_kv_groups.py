@@ -27,6 +27,7 @@ from pagedattn_lab.kv_groups import GroupedKVCacheManager
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.prefix_cache import block_hashes, hash_and_group
 from pagedattn_lab.request import Request, RequestStatus
+from tests.helpers.draws import drawn
 
 
 def full(block_size: int) -> FullAttentionSpec:
@@ -253,7 +254,7 @@ class Groups(RuleBasedStateMachine):
 
 
 TestGroups = Groups.TestCase
-TestGroups.settings = settings(deadline=None, max_examples=150, stateful_step_count=40)
+TestGroups.settings = settings(deadline=None, max_examples=drawn(150), stateful_step_count=40)
 TestGroups.__doc__ = """Catches a leak, a double free, a shared block written to, a hit that is not the longest, a slot
 that is read and holds something else, and a window that keeps more than it may."""
 

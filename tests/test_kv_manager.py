@@ -16,6 +16,7 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.prefix_cache import HashIndex, PrefixCacheStats, block_hashes
 from pagedattn_lab.radix_tree import RadixTree
 from pagedattn_lab.request import Request
+from tests.helpers.draws import drawn
 from tests.helpers.oracle_blocks import Contents, Extra, PlainBlocks, PlainTable
 
 STEMS = ([0] * 60, [0, 1] * 30, [0] * 21 + [1] * 39)
@@ -329,7 +330,7 @@ class ManagerAndForks(RuleBasedStateMachine):
 
 
 TestManagerAndForks = ManagerAndForks.TestCase
-TestManagerAndForks.settings = settings(max_examples=150, stateful_step_count=40)
+TestManagerAndForks.settings = settings(max_examples=drawn(150), stateful_step_count=40)
 TestManagerAndForks.__doc__ = "Catches anything that lets a sequence read what it did not write: see the invariants."
 
 

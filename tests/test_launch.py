@@ -20,6 +20,7 @@ from triton.runtime import interpreter
 from pagedattn_lab.attention import paged_attention, triton_decode
 from pagedattn_lab.attention.launch import kept_launches, launch
 from tests.helpers import kernels
+from tests.helpers.draws import COMPILER
 from tests.helpers.oracle import ragged_batch, same_bits
 from tests.helpers.triton_state import attributes
 
@@ -260,6 +261,7 @@ def launched_source(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head_di
     return ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constexprs.items()})
 
 
+@pytest.mark.when_changed(*COMPILER)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 80, 256])
 @pytest.mark.parametrize("target", TARGETS)
@@ -276,6 +278,7 @@ def test_kernel_compiles_without_a_gpu(
         assert "ld.global" in compiled.asm["ptx"]
 
 
+@pytest.mark.when_changed(*COMPILER)
 @pytest.mark.parametrize("wide", [False, True])
 def test_offsets_are_64_bits_when_compiled(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
     """Catches an index times a stride in 32 bits, which the interpreter need not share, and 64-bit strides refused."""

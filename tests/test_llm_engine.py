@@ -22,6 +22,7 @@ from pagedattn_lab.engine.llm_engine import KV_POLICIES, LLMEngine, StepFailedEr
 from pagedattn_lab.engine.outputs import RequestOutput
 from pagedattn_lab.engine.sampling_params import SamplingParams
 from pagedattn_lab.models.prompts import encode_prompt
+from tests.helpers.draws import ENGINE, drawn
 from tests.helpers.engine import PROMPT, StopHereError, assert_at_rest, failing, greedy_small, poison, shuffle, small
 from tests.helpers.models import greedy
 
@@ -79,7 +80,7 @@ loads = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=drawn(150))
 @given(loads)
 def test_whatever_happens_it_says_what_the_model_says(load: dict[str, Any]) -> None:
     """Catches tokens lost, repeated or computed from other blocks: by arrivals in any order, down to the fewest blocks
@@ -128,9 +129,15 @@ def cached_blocks(engine: LLMEngine) -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[PreTrainedModel, Any, list[list[int]], list[int], list[list[int]]]:
+def loaded() -> tuple[PreTrainedModel, Any]:
+    """The book's model."""
+    return models.load(dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def real(loaded: tuple) -> tuple[PreTrainedModel, Any, list[list[int]], list[int], list[list[int]]]:
     """The book's model, 64 ragged pieces of real text, and what transformers lets it say after each."""
-    model, tokenizer = models.load(dtype=torch.float32)
+    model, tokenizer = loaded
     text = encode_prompt(tokenizer, str(models.load.__doc__) + str(LLMEngine.__doc__))
     rng = random.Random(5)
     lens = [rng.choice([rng.randint(1, 12), rng.randint(12, 60)]) for _ in range(64)]
@@ -146,6 +153,7 @@ def real() -> tuple[PreTrainedModel, Any, list[list[int]], list[int], list[list[
     return model, tokenizer, prompts, max_tokens, said
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize(
     "options",
     [
@@ -206,17 +214,17 @@ def test_outputs_of_one_prompt_share_its_blocks() -> None:
     assert [one.token_ids for one in again.outputs] == [one.token_ids for one in output.outputs]
 
 
-def test_a_text_that_is_none(real: tuple) -> None:
+def test_a_text_that_is_none(loaded: tuple) -> None:
     """Catches half a character that ends in the tokenizer's own error."""
-    engine = LLMEngine(*real[:2], num_blocks=60)
+    engine = LLMEngine(*loaded, num_blocks=60)
     with pytest.raises(ValueError, match="is no text: surrogates not allowed"):
         engine.add_request("Ada", "\ud800")
     assert_idle(engine)
 
 
-def test_text_and_how_it_ended(real: tuple) -> None:
+def test_text_and_how_it_ended(loaded: tuple) -> None:
     """Catches text that is not that of the tokens, a stop string left in it, an end that is not told."""
-    model, tokenizer, *_ = real
+    model, tokenizer = loaded
     engine = LLMEngine(model, tokenizer, num_blocks=60)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Say: one, two, three."}], add_generation_prompt=True, tokenize=False
@@ -434,6 +442,7 @@ def test_options_that_are_refused(options: dict[str, Any], message: str) -> None
 # --- a long life ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.when_changed(*ENGINE)
 def test_five_thousand_requests() -> None:
     """Catches starvation, a leak of blocks or of Python objects, and a wrong token, in memory that always preempts.
 

@@ -28,6 +28,7 @@ from pagedattn_lab.kv_layers import layer_specs
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.radix_tree import RadixTree
+from tests.helpers.draws import ENGINE, drawn
 from tests.helpers.engine import StopHereError, failing, requests_of, shuffle, small
 from tests.helpers.models import SMALL, WINDOW
 from tests.helpers.windows import (
@@ -67,6 +68,7 @@ def assert_idle(engine: LLMEngine) -> None:
     assert manager.block_pool.num_used_blocks == 0
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize(
     ("block_size", "budget", "enable_prefix_caching"),
     [(1, 1000, True), (3, 5, True), (4, 1, True), (2, 6, False), (16, 9, False)],
@@ -120,7 +122,7 @@ TEXTS = [some_tokens(40, seed) for seed in (50, 51)]
 TEXTS.append([*TEXTS[0][:17], *some_tokens(23, 52)])  # begins as the first does
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=drawn(60), deadline=None)
 @given(loads)
 def test_whatever_happens_it_says_what_the_model_says(load: dict[str, Any]) -> None:
     """Catches tokens lost, repeated or computed from other blocks: by arrivals in any order, down to the fewest blocks

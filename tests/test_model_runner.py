@@ -15,6 +15,7 @@ from pagedattn_lab.engine.sampling import generate_greedily
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.models.support import UnsupportedModelError
 from pagedattn_lab.request import Request
+from tests.helpers.draws import ENGINE
 from tests.helpers.engine import requests_of
 from tests.helpers.models import SMALL, SPECIAL, tiny
 
@@ -38,6 +39,7 @@ def generate(model: PreTrainedModel, prompt: list[int], max_tokens: int) -> list
     return output[0, len(prompt) :].tolist()
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize("block_size", [1, 4, 16])
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_tokens_equal_generate(kind: str, block_size: int) -> None:
@@ -267,6 +269,7 @@ def tiny_config(kind: str, **changes: object) -> AutoConfig:
     return AutoConfig.for_model(kind, **(SMALL | changes))
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize("block_size", [1, 16])
 def test_real_model_ragged_batch_equals_generate(block_size: int) -> None:
     """Catches anything that random weights hide: rotary positions, the chat template, stop tokens, long prompts."""

@@ -22,6 +22,7 @@ from pagedattn_lab.kv_cache_groups import bytes_per_block, kv_cache_groups
 from pagedattn_lab.kv_layers import layer_specs
 from pagedattn_lab.model_runner import ModelRunner
 from pagedattn_lab.models.support import UnsupportedModelError
+from tests.helpers.draws import ENGINE
 from tests.helpers.engine import shuffle
 from tests.helpers.models import WINDOW, assert_logits_close, expected_logits
 from tests.helpers.windows import every_model, poison_groups, some_tokens, window_of_group, windowed
@@ -67,6 +68,7 @@ def logits_of_steps(
         yield [sequences[row][: done[row]] for row in rows], logits
 
 
+@pytest.mark.when_changed(*ENGINE)
 @pytest.mark.parametrize(("block_size", "chunk"), [(1, 100), (1, 3), (3, 1), (4, 100), (4, 5), (16, 6)])
 @pytest.mark.parametrize("forward", ["modules", "auto"])
 @every_model

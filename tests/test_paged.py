@@ -11,6 +11,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from pagedattn_lab.baselines.accounting import Account
 from pagedattn_lab.baselines.paged import PagedAllocator, Pages
+from tests.helpers.draws import drawn
 from tests.helpers.ledger import Ledger
 
 
@@ -108,7 +109,7 @@ class PagedLedger(Ledger):
         assert self.allocator.pool.num_free_blocks == self.free_blocks
 
 
-PagedLedger.TestCase.settings = settings(max_examples=200, stateful_step_count=30)
+PagedLedger.TestCase.settings = settings(max_examples=drawn(200), stateful_step_count=30)
 TestLedger = PagedLedger.TestCase
 TestLedger.__doc__ = (
     "Catches a block too many, too few or too early, a slot counted wrongly, a leak, half-done refusals."

@@ -10,6 +10,7 @@ from pagedattn_lab.block_pool import KVCacheBlock
 from pagedattn_lab.prefix_cache import HashIndex
 from pagedattn_lab.radix_tree import RadixTree
 from pagedattn_lab.request import Request
+from tests.helpers.draws import drawn
 
 Name = tuple[str | None, tuple[int, ...]]
 
@@ -63,7 +64,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=drawn(400))
 @given(st.sampled_from([1, 2, 3, 4]), steps)
 def test_any_history(block_size: int, history: list[tuple]) -> None:
     """Catches a run cut or joined wrongly, an orphan that stays, a duplicate that replaces, a salt that is ignored,
@@ -99,7 +100,7 @@ def test_any_history(block_size: int, history: list[tuple]) -> None:
         assert [block.block_hash is not None for block in blocks] == [block.block_id in known for block in blocks]
 
 
-@settings(max_examples=100)
+@settings(max_examples=drawn(100))
 @given(st.integers(1, 3), st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=12), min_size=1, max_size=6))
 def test_finds_what_hashes_find(block_size: int, prompts: list[list[int]]) -> None:
     """Catches a tree that finds other blocks than the hash index as long as nothing is evicted."""

@@ -24,6 +24,7 @@ from pagedattn_lab.viz import Picture
 from pagedattn_lab.viz.board import draw
 from pagedattn_lab.viz.memory import show_memory
 from tests.helpers.chapters import markdown
+from tests.helpers.draws import LIBRARY
 from tools import bootstrap, moving_picture, notebooks
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
@@ -177,6 +178,7 @@ def test_samples_are_those_of_every_kind() -> None:
     assert sorted(command.split()[0] for command, _ in SAMPLES) == ["budget", "generate", "generate", "hits", "waste"]
 
 
+@pytest.mark.when_changed("README.md", *LIBRARY)
 @pytest.mark.parametrize(("command", "expected"), SAMPLES, ids=[command for command, _ in SAMPLES])
 def test_samples_are_what_is_printed(command: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a sample that the command does not print; ``...`` leaves lines out, and long lines are folded."""

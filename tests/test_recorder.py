@@ -15,6 +15,7 @@ from pagedattn_lab.block_pool import BlockPool, NoFreeBlocksError
 from pagedattn_lab.block_table import BlockTable, take_copies
 from pagedattn_lab.recorder import Recorder, load
 from pagedattn_lab.recorder.frame import Frame, snapshot
+from tests.helpers.draws import drawn
 
 
 def sentences(recorder: Recorder) -> list[str]:
@@ -541,4 +542,4 @@ class Recorded(RuleBasedStateMachine):
 
 
 TestRecorded = Recorded.TestCase
-TestRecorded.settings = settings(max_examples=60, stateful_step_count=25)
+TestRecorded.settings = settings(max_examples=drawn(60), stateful_step_count=25)

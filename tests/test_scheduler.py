@@ -18,6 +18,7 @@ from pagedattn_lab.engine.scheduler import Scheduler
 from pagedattn_lab.engine.scheduler_output import SchedulerOutput
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.request import Request, RequestStatus
+from tests.helpers.draws import drawn
 from tests.helpers.toy_executor import ToyExecutor, check_books, expected_output
 
 ABORTED = RequestStatus.FINISHED_ABORTED
@@ -113,7 +114,7 @@ class Load:
                 assert chosen == expected_output(given, len(chosen)) and request.num_output_tokens == request.max_tokens
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=drawn(150), deadline=None)
 @given(load=st.fixed_dictionaries(LOADS))
 def test_every_request_gets_its_tokens(load: dict[str, Any]) -> None:
     """Catches a block lost, counted twice or read before it was written, under any budget, order, watermark or policy,
@@ -151,7 +152,7 @@ def test_every_request_gets_its_tokens(load: dict[str, Any]) -> None:
     run.check_end()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=drawn(150), deadline=None)
 @given(load=st.fixed_dictionaries(LOADS | {"policy": st.just("fcfs"), "num_host_blocks": st.none()}))
 def test_nobody_is_overtaken_and_everybody_waits_a_bounded_time(load: dict[str, Any]) -> None:
     """Catches a preempted request that goes to the back of the line, or an oldest one that loses its blocks: whoever
@@ -174,7 +175,7 @@ def test_nobody_is_overtaken_and_everybody_waits_a_bounded_time(load: dict[str, 
     run.check_end()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=drawn(100), deadline=None)
 @given(load=st.fixed_dictionaries(LOADS | {"policy": st.just("priority")}))
 def test_the_most_urgent_is_admitted_first(load: dict[str, Any]) -> None:
     """Catches an order of arrival, or of preemption, where priorities count."""

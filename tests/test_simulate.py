@@ -26,6 +26,7 @@ from pagedattn_lab.studies.paper import A100_OPT_13B
 from pagedattn_lab.studies.report import MOST_SAMPLES, Report
 from pagedattn_lab.studies.simulate import simulate
 from pagedattn_lab.workloads import TraceRequest
+from tests.helpers.draws import LIBRARY, drawn
 from tests.helpers.oracle_simulate import Blocks, Result, Strip, serve
 
 SCHEMES = ("max", "pow2", "oracle", "oracle, first fit", "paged")
@@ -160,7 +161,7 @@ def compare_step_by_step(case: dict, least_preemptions: int = 0) -> None:
     assert report.samples[-1].seconds == report.seconds
 
 
-@settings(max_examples=800)
+@settings(max_examples=drawn(800))
 @given(case=workloads_that_fit())
 @example(  # the second arrives while steps are summed up and max_num_seqs keeps it waiting: no gap was too short before
     case={
@@ -178,13 +179,14 @@ def test_same_as_step_by_step(case: dict) -> None:
     compare_step_by_step(case)
 
 
-@settings(max_examples=500)
+@settings(max_examples=drawn(500))
 @given(case=crowds())
 def test_same_as_step_by_step_where_requests_are_preempted(case: dict) -> None:
     """Catches another victim, another place in the queue, and a token lost or computed twice on the way back."""
     compare_step_by_step(case, least_preemptions=2)
 
 
+@pytest.mark.when_changed(*LIBRARY)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("rate", [math.inf, 2.0])
 def test_same_as_step_by_step_at_the_papers_size(scheme: str, rate: float) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pagedattn_lab.baselines.strip import Buddy, FirstFit, Region
+from tests.helpers.draws import drawn
 
 FREE = 0
 NO_SIZES = (0, -1, True, False, 2.0, "4", None)
@@ -174,7 +175,7 @@ class BuddyRow(Row):
         assert self.strip.gaps == self.free_blocks()
 
 
-FirstFitRow.TestCase.settings = BuddyRow.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
+FirstFitRow.TestCase.settings = BuddyRow.TestCase.settings = settings(max_examples=drawn(120), stateful_step_count=40)
 TestFirstFit = FirstFitRow.TestCase
 TestFirstFit.__doc__ = (
     "Catches overlaps, lost slots, gaps left apart, a place that is not the first, half-done refusals."

@@ -18,6 +18,7 @@ from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.kv_shape import KVShape
 from pagedattn_lab.radix_tree import RadixTree
 from pagedattn_lab.request import Request
+from tests.helpers.draws import drawn
 
 SHAPES = {
     "float32": (KVShape(2, 1, 4, "float32"), {}),
@@ -276,7 +277,7 @@ class Swapping(RuleBasedStateMachine):
 
 
 TestSwapping = Swapping.TestCase
-TestSwapping.settings = settings(max_examples=120, stateful_step_count=40)
+TestSwapping.settings = settings(max_examples=drawn(120), stateful_step_count=40)
 TestSwapping.__doc__ = (
     "Catches a request that comes back with anything but its own tokens, and a block lost on the way."
 )

@@ -22,6 +22,7 @@ from pagedattn_lab.engine.prometheus import PrometheusStatLogger
 from pagedattn_lab.engine.sampling_params import SamplingParams
 from pagedattn_lab.kv_manager import KVCacheManager
 from pagedattn_lab.model_runner import ModelRunner
+from tests.helpers.draws import drawn
 from tests.helpers.engine import VOCAB, StopHereError, assert_at_rest, failing, greedy_small, poison, shuffle, small
 from tests.helpers.models import tiny
 
@@ -102,7 +103,7 @@ loads = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=drawn(80), deadline=None)
 @given(loads)
 def test_whatever_happens_it_says_what_the_model_says(load: dict[str, Any]) -> None:
     """Catches tokens computed from other contents: conversations come back while a tiny pool evicts all the time, into

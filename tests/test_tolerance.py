@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 from pagedattn_lab.attention import paged_attention
 from pagedattn_lab.attention.tolerance import tolerance
+from tests.helpers.draws import drawn
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -16,7 +17,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     return weights @ value
 
 
-@settings(max_examples=60)
+@settings(max_examples=drawn(60))
 @given(
     st.integers(1, 300),
     st.sampled_from([8, 64, 80, 256]),

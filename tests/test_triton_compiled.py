@@ -13,6 +13,9 @@ from pagedattn_lab.attention.triton_split import decode_attention
 from pagedattn_lab.attention.variant import Variant
 from pagedattn_lab.compile_report import TARGETS, Report, compile_kernel, compile_launch, read
 from pagedattn_lab.kernels import Batch
+from tests.helpers.draws import COMPILER
+
+pytestmark = pytest.mark.when_changed(*COMPILER)
 
 LAYER = (128, 32, 8, 16)
 """head_dim, heads, KV heads, tokens per block."""

@@ -14,7 +14,10 @@ from pagedattn_lab.attention import paged_attention, triton_grouped, triton_spli
 from pagedattn_lab.attention.triton_prefill import prefill_attention
 from pagedattn_lab.attention.triton_split import decode_attention
 from pagedattn_lab.attention.variant import EIGHT_BIT, Variant
+from tests.helpers.draws import KERNELS, drawn
 from tests.helpers.oracle import Batch, assert_matches, dense_attention, quantized, ragged_batch, same_bits, spread
+
+pytestmark = pytest.mark.when_changed(*KERNELS)
 
 HEADS = ((4, 4), (8, 2), (9, 3), (5, 1), (32, 8), (16, 1))
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -75,7 +78,7 @@ def test_every_shape(heads: tuple[int, int], head_dim: int, block_size: int, dty
     check(ragged_batch([1, 33, 71], [1, 33, 2], seed=2, **shape))
 
 
-@settings(max_examples=30, derandomize=True)
+@settings(max_examples=drawn(30), derandomize=True)
 @given(data=st.data())
 def test_drawn_combinations(data: st.DataObject) -> None:
     """Catches what goes wrong only together: a feature, a layout and a length that no list has side by side."""

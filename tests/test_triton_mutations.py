@@ -14,7 +14,10 @@ import torch
 
 from pagedattn_lab import attention
 from pagedattn_lab.attention.variant import Variant
+from tests.helpers.draws import KERNELS
 from tests.helpers.oracle import Batch, assert_matches, dense_attention, quantized, ragged_batch, spread
+
+pytestmark = pytest.mark.when_changed(*KERNELS)
 
 FOLDER = Path(attention.__file__).parent
 SOURCES = {name: (FOLDER / f"triton_{name}.py").read_text() for name in ("tile", "call", "grouped", "split", "prefill")}

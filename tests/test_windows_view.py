@@ -17,6 +17,7 @@ from pagedattn_lab.request import Request
 from pagedattn_lab.viz import windows as view
 from pagedattn_lab.viz.player import Player
 from pagedattn_lab.viz.windows import GroupTables, GroupView, group_views, read_tables, show_groups, windows
+from tests.helpers.draws import drawn
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -64,7 +65,7 @@ def rows_of(svg: str, num_groups: int) -> list[tuple[list[str], list[str], tuple
 
 
 @given(histories())
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=drawn(80))
 def test_pictures_show_the_tables(history: tuple[list[GroupTables], list[GroupView], int]) -> None:
     """Catches an entry in another's place, one behind the window that looks held, and a bracket round other tokens."""
     steps, groups, block_size = history
@@ -92,7 +93,7 @@ def test_pictures_show_the_tables(history: tuple[list[GroupTables], list[GroupVi
 
 
 @given(histories())
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=drawn(80))
 def test_words_hold_the_tables(history: tuple[list[GroupTables], list[GroupView], int]) -> None:
     """Catches alt text of another step, and a caption that hides a block which came or went."""
     steps, groups, block_size = history
@@ -125,7 +126,7 @@ def test_words_hold_the_tables(history: tuple[list[GroupTables], list[GroupView]
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
     st.integers(0, 20),
 )
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=drawn(80))
 def test_a_manager_keeps_what_the_picture_brackets(window: int, block_size: int, news: list[int], others: int) -> None:
     """Catches a bracket that begins elsewhere than what the manager keeps: a step never reads the null block."""
     full = FullAttentionSpec(block_size, num_kv_heads=1, head_size=8, dtype="float32")
