@@ -74,7 +74,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(abc|annotated_types|anywidget|argparse|asyncio|collections|concurrent|contextlib|enum|fastapi|httpx|io|ipywidgets|matplotlib|np|numba|numpy|os|pathlib|pydantic|random|socket|starlette|subprocess|t|time|torch|traitlets|transformers|triton|types|uvicorn)\..*",
+        r"(abc|annotated_types|anywidget|argparse|asyncio|collections|concurrent|contextlib|enum|fastapi|httpx|io|ipywidgets|matplotlib|mmap|np|numba|numpy|os|pathlib|pydantic|random|socket|starlette|subprocess|t|time|torch|traitlets|transformers|triton|types|uvicorn)\..*",
     ),
     # Annotations that say how a value is read, or which words there are.
     (r"py:class", r"pagedattn_lab\.engine\.protocol\._(parts|prompts|texts)"),

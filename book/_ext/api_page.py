@@ -38,6 +38,10 @@ def first_sentence(file: Path) -> str:
     return re.split(r"(?<=\.)\s|\n\n", text)[0].replace("\n", " ")
 
 
+COMPILED = ("jit", "inlined", "intrinsic")
+"""What decorators of functions that are compiled have in their names."""
+
+
 def public_names(module: str) -> list[str]:
     """Return the classes and functions that a module defines for readers, in its order, without importing it.
 
@@ -48,7 +52,7 @@ def public_names(module: str) -> list[str]:
         node
         for node in ast.parse(file.read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        and not any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+        and not any(word in ast.unparse(decorator) for decorator in node.decorator_list for word in COMPILED)
     ]
     return [node.name for node in defined if not node.name.startswith("_") and ast.get_docstring(node)]
 
