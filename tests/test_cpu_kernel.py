@@ -223,6 +223,29 @@ paged_attention(query, key, value, table, starts[1:], query_start_loc=starts, ba
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.when_changed(*KERNELS)
+def test_on_a_cpu_with_narrow_vectors(tmp_path: Path) -> None:
+    """Catches a kernel that only a CPU with AVX-512 compiles, or computes right; this one has no AVX at all."""
+    source = """
+import torch
+from pagedattn_lab.attention import paged_attention
+from pagedattn_lab.attention.cpu_numbers import LANES
+from tests.helpers.oracle import assert_matches, dense_attention, ragged_batch
+assert LANES == 8
+for dtype in (torch.float32, torch.bfloat16):
+    for heads, kv_heads, head_dim, value_dim in ((9, 3, 64, 64), (8, 2, 20, 33)):
+        shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
+        batch = ragged_batch([1, 3, 70, 32], [1, 1, 2, 1], block_size=16, dtype=dtype, seed=3, **shape)
+        positional, keywords = batch.arguments()
+        assert_matches(paged_attention(*positional, **keywords, backend="cpu"), dense_attention(batch))
+"""
+    environment = os.environ | {"NUMBA_ENABLE_AVX": "0", "NUMBA_CACHE_DIR": str(tmp_path)}
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", source]
+    ran = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_integers_of_64_bits_and_tables_that_are_views() -> None:
     """Catches an int64 table read as int32, a strided one read as if its rows touched, and entries that are garbage."""
     batch = ragged_batch([30, 17, 64, 6], [1, 2, 1, 6], block_size=8, head_dim=64, seed=5, garbage=-1)

@@ -14,13 +14,13 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import binding, ir
-from numba.core import cgutils, types
+from llvmlite import ir
+from numba.core import cgutils, codegen, types
 from numba.extending import intrinsic, models, overload, register_model
 
 f32, u32, u64 = np.float32, np.uint32, np.uint64
 
-LANES = 16 if binding.get_host_cpu_features().get("avx512f", False) else 8
+LANES = 16 if "+avx512f" in codegen.get_host_cpu_features().split(",") else 8
 """Numbers in a vector. One that the CPU has no register for takes two, and no kernel needs more than there are."""
 
 
