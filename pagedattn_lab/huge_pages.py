@@ -26,7 +26,8 @@ def take(num_bytes: int) -> mmap.mmap | None:
         num_bytes: at least one.
 
     Returns:
-        ``None`` where less than a huge page is asked for, where there are none, or where there is not so much memory.
+        ``None`` where less than a huge page is asked for, where one cannot ask for them, or where there is not so much
+        memory.
 
     Example:
         >>> take(100) is None
@@ -46,12 +47,14 @@ def take(num_bytes: int) -> mmap.mmap | None:
 def collapse(address: int, num_bytes: int) -> int:
     """Have memory that somebody else took put into huge pages now; what stands in it stays.
 
+    The system copies it: about a second for each GiB.
+
     Args:
         address, num_bytes: where it is. What shares its first and last huge page moves along, unless nobody took all of
             that page: then it stays as it is.
 
     Returns:
-        How many huge pages the system made.
+        How many of its huge pages are such now.
 
     Example:
         >>> collapse(0, 0)

@@ -20,11 +20,11 @@ from pagedattn_lab.exercises.ch08_merge_problem import OFFSETS, MergeProblem
 from pagedattn_lab.exercises.ch08_write_problem import WriteProblem
 from pagedattn_lab.exercises.problems import Outcome
 from tests.helpers.chapters import CHAPTERS
-from tests.helpers.draws import KERNELS, drawn
+from tests.helpers.draws import KERNEL_CHAPTERS, drawn
 from tests.helpers.second_solutions import SECOND
 from tools import notebooks
 
-pytestmark = pytest.mark.when_changed("pagedattn_lab/exercises/", "pagedattn_lab/viz/", *KERNELS)
+pytestmark = pytest.mark.when_changed(*KERNEL_CHAPTERS)
 
 GROUP, MERGE, WRITE = (
     replace(exercise, number="") for exercise in (ch08.one_read_decode, ch08.merge_splits, ch08.quantised_write)

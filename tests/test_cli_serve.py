@@ -19,7 +19,7 @@ import pytest
 from pagedattn_lab.cli import main
 from pagedattn_lab.cli import serve as command
 from tests.helpers.cli import assert_one_line
-from tests.helpers.draws import ENGINE
+from tests.helpers.draws import BENCH
 from tests.helpers.server import text_of, tiny
 
 
@@ -73,7 +73,7 @@ def process(hurry: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
         started.communicate()
 
 
-@pytest.mark.when_changed(*ENGINE)
+@pytest.mark.when_changed(*BENCH)
 @pytest.mark.parametrize("signals", [1, 2])
 def test_told_to_stop(folder: Path, signals: int, tmp_path: Path) -> None:
     """Catches an answer cut short by one signal, a second signal that has to wait, and a wrong exit status."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -225,7 +226,7 @@ paged_attention(query, key, value, table, starts[1:], query_start_loc=starts, ba
 
 @pytest.mark.when_changed(*KERNELS)
 def test_on_a_cpu_with_narrow_vectors(tmp_path: Path) -> None:
-    """Catches a kernel that only a CPU with AVX-512 compiles, or computes right; this one has no AVX at all."""
+    """Catches a kernel that only a CPU with AVX-512 compiles, or computes right; this one has neither AVX nor FMA."""
     source = """
 import torch
 from pagedattn_lab.attention import paged_attention
@@ -239,11 +240,35 @@ for dtype in (torch.float32, torch.bfloat16):
         positional, keywords = batch.arguments()
         assert_matches(paged_attention(*positional, **keywords, backend="cpu"), dense_attention(batch))
 """
-    environment = os.environ | {"NUMBA_ENABLE_AVX": "0", "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
     root = Path(__file__).parents[1]
     command = [sys.executable, "-c", source]
     ran = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_what_numba_keeps_on_disk_is_of_this_code(tmp_path: Path) -> None:
+    """Catches machine code of before an edit: numba looks at a function's own file, not at what is compiled into it."""
+    package = tmp_path / "pagedattn_lab"
+    shutil.copytree(Path(cpu.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    source = """
+import numpy as np
+from pagedattn_lab.models.fused_kernels import silu_and_mul
+out = np.empty((1, 1), np.float32)
+silu_and_mul(np.ones((1, 2), np.float32), out)
+print(out[0, 0])
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}
+
+    def run() -> float:
+        command = [sys.executable, "-c", source]
+        ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return float(ran.stdout)
+
+    before = run()
+    numbers = package / "attention" / "cpu_numbers.py"
+    numbers.write_text(numbers.read_text().replace("f32(6.93147181e-1)", "f32(0.9)"))
+    assert run() != before
 
 
 def test_integers_of_64_bits_and_tables_that_are_views() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from itertools import combinations, product
 from pathlib import Path
 
@@ -47,16 +48,44 @@ def test_slow_tests_are_left_out_where_nothing_changed(
     item = pytest.Function.from_parent(request.node.parent, name="some", callobj=lambda: None)
     item.add_marker(pytest.mark.when_changed(*draws.KERNELS))
     monkeypatch.setattr(draws, "ONE_IN", one_in)
-    monkeypatch.setattr(draws, "changed", lambda pattern: [pattern] if pattern == differs else [])
+    monkeypatch.setattr(draws, "changed", lambda pattern: pattern == differs)
     draws.leave_out(item)
     assert bool(item.get_closest_marker("skip")) == skipped
 
 
-def test_paths_of_marks_are_there() -> None:
+def test_paths_of_marks_are_there(request: pytest.FixtureRequest) -> None:
     """Catches a mark that waits for changes to a file that has been renamed: it would be left out for ever."""
-    root = Path(draws.__file__).parents[2]
-    for pattern in {*draws.COMPILER, *draws.ENGINE} - {":(glob)pagedattn_lab/*.py"}:
-        assert (root / pattern).exists(), pattern
+    marks = [mark for item in request.session.items for mark in item.iter_markers("when_changed")]
+    named = {path for mark in marks for path in mark.args} | {*draws.COMPILER, *draws.BENCH, *draws.KERNEL_CHAPTERS}
+    for path in named - {":(glob)pagedattn_lab/*.py"}:
+        assert (draws.ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize(
+    ("commands", "differs"),
+    [
+        ([], False),
+        (["git rm -q lib/old.py"], True),
+        (["git switch -q -c other", "git branch -q -D main"], True),
+        (["rm -r .git"], True),
+    ],
+    ids=["nothing", "deleted", "no main branch", "no repository"],
+)
+def test_where_nothing_is_known_all_is_tested(
+    commands: list[str], differs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches tests left out as unchanged where git cannot say so, or where what they test is gone."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "old.py").touch()
+    identity = "git -c user.name=Ada -c user.email=ada@example.org"
+    for command in ("git init -q -b main", "git add .", f"{identity} commit -q -m first", *commands):
+        subprocess.run(command.split(), cwd=tmp_path, check=True)
+    monkeypatch.setattr(draws, "ROOT", tmp_path)
+    draws.changed.cache_clear()
+    try:
+        assert draws.changed("lib/") == differs
+    finally:
+        draws.changed.cache_clear()
 
 
 def test_the_gate_asks_for_all() -> None:

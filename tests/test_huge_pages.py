@@ -32,7 +32,7 @@ def test_what_stands_in_memory_stays() -> None:
     numbers = torch.arange(HUGE_PAGE, dtype=torch.int32)
     tensor = numbers.clone()
     num_pages = collapse(tensor.data_ptr() + 12, tensor.nbytes - 100)
-    assert 3 <= num_pages <= 5
+    assert 1 <= num_pages <= 5
     assert huge_kib(tensor.data_ptr()) >= num_pages * HUGE_PAGE // 1024
     assert torch.equal(tensor, numbers)
 

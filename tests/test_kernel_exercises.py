@@ -27,12 +27,12 @@ from pagedattn_lab.exercises.problems import Outcome
 from pagedattn_lab.exercises.touched import watched
 from pagedattn_lab.viz import Picture
 from tests.helpers.chapters import CHAPTERS
-from tests.helpers.draws import KERNELS, drawn
+from tests.helpers.draws import KERNEL_CHAPTERS, drawn
 from tests.helpers.second_solutions import SECOND
 from tests.helpers.triton_state import attributes
 from tools import notebooks
 
-pytestmark = pytest.mark.when_changed("pagedattn_lab/exercises/", "pagedattn_lab/viz/", *KERNELS)
+pytestmark = pytest.mark.when_changed(*KERNEL_CHAPTERS)
 
 GROUPED, WINDOWED, PADDED = (
     replace(exercise, number="") for exercise in (ch07.grouped_decode, ch07.windowed_decode, ch07.padded_decode)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pagedattn_lab.kv_shape import KVShape
-from tests.helpers.draws import ANY
+from tests.helpers.draws import SHAPES
 
 NUM_TOKENS, NUM_LAYERS = 3, 4
 
@@ -158,7 +158,7 @@ def _measure(model_type: str) -> tuple[str, str]:
     return result
 
 
-@pytest.mark.when_changed("pagedattn_lab/kv_shape.py", "pagedattn_lab/kv_config.py", *ANY)
+@pytest.mark.when_changed(*SHAPES)
 def test_every_figure_equals_the_cache_of_transformers() -> None:
     """Catches a figure that a model does not have: layers without a cache counted, a width or a head count misread.
 

@@ -9,32 +9,42 @@ Source: numba's manual, "Low-level extension API"; LLVM's language reference, "V
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, codegen, types
+from numba.core import cgutils, types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
 f32, u32, u64 = np.float32, np.uint32, np.uint64
 
-LANES = 16 if "+avx512f" in codegen.get_host_cpu_features().split(",") else 8
-"""Numbers in a vector. One that the CPU has no register for takes two, and no kernel needs more than there are."""
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+
+LANES = 16 if "+avx512f" in _FEATURES else 8
+"""Numbers in a vector, by what numba compiles for. One that the CPU has no register for takes two or more."""
+
+_STAMP = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, and keep the result on disk where that is possible.
 
-    numba writes beside the function's file, or else into the user's cache. It notices when that file changes, and not
-    when this one does: then remove what it wrote (``make clean``).
+    numba writes beside the function's file, or else into the user's cache.
     """
     options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(function, cache=True, **options)
+        compiled = numba.njit(function, cache=True, **options)
     except RuntimeError:  # it can write to neither
         return numba.njit(function, **options)
+    # numba compiles again when the function's own file has changed. Here the same goes for what this one adds to it.
+    file = compiled._cache._cache_file
+    file._source_stamp = (file._source_stamp, _STAMP)
+    return compiled
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,11 +203,11 @@ def store(typing, array, index, vector):
 
 @intrinsic
 def fma(typing, a, b, c):
-    """``a * b + c``, lane by lane, rounded once."""
+    """``a * b + c``, lane by lane; rounded once where the CPU can."""
 
     def code(context, builder, signature, arguments):
         function = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        function = cgutils.get_or_insert_function(builder.module, function, f"llvm.fma.v{LANES}f32")
+        function = cgutils.get_or_insert_function(builder.module, function, f"llvm.fmuladd.v{LANES}f32")
         return builder.call(function, arguments)
 
     return VECTOR(VECTOR, VECTOR, VECTOR), code

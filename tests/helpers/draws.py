@@ -38,7 +38,14 @@ def pairwise(first: Sequence[Any], second: Sequence[Any], third: Sequence[Any]) 
     return [(x, y, third[(i + j) % len(third)]) for i, x in enumerate(first) for j, y in enumerate(second)]
 
 
-changed = functools.cache(functools.partial(changed_chapters.changed, ROOT))
+@functools.cache
+def changed(pattern: str) -> bool:
+    """Say whether something differs from the main branch, or is gone; also where there is none to compare with."""
+    base = changed_chapters.git(ROOT, "merge-base", changed_chapters.MAIN, "HEAD")
+    if not base:
+        return True
+    gone = changed_chapters.git(ROOT, "diff", "--name-only", "--no-renames", "--diff-filter=D", base[0], "--", pattern)
+    return bool(gone or changed_chapters.changed(ROOT, pattern))
 
 
 def leave_out(item: pytest.Item) -> None:
@@ -50,7 +57,9 @@ def leave_out(item: pytest.Item) -> None:
 
 # Folders and files as git takes them. A new Triton, torch or transformers may change any of it, and so may an oracle.
 ANY = ("pyproject.toml", "constraints.txt", "tests/helpers/")
-KERNELS = ("pagedattn_lab/attention/", *ANY)
+KERNELS = ("pagedattn_lab/attention/", "pagedattn_lab/arithmetic.py", *ANY)
+SHAPES = ("pagedattn_lab/kv_shape.py", "pagedattn_lab/kv_config.py", "pagedattn_lab/kv_layers.py", *ANY)
+KERNEL_CHAPTERS = ("chapters/", "tools/notebooks.py", "pagedattn_lab/exercises/", "pagedattn_lab/viz/", *KERNELS)
 COMPILER = ("pagedattn_lab/cli/compile.py", "pagedattn_lab/compile_report.py", "pagedattn_lab/kernels.py",
             "pagedattn_lab/assembly.py", "pagedattn_lab/occupancy.py", *KERNELS)  # fmt: skip
 ENGINE = (":(glob)pagedattn_lab/*.py", "pagedattn_lab/engine/", "pagedattn_lab/models/", "pagedattn_lab/budget/",
