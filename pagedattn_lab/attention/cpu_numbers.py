@@ -39,11 +39,11 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
     try:
         compiled = numba.njit(function, cache=True, **options)
-    except RuntimeError:  # it can write to neither
+        # numba compiles again when the function's own file has changed. The same goes for what is inlined from here.
+        file = compiled._cache._cache_file
+        file._source_stamp = (file._source_stamp, _STAMP)
+    except (RuntimeError, AttributeError):  # it can write to neither; or another numba names these otherwise
         return numba.njit(function, **options)
-    # numba compiles again when the function's own file has changed. Here the same goes for what this one adds to it.
-    file = compiled._cache._cache_file
-    file._source_stamp = (file._source_stamp, _STAMP)
     return compiled
 
 
