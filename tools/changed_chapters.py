@@ -18,13 +18,18 @@ def git(root: Path, *arguments: str) -> list[str]:
     return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
 
 
-def changed(root: Path, pattern: str) -> list[str]:
+def base(root: Path) -> str | None:
+    """Return the commit where this branch left the main branch, if git knows one."""
+    return next(iter(git(root, "merge-base", MAIN, "HEAD")), None)
+
+
+def changed(root: Path, pattern: str, *, deleted: bool = False) -> list[str]:
     """List files that differ from where this branch left the main branch, new ones included, committed or not.
 
-    Without a main branch, what is not committed yet counts.
+    Without a main branch, what is not committed yet counts. Those that are gone are left out unless asked for.
     """
-    base = git(root, "merge-base", MAIN, "HEAD") or ["HEAD"]
-    there = git(root, "diff", "--name-only", "--no-renames", "--diff-filter=d", base[0], "--", pattern)
+    some = () if deleted else ("--diff-filter=d",)
+    there = git(root, "diff", "--name-only", "--no-renames", *some, base(root) or "HEAD", "--", pattern)
     return sorted({*there, *git(root, "ls-files", "--others", "--exclude-standard", "--", pattern)})
 
 

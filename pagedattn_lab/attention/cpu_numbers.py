@@ -31,25 +31,27 @@ LANES = 16 if "+avx512f" in _FEATURES else 8
 _STAMP = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
+_OPTIONS = {"fastmath": True, "nogil": True, "error_model": "numpy"}
+
+
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, and keep the result on disk where that is possible.
 
     numba writes beside the function's file, or else into the user's cache.
     """
-    options = {"fastmath": True, "nogil": True, "error_model": "numpy"}
     try:
-        compiled = numba.njit(function, cache=True, **options)
+        compiled = numba.njit(function, cache=True, **_OPTIONS)
         # numba compiles again when the function's own file has changed. The same goes for what is inlined from here.
         file = compiled._cache._cache_file
         file._source_stamp = (file._source_stamp, _STAMP)
     except (RuntimeError, AttributeError):  # it can write to neither; or another numba names these otherwise
-        return numba.njit(function, **options)
+        return numba.njit(function, **_OPTIONS)
     return compiled
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile into whatever calls it: a call that hands over twenty numbers costs as much as a few tokens' scores."""
-    return numba.njit(function, fastmath=True, nogil=True, error_model="numpy", forceinline=True)
+    return numba.njit(function, forceinline=True, **_OPTIONS)
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
@@ -129,6 +131,12 @@ def _pointer(context, builder, kind, array, index):
     return cgutils.get_item_pointer(context, builder, kind, data, [index])
 
 
+def _call(builder, result, name, *arguments, **options):
+    """Call one of LLVM's own functions."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments, **options)
+
+
 def _spread(builder, number, kind):
     """A vector of some kind with one number in each lane."""
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, _I32(0))
@@ -168,9 +176,7 @@ def lanes(typing, array, index, count):
                     "<", ir.Constant(_INTEGERS, list(range(LANES))), _spread(builder, count, _INTEGERS)
                 )
                 name = f"llvm.masked.load.v{LANES}{'f32' if is_wide else 'i16'}.p0"
-                function = ir.FunctionType(row, [where.type, _I32, mask.type, row])
-                function = cgutils.get_or_insert_function(builder.module, function, name)
-                some_of_it = builder.call(function, [where, _I32(align), mask, ir.Constant(row, None)])
+                some_of_it = _call(builder, row, name, where, _I32(align), mask, ir.Constant(row, None))
                 part_block = builder.block
         loaded = builder.phi(row)
         loaded.add_incoming(all_of_it, whole_block)
@@ -206,9 +212,7 @@ def fma(typing, a, b, c):
     """``a * b + c``, lane by lane; rounded once where the CPU can."""
 
     def code(context, builder, signature, arguments):
-        function = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-        function = cgutils.get_or_insert_function(builder.module, function, f"llvm.fmuladd.v{LANES}f32")
-        return builder.call(function, arguments)
+        return _call(builder, _FLOATS, f"llvm.fmuladd.v{LANES}f32", *arguments)
 
     return VECTOR(VECTOR, VECTOR, VECTOR), code
 
@@ -218,9 +222,8 @@ def sum_of(typing, vector):
     """The sum of a vector's lanes."""
 
     def code(context, builder, signature, arguments):
-        function = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
-        function = cgutils.get_or_insert_function(builder.module, function, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), arguments[0]], fastmath=("fast",))
+        name, zero = f"llvm.vector.reduce.fadd.v{LANES}f32", ir.Constant(ir.FloatType(), 0.0)
+        return _call(builder, ir.FloatType(), name, zero, arguments[0], fastmath=("fast",))
 
     return types.float32(VECTOR), code
 
@@ -234,9 +237,8 @@ def prefetch_line(typing, array, index):
 
     def code(context, builder, signature, arguments):
         where = _pointer(context, builder, signature.args[0], *arguments)
-        function = ir.FunctionType(ir.VoidType(), [where.type, _I32, _I32, _I32])
-        prefetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
-        builder.call(prefetch, [where, _I32(0), _I32(2), _I32(1)])  # to read, into the second-level cache, data
+        how = _I32(0), _I32(2), _I32(1)  # to read, into the second-level cache, data
+        _call(builder, ir.VoidType(), "llvm.prefetch.p0", where, *how)
         return context.get_dummy_value()
 
     return types.void(array, types.uint64), code

@@ -41,11 +41,7 @@ def pairwise(first: Sequence[Any], second: Sequence[Any], third: Sequence[Any]) 
 @functools.cache
 def changed(pattern: str) -> bool:
     """Say whether something differs from the main branch, or is gone; also where there is none to compare with."""
-    base = changed_chapters.git(ROOT, "merge-base", changed_chapters.MAIN, "HEAD")
-    if not base:
-        return True
-    gone = changed_chapters.git(ROOT, "diff", "--name-only", "--no-renames", "--diff-filter=D", base[0], "--", pattern)
-    return bool(gone or changed_chapters.changed(ROOT, pattern))
+    return changed_chapters.base(ROOT) is None or bool(changed_chapters.changed(ROOT, pattern, deleted=True))
 
 
 def leave_out(item: pytest.Item) -> None:
