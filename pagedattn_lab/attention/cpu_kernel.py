@@ -27,12 +27,14 @@ from pagedattn_lab.attention.cpu_numbers import (
     inlined,
     jit,
     lanes,
+    larger,
+    largest_of,
     load,
     prefetch_line,
     rounded,
     spread,
     store,
-    sum_of,
+    store_sums,
     u64,
     vector,
 )
@@ -105,50 +107,42 @@ def _ask_for(cache, at, t, kv_head):
 
 
 @inlined
-def _score(scores, query, key, at, t, group, value, values_at):
-    """Multiply the keys of four tokens with all query heads."""
-    spare, width, rows, none = query.shape[0] - 1, u64(query.shape[1]), query.reshape(-1), spread(f32(0))
-    for kv_head in range(spare // group):
-        _ask_for(value, values_at, t, kv_head)
-        first = u64(kv_head) * key.head_stride
-        i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
-        head, end = kv_head * group, (kv_head + 1) * group
-        if group % 2 and group > 1:
-            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = none
-            one, two, three = u64(head) * width, u64(head + 1) * width, u64(head + 2) * width
-            for d in range(u64(0), key.head_dim, u64(LANES)):
-                n = key.head_dim - d
-                a, b, c = vector(rows, one + d), vector(rows, two + d), vector(rows, three + d)
-                w, x = lanes(key.memory, i + d, n), lanes(key.memory, j + d, n)
-                y, z = lanes(key.memory, k + d, n), lanes(key.memory, m + d, n)
-                a0, a1, a2, a3 = fma(a, w, a0), fma(a, x, a1), fma(a, y, a2), fma(a, z, a3)
-                b0, b1, b2, b3 = fma(b, w, b0), fma(b, x, b1), fma(b, y, b2), fma(b, z, b3)
-                c0, c1, c2, c3 = fma(c, w, c0), fma(c, x, c1), fma(c, y, c2), fma(c, z, c3)
-            _keep(scores, head, t, a0, a1, a2, a3)
-            _keep(scores, head + 1, t, b0, b1, b2, b3)
-            _keep(scores, head + 2, t, c0, c1, c2, c3)
-            head += 3
-        while head < end:
-            other = head + 1 if head + 1 < end else spare
-            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = none
-            one, two = u64(head) * width, u64(other) * width
-            for d in range(u64(0), key.head_dim, u64(LANES)):
-                n = key.head_dim - d
-                a, b = vector(rows, one + d), vector(rows, two + d)
-                w, x = lanes(key.memory, i + d, n), lanes(key.memory, j + d, n)
-                y, z = lanes(key.memory, k + d, n), lanes(key.memory, m + d, n)
-                a0, a1, a2, a3 = fma(a, w, a0), fma(a, x, a1), fma(a, y, a2), fma(a, z, a3)
-                b0, b1, b2, b3 = fma(b, w, b0), fma(b, x, b1), fma(b, y, b2), fma(b, z, b3)
-            _keep(scores, head, t, a0, a1, a2, a3)
-            _keep(scores, other, t, b0, b1, b2, b3)
-            head += 2
-
-
-@inlined
-def _keep(scores, head, t, w, x, y, z):
-    """Write down one head's scores of four tokens."""
-    scores[head, t], scores[head, t + 1] = sum_of(w), sum_of(x)
-    scores[head, t + 2], scores[head, t + 3] = sum_of(y), sum_of(z)
+def _score(scores, query, key, at, n, group, value, values_at):
+    """Multiply the keys of ``n`` tokens with all query heads."""
+    spare, none = query.shape[0] - 1, spread(f32(0))
+    for t in range(0, n, 4):
+        for kv_head in range(spare // group):
+            _ask_for(value, values_at, t, kv_head)
+            first = u64(kv_head) * key.head_stride
+            i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
+            head, end = kv_head * group, (kv_head + 1) * group
+            if group % 2 and group > 1:
+                a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = none
+                for d in range(u64(0), key.head_dim, u64(LANES)):
+                    left = key.head_dim - d
+                    a, b, c = vector(query, (head, d)), vector(query, (head + 1, d)), vector(query, (head + 2, d))
+                    w, x = lanes(key.memory, i + d, left), lanes(key.memory, j + d, left)
+                    y, z = lanes(key.memory, k + d, left), lanes(key.memory, m + d, left)
+                    a0, a1, a2, a3 = fma(a, w, a0), fma(a, x, a1), fma(a, y, a2), fma(a, z, a3)
+                    b0, b1, b2, b3 = fma(b, w, b0), fma(b, x, b1), fma(b, y, b2), fma(b, z, b3)
+                    c0, c1, c2, c3 = fma(c, w, c0), fma(c, x, c1), fma(c, y, c2), fma(c, z, c3)
+                store_sums(scores, (head, t), a0, a1, a2, a3)
+                store_sums(scores, (head + 1, t), b0, b1, b2, b3)
+                store_sums(scores, (head + 2, t), c0, c1, c2, c3)
+                head += 3
+            while head < end:
+                other = head + 1 if head + 1 < end else spare
+                a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = none
+                for d in range(u64(0), key.head_dim, u64(LANES)):
+                    left = key.head_dim - d
+                    a, b = vector(query, (head, d)), vector(query, (other, d))
+                    w, x = lanes(key.memory, i + d, left), lanes(key.memory, j + d, left)
+                    y, z = lanes(key.memory, k + d, left), lanes(key.memory, m + d, left)
+                    a0, a1, a2, a3 = fma(a, w, a0), fma(a, x, a1), fma(a, y, a2), fma(a, z, a3)
+                    b0, b1, b2, b3 = fma(b, w, b0), fma(b, x, b1), fma(b, y, b2), fma(b, z, b3)
+                store_sums(scores, (head, t), a0, a1, a2, a3)
+                store_sums(scores, (other, t), b0, b1, b2, b3)
+                head += 2
 
 
 @inlined
@@ -169,14 +163,15 @@ def _cap_and_bias(scores, n, distance, softcap, slopes):
 def _softmax(scores, n, top, total, acc):
     """Turn the scores of ``n`` tokens into weights, and scale what was summed before to the new maximum."""
     for head in range(len(top)):
-        highest, added = top[head], f32(0)
-        for t in range(n):
-            highest = max(highest, scores[head, t])
-        for t in range(n):
+        for t in range(n, TILE):
+            scores[head, t] = LOW  # a repeated token counts once, and others not at all
+        highest_of_each = spread(top[head])
+        for t in range(u64(0), u64(TILE), u64(LANES)):
+            highest_of_each = larger(highest_of_each, vector(scores, (head, t)))
+        highest, added = largest_of(highest_of_each), f32(0)
+        for t in range(TILE):
             scores[head, t] = exp2(scores[head, t] - highest)
             added += scores[head, t]
-        for t in range(n, (n + 3) // 4 * 4):
-            scores[head, t] = f32(0)  # a repeated token counts once
         if highest > top[head]:
             rescale = exp2(top[head] - highest)
             top[head], total[head] = highest, total[head] * rescale
@@ -186,41 +181,40 @@ def _softmax(scores, n, top, total, acc):
 
 
 @inlined
-def _add(acc, scores, value, at, t, group, key, next_at):
-    """Add the values of four tokens, each times its weight."""
-    spare, width, rows = acc.shape[0] - 1, u64(acc.shape[1]), acc.reshape(-1)
-    for kv_head in range(spare // group):
-        _ask_for(key, next_at, t, kv_head)
-        first = u64(kv_head) * value.head_stride
-        i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
-        head, end = kv_head * group, (kv_head + 1) * group
-        if group % 2 and group > 1:
-            a0, a1, a2, a3 = _weights(scores, head, t)
-            b0, b1, b2, b3 = _weights(scores, head + 1, t)
-            c0, c1, c2, c3 = _weights(scores, head + 2, t)
-            one, two, three = u64(head) * width, u64(head + 1) * width, u64(head + 2) * width
-            for d in range(u64(0), value.head_dim, u64(LANES)):
-                n = value.head_dim - d
-                w, x = lanes(value.memory, i + d, n), lanes(value.memory, j + d, n)
-                y, z = lanes(value.memory, k + d, n), lanes(value.memory, m + d, n)
-                a, b, c = vector(rows, one + d), vector(rows, two + d), vector(rows, three + d)
-                store(rows, one + d, fma(a3, z, fma(a2, y, fma(a1, x, fma(a0, w, a)))))
-                store(rows, two + d, fma(b3, z, fma(b2, y, fma(b1, x, fma(b0, w, b)))))
-                store(rows, three + d, fma(c3, z, fma(c2, y, fma(c1, x, fma(c0, w, c)))))
-            head += 3
-        while head < end:
-            other = head + 1 if head + 1 < end else spare
-            a0, a1, a2, a3 = _weights(scores, head, t)
-            b0, b1, b2, b3 = _weights(scores, other, t)
-            one, two = u64(head) * width, u64(other) * width
-            for d in range(u64(0), value.head_dim, u64(LANES)):
-                n = value.head_dim - d
-                w, x = lanes(value.memory, i + d, n), lanes(value.memory, j + d, n)
-                y, z = lanes(value.memory, k + d, n), lanes(value.memory, m + d, n)
-                a, b = vector(rows, one + d), vector(rows, two + d)
-                store(rows, one + d, fma(a3, z, fma(a2, y, fma(a1, x, fma(a0, w, a)))))
-                store(rows, two + d, fma(b3, z, fma(b2, y, fma(b1, x, fma(b0, w, b)))))
-            head += 2
+def _add(acc, scores, value, at, n, group, key, next_at):
+    """Add the values of ``n`` tokens, each times its weight."""
+    spare = acc.shape[0] - 1
+    for t in range(0, n, 4):
+        for kv_head in range(spare // group):
+            _ask_for(key, next_at, t, kv_head)
+            first = u64(kv_head) * value.head_stride
+            i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
+            head, end = kv_head * group, (kv_head + 1) * group
+            if group % 2 and group > 1:
+                a0, a1, a2, a3 = _weights(scores, head, t)
+                b0, b1, b2, b3 = _weights(scores, head + 1, t)
+                c0, c1, c2, c3 = _weights(scores, head + 2, t)
+                for d in range(u64(0), value.head_dim, u64(LANES)):
+                    left = value.head_dim - d
+                    w, x = lanes(value.memory, i + d, left), lanes(value.memory, j + d, left)
+                    y, z = lanes(value.memory, k + d, left), lanes(value.memory, m + d, left)
+                    a, b, c = vector(acc, (head, d)), vector(acc, (head + 1, d)), vector(acc, (head + 2, d))
+                    store(acc, (head, d), fma(a3, z, fma(a2, y, fma(a1, x, fma(a0, w, a)))))
+                    store(acc, (head + 1, d), fma(b3, z, fma(b2, y, fma(b1, x, fma(b0, w, b)))))
+                    store(acc, (head + 2, d), fma(c3, z, fma(c2, y, fma(c1, x, fma(c0, w, c)))))
+                head += 3
+            while head < end:
+                other = head + 1 if head + 1 < end else spare
+                a0, a1, a2, a3 = _weights(scores, head, t)
+                b0, b1, b2, b3 = _weights(scores, other, t)
+                for d in range(u64(0), value.head_dim, u64(LANES)):
+                    left = value.head_dim - d
+                    w, x = lanes(value.memory, i + d, left), lanes(value.memory, j + d, left)
+                    y, z = lanes(value.memory, k + d, left), lanes(value.memory, m + d, left)
+                    a, b = vector(acc, (head, d)), vector(acc, (other, d))
+                    store(acc, (head, d), fma(a3, z, fma(a2, y, fma(a1, x, fma(a0, w, a)))))
+                    store(acc, (other, d), fma(b3, z, fma(b2, y, fma(b1, x, fma(b0, w, b)))))
+                head += 2
 
 
 @inlined
@@ -264,15 +258,13 @@ def run_part(part, parts, rows, starts, query, key, value, tables, group, scale,
             position = begin + tile * TILE
             n = min(TILE, end - position)
             _look_up(values_at, position, n, tables[sequence], value)
-            for t in range(0, n, 4):
-                _score(scores, scaled, key, keys_at, t, group, value, values_at)
+            _score(scores, scaled, key, keys_at, n, group, value, values_at)
             if softcap > 0 or len(slopes):
                 _cap_and_bias(scores, n, end - 1 - position, softcap, slopes)
             _softmax(scores, n, top, total, acc)
             if tile + 1 < last_tile:
                 _look_up(keys_at, position + TILE, min(TILE, end - position - TILE), tables[sequence], key)
-            for t in range(0, n, 4):
-                _add(acc, scores, value, values_at, t, group, key, keys_at)
+            _add(acc, scores, value, values_at, n, group, key, keys_at)
 
 
 @jit

@@ -50,7 +50,11 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile into whatever calls it: a call that hands over twenty numbers costs as much as a few tokens' scores."""
+    """Compile into whatever calls it: a call that hands over twenty numbers costs as much as a few tokens' scores.
+
+    A call still counts up and down, atomically, how many hold each array that it gets. So loops over tokens belong
+    into such functions: with a call for each four of them, counting took as long as all arithmetic.
+    """
     return numba.njit(function, forceinline=True, **_OPTIONS)
 
 
@@ -126,9 +130,10 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def _pointer(context, builder, kind, array, index):
-    """Where ``array[index]`` is."""
+    """Where ``array[index]`` is; of an array of several dimensions, the index is a tuple."""
     data = context.make_array(kind)(context, builder, array)
-    return cgutils.get_item_pointer(context, builder, kind, data, [index])
+    indices = cgutils.unpack_tuple(builder, index) if kind.ndim > 1 else [index]
+    return cgutils.get_item_pointer(context, builder, kind, data, indices)
 
 
 def _call(builder, result, name, *arguments, **options):
@@ -155,7 +160,7 @@ def spread(typing, x):
 
 @intrinsic
 def lanes(typing, array, index, count):
-    """Load ``array[index : index + count]``, widened to float32; zeros follow, and nothing behind it is read.
+    """Load ``count`` numbers from ``array[index]`` on, widened to float32; zeros follow, and nothing behind is read.
 
     Where ``count`` is more than a vector has, it is a whole one.
     """
@@ -186,25 +191,25 @@ def lanes(typing, array, index, count):
         bits = builder.shl(builder.zext(loaded, _INTEGERS), ir.Constant(_INTEGERS, [16] * LANES))
         return builder.bitcast(bits, _FLOATS)
 
-    return VECTOR(array, types.uint64, types.uint64), code
+    return VECTOR(array, index, types.uint64), code
 
 
 @inlined
 def vector(array, index):
-    """Load ``array[index : index + LANES]``."""
+    """Load :data:`LANES` numbers from ``array[index]`` on."""
     return lanes(array, index, u64(LANES))
 
 
 @intrinsic
 def store(typing, array, index, vector):
-    """Write a vector to ``array[index : index + LANES]``, float32."""
+    """Write a vector from ``array[index]`` on, float32."""
 
     def code(context, builder, signature, arguments):
         where = _pointer(context, builder, signature.args[0], *arguments[:2])
         builder.store(arguments[2], builder.bitcast(where, _FLOATS.as_pointer())).align = 4
         return context.get_dummy_value()
 
-    return types.void(array, types.uint64, VECTOR), code
+    return types.void(array, index, VECTOR), code
 
 
 @intrinsic
@@ -218,14 +223,54 @@ def fma(typing, a, b, c):
 
 
 @intrinsic
-def sum_of(typing, vector):
-    """The sum of a vector's lanes."""
+def larger(typing, a, b):
+    """The larger of two numbers, lane by lane."""
 
     def code(context, builder, signature, arguments):
-        name, zero = f"llvm.vector.reduce.fadd.v{LANES}f32", ir.Constant(ir.FloatType(), 0.0)
-        return _call(builder, ir.FloatType(), name, zero, arguments[0], fastmath=("fast",))
+        return _call(builder, _FLOATS, f"llvm.maxnum.v{LANES}f32", *arguments, fastmath=("fast",))
+
+    return VECTOR(VECTOR, VECTOR), code
+
+
+@intrinsic
+def largest_of(typing, vector):
+    """The largest of a vector's lanes."""
+
+    def code(context, builder, signature, arguments):
+        name = f"llvm.vector.reduce.fmax.v{LANES}f32"
+        return _call(builder, ir.FloatType(), name, arguments[0], fastmath=("fast",))
 
     return types.float32(VECTOR), code
+
+
+@intrinsic
+def store_sums(typing, array, index, w, x, y, z):
+    """Write four numbers from ``array[index]`` on, float32: the sums of four vectors' lanes.
+
+    Two vectors are added crosswise, so that one has numbers of both; then two such, so that one has numbers of all
+    four. Its halves are added until four numbers are left. That is 13 instructions where four sums apart are 32.
+    """
+
+    def code(context, builder, signature, arguments):
+        def added(a, b, of_a, of_b):
+            parts = (builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(i)), i)) for i in (of_a, of_b))
+            return builder.fadd(*parts, flags=("fast",))
+
+        fours = range(0, LANES, 4)
+        firsts = [i + j for i in fours for j in (0, LANES, 1, LANES + 1)]
+        lasts = [i + 2 for i in firsts]
+        wx, yz = (added(a, b, firsts, lasts) for a, b in (arguments[2:4], arguments[4:6]))  # w x w x ..., y z y z ...
+        firsts = [i + j for i in fours for j in (0, 1, LANES, LANES + 1)]
+        sums = added(wx, yz, firsts, [i + 2 for i in firsts])  # w x y z w x y z ...
+        width = LANES
+        while width > 4:
+            width //= 2
+            sums = added(sums, sums, list(range(width)), list(range(width, 2 * width)))
+        where = _pointer(context, builder, signature.args[0], *arguments[:2])
+        builder.store(sums, builder.bitcast(where, sums.type.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, index, VECTOR, VECTOR, VECTOR, VECTOR), code
 
 
 # --- memory that is needed soon -------------------------------------------------------------------------------------
