@@ -12,7 +12,10 @@ from types import ModuleType
 
 import pytest
 
+from tests.helpers.draws import ANY
 from tools.bootstrap import copied_files
+
+pytestmark = pytest.mark.when_changed("tools/bootstrap.py", "Makefile", *ANY)
 
 REPO = Path(__file__).resolve().parent.parent
 DiskUsage = namedtuple("DiskUsage", "total used free")

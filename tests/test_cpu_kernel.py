@@ -247,6 +247,7 @@ for dtype in (torch.float32, torch.bfloat16):
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.when_changed(*KERNELS, "pagedattn_lab/models/fused_kernels.py")
 def test_what_numba_keeps_on_disk_is_of_this_code(tmp_path: Path) -> None:
     """Catches machine code of before an edit: numba looks at a function's own file, not at what is compiled into it."""
     package = tmp_path / "pagedattn_lab"

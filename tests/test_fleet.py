@@ -35,8 +35,10 @@ from pagedattn_lab.studies.fleet import (
 )
 from pagedattn_lab.studies.hit_rates import measure
 from pagedattn_lab.workloads import TraceRequest
-from tests.helpers.draws import drawn
+from tests.helpers.draws import FLEET, drawn
 from tests.helpers.oracle_fleet import serve_fleet
+
+pytestmark = pytest.mark.when_changed(*FLEET)
 
 BLOCK_SIZE = 4
 EXACT = StepTime(weights=1 / 4, compute=1 / 64, read=1 / 1024)

@@ -24,8 +24,10 @@ from pagedattn_lab.studies.fleet import chat_requests, simulate
 from pagedattn_lab.studies.fleet.cluster import Cluster, ClusterLostError, _Workers
 from pagedattn_lab.studies.fleet.sweep import Point, PointFailedError, grid, run_point, sweep
 from tests.helpers.cli import MOONCAKE
-from tests.helpers.draws import drawn
+from tests.helpers.draws import FLEET, drawn
 from tests.helpers.fleet import NUM_REQUESTS, Deadly, Meeting, Raising, Trailing, Waiting, runs
+
+pytestmark = pytest.mark.when_changed(*FLEET)
 
 POINTS = grid(router=["round-robin", "two-choices", "prefix-load"], num_replicas=2, num_blocks=[50, 400], seed=[0, 1])
 processes = partial(ProcessPoolExecutor, 2, multiprocessing.get_context("spawn"))

@@ -20,9 +20,11 @@ from triton.runtime import interpreter
 from pagedattn_lab.attention import paged_attention, triton_decode
 from pagedattn_lab.attention.launch import kept_launches, launch
 from tests.helpers import kernels
-from tests.helpers.draws import COMPILER
+from tests.helpers.draws import COMPILER, KERNELS
 from tests.helpers.oracle import ragged_batch, same_bits
 from tests.helpers.triton_state import attributes
+
+pytestmark = pytest.mark.when_changed("pagedattn_lab/doctor.py", *KERNELS)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -10,7 +10,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from tests.helpers.draws import ANY
 from tools import notebooks
+
+pytestmark = pytest.mark.when_changed("tools/", *ANY)
 
 TIMING = """import time
 time.perf_counter_ns()"""
