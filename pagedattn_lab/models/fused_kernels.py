@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from pagedattn_lab.attention.cpu_numbers import exp2, f32, jit, load, prefetch, rounded
+from pagedattn_lab.attention.cpu_numbers import exp2, f32, inlined, jit, load, prefetch, rounded
 
 MINUS_LOG2_E = f32(-math.log2(math.e))
 
@@ -45,26 +45,27 @@ def add_rms_norm(residual, delta, weight, epsilon, out):
             out[token, i] = rounded(residual[token, i] * scale * weight[i], out)
 
 
-@jit
-def _norm_and_rotate(head, norm, epsilon, cos, sin, wide, out):
-    """Rotate one head, after a norm if that has weights. ``wide`` is room for its numbers in float32.
+@inlined
+def _norm_and_rotate(heads, norm, epsilon, cos, sin, wide, out):
+    """Rotate one token's heads, after a norm if that has weights. ``wide`` is room for one head in float32.
 
     Loops over what lies in ``wide`` become vector instructions: nothing else can lie in the same place.
     """
-    size, half = out.shape[0], out.shape[0] // 2
-    for i in range(size):
-        wide[i] = load(head[i])
-    if len(norm):
-        squares = f32(0)
+    size, half = out.shape[1], out.shape[1] // 2
+    for head in range(len(out)):
         for i in range(size):
-            squares += wide[i] * wide[i]
-        scale = f32(1) / np.sqrt(squares / f32(size) + epsilon)
-        for i in range(size):
-            wide[i] *= scale * norm[i]
-    for i in range(half):
-        out[i] = rounded(wide[i] * cos[i] - wide[half + i] * sin[i], out)
-    for i in range(half):
-        out[half + i] = rounded(wide[half + i] * cos[i] + wide[i] * sin[i], out)
+            wide[i] = load(heads[head, i])
+        if len(norm):
+            squares = f32(0)
+            for i in range(size):
+                squares += wide[i] * wide[i]
+            scale = f32(1) / np.sqrt(squares / f32(size) + epsilon)
+            for i in range(size):
+                wide[i] *= scale * norm[i]
+        for i in range(half):
+            out[head, i] = rounded(wide[i] * cos[i] - wide[half + i] * sin[i], out)
+        for i in range(half):
+            out[head, half + i] = rounded(wide[half + i] * cos[i] + wide[i] * sin[i], out)
 
 
 @jit
@@ -91,10 +92,8 @@ def rotate_and_write(qkv, positions, slots, cos, sin, q_norm, k_norm, epsilon, q
             prefetch(values, first, size)
         heads = qkv[token].reshape(num_heads + 2 * num_kv_heads, head_dim)
         c, s, slot = cos[positions[token]], sin[positions[token]], slots[token]
-        for head in range(num_heads):
-            _norm_and_rotate(heads[head], q_norm, epsilon, c, s, wide, query[token, head])
-        for head in range(num_kv_heads):
-            _norm_and_rotate(heads[num_heads + head], k_norm, epsilon, c, s, wide, key_cache[slot, head])
+        _norm_and_rotate(heads, q_norm, epsilon, c, s, wide, query[token])
+        _norm_and_rotate(heads[num_heads:], k_norm, epsilon, c, s, wide, key_cache[slot])
         value_cache[slot] = heads[num_heads + num_kv_heads :]
 
 
