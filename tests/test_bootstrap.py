@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.draws import ANY
 from tools.bootstrap import copied_files
 
-pytestmark = pytest.mark.when_changed("tools/bootstrap.py", "Makefile", *ANY)
+pytestmark = pytest.mark.when_changed("tools/bootstrap.py", "setup.py", "labextension/", "Makefile", *ANY)
 
 REPO = Path(__file__).resolve().parent.parent
 DiskUsage = namedtuple("DiskUsage", "total used free")

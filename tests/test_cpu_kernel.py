@@ -65,6 +65,32 @@ def test_heads_and_widths(head_dim: int, value_dim: int, heads: int, kv_heads: i
     assert_matches(output, dense_attention(batch, weights_dtype=rounds_weights_to("cpu", dtype)))
 
 
+def test_the_maximum_is_taken_over_all_of_a_tile() -> None:
+    """Catches a maximum that leaves tokens out: the highest score's weight would be infinite."""
+    length = TILE + 3
+    batch = ragged_batch([length] * length, [1] * length, block_size=16, head_dim=8, heads=2, kv_heads=1)
+    batch.query.fill_(1)
+    for row, blocks in enumerate(batch.block_tables.tolist()):
+        for position in range(length):  # each sequence has its peak elsewhere
+            peak = 1000.0 if position == row else 0.0
+            batch.key_cache[blocks[position // 16], position % 16] = batch.dense[row][0][position] = peak
+    peaks = torch.stack([value[row] for row, (_, value) in enumerate(batch.dense)])  # [length, 1, 8]
+    assert_matches(attend(batch), dense_attention(batch))
+    torch.testing.assert_close(attend(batch), peaks.expand(-1, 2, -1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("score", [-1e4, -1e29, -7e29, 1e29])
+@pytest.mark.parametrize("length", [1, 2, 5, TILE + 1])
+def test_equal_scores_weigh_the_same(length: int, score: float) -> None:
+    """Catches weight for what fills up a vector, or for the last token again where it fills up a pass."""
+    batch = ragged_batch([length], [1], block_size=16, head_dim=8, heads=2, kv_heads=1)
+    batch.query.fill_(1)
+    for position in range(length):
+        slot = batch.block_tables[0, position // 16], position % 16
+        batch.key_cache[slot], batch.value_cache[slot] = score / 8**0.5, float(position + 1)
+    torch.testing.assert_close(attend(batch), torch.full((1, 2, 8), (length + 1) / 2), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("value_dim", [1, LANES, LANES + 1, 80])
 def test_rows_of_sums_hold_whole_vectors(value_dim: int) -> None:
     """Catches a vector written past a row's end: into the sums of another thread, or memory that is somebody else's."""

@@ -24,7 +24,7 @@ from tests.helpers.draws import COMPILER, KERNELS
 from tests.helpers.oracle import ragged_batch, same_bits
 from tests.helpers.triton_state import attributes
 
-pytestmark = pytest.mark.when_changed("pagedattn_lab/doctor.py", *KERNELS)
+pytestmark = pytest.mark.when_changed("pagedattn_lab/__init__.py", "pagedattn_lab/doctor.py", *KERNELS)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -40,7 +40,7 @@ from pagedattn_lab.attention.cpu_numbers import (
 )
 
 TILE = 32
-"""Tokens between two rescalings of the running sums; a multiple of four, since four tokens share a pass."""
+"""Tokens between two rescalings of the running sums; a multiple of 16, so of whole vectors and of passes of four."""
 
 LOW = f32(-1e30)
 """In place of minus infinity: under fastmath the compiler may assume that there is none, and no NaN either."""
@@ -163,15 +163,17 @@ def _cap_and_bias(scores, n, distance, softcap, slopes):
 def _softmax(scores, n, top, total, acc):
     """Turn the scores of ``n`` tokens into weights, and scale what was summed before to the new maximum."""
     for head in range(len(top)):
-        for t in range(n, TILE):
-            scores[head, t] = LOW  # a repeated token counts once, and others not at all
+        for t in range(n, (n + LANES - 1) // LANES * LANES):
+            scores[head, t] = LOW  # up to a whole vector
         highest_of_each = spread(top[head])
-        for t in range(u64(0), u64(TILE), u64(LANES)):
+        for t in range(u64(0), u64(n), u64(LANES)):
             highest_of_each = larger(highest_of_each, vector(scores, (head, t)))
         highest, added = largest_of(highest_of_each), f32(0)
-        for t in range(TILE):
+        for t in range(n):
             scores[head, t] = exp2(scores[head, t] - highest)
             added += scores[head, t]
+        for t in range(n, (n + 3) // 4 * 4):
+            scores[head, t] = f32(0)  # a repeated token counts once
         if highest > top[head]:
             rescale = exp2(top[head] - highest)
             top[head], total[head] = highest, total[head] * rescale

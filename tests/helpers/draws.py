@@ -61,6 +61,6 @@ COMPILER = ("pagedattn_lab/cli/compile.py", "pagedattn_lab/compile_report.py", "
 ENGINE = (":(glob)pagedattn_lab/*.py", "pagedattn_lab/engine/", "pagedattn_lab/models/", "pagedattn_lab/budget/",
           *KERNELS)  # fmt: skip
 BENCH = ("pagedattn_lab/bench/", "pagedattn_lab/cli/", *ENGINE)
-FLEET = ("pagedattn_lab/studies/", "pagedattn_lab/workloads/", "pagedattn_lab/arithmetic.py",
-         "pagedattn_lab/hardware.py", "pagedattn_lab/kv_shape.py", *ANY)  # fmt: skip
+FLEET = ("pagedattn_lab/studies/", "pagedattn_lab/workloads/", "pagedattn_lab/__init__.py",
+         "pagedattn_lab/arithmetic.py", "pagedattn_lab/hardware.py", *SHAPES)  # fmt: skip
 LIBRARY = ("pagedattn_lab/", *ANY)
