@@ -91,10 +91,15 @@ def _look_up(at, position, n, table, cache):
 
 
 @inlined
+def _rows(at, t, first):
+    """Say where four tokens' rows of one head begin, whose first number is ``first`` behind a token's."""
+    return at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
+
+
+@inlined
 def _ask_for(cache, at, t, kv_head):
     """Prefetch one KV head's rows of four tokens: what is needed next comes while this is computed."""
-    first = u64(kv_head) * cache.head_stride
-    i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
+    i, j, k, m = _rows(at, t, u64(kv_head) * cache.head_stride)
     for d in range(u64(0), cache.head_dim, u64(64 // cache.memory.itemsize)):
         prefetch_line(cache.memory, i + d)
         prefetch_line(cache.memory, j + d)
@@ -113,8 +118,7 @@ def _score(scores, query, key, at, n, group, value, values_at):
     for t in range(0, n, 4):
         for kv_head in range(spare // group):
             _ask_for(value, values_at, t, kv_head)
-            first = u64(kv_head) * key.head_stride
-            i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
+            i, j, k, m = _rows(at, t, u64(kv_head) * key.head_stride)
             head, end = kv_head * group, (kv_head + 1) * group
             if group % 2 and group > 1:
                 a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = none
@@ -189,8 +193,7 @@ def _add(acc, scores, value, at, n, group, key, next_at):
     for t in range(0, n, 4):
         for kv_head in range(spare // group):
             _ask_for(key, next_at, t, kv_head)
-            first = u64(kv_head) * value.head_stride
-            i, j, k, m = at[t] + first, at[t + 1] + first, at[t + 2] + first, at[t + 3] + first
+            i, j, k, m = _rows(at, t, u64(kv_head) * value.head_stride)
             head, end = kv_head * group, (kv_head + 1) * group
             if group % 2 and group > 1:
                 a0, a1, a2, a3 = _weights(scores, head, t)

@@ -136,6 +136,13 @@ def _pointer(context, builder, kind, array, index):
     return cgutils.get_item_pointer(context, builder, kind, data, indices)
 
 
+def _write(context, builder, signature, arguments, vector):
+    """Write a vector of float32 to where the first two arguments, an array and an index, say."""
+    where = _pointer(context, builder, signature.args[0], *arguments[:2])
+    builder.store(vector, builder.bitcast(where, vector.type.as_pointer())).align = 4
+    return context.get_dummy_value()
+
+
 def _call(builder, result, name, *arguments, **options):
     """Call one of LLVM's own functions."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
@@ -205,9 +212,7 @@ def store(typing, array, index, vector):
     """Write a vector from ``array[index]`` on, float32."""
 
     def code(context, builder, signature, arguments):
-        where = _pointer(context, builder, signature.args[0], *arguments[:2])
-        builder.store(arguments[2], builder.bitcast(where, _FLOATS.as_pointer())).align = 4
-        return context.get_dummy_value()
+        return _write(context, builder, signature, arguments, arguments[2])
 
     return types.void(array, index, VECTOR), code
 
@@ -267,9 +272,7 @@ def store_sums(typing, array, index, w, x, y, z):
         while width > 4:
             width //= 2
             sums = added(sums, sums, list(range(width)), list(range(width, 2 * width)))
-        where = _pointer(context, builder, signature.args[0], *arguments[:2])
-        builder.store(sums, builder.bitcast(where, sums.type.as_pointer())).align = 4
-        return context.get_dummy_value()
+        return _write(context, builder, signature, arguments, sums)
 
     return types.void(array, index, VECTOR, VECTOR, VECTOR, VECTOR), code
 
