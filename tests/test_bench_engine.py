@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pagedattn_lab import models
+from pagedattn_lab.attention import cascade
 from pagedattn_lab.bench import engine, peers
 from pagedattn_lab.bench.serving import Load, Served, make_load
 from pagedattn_lab.cli import main
@@ -298,6 +299,7 @@ def test_bench_engine(
     if kind == "table":
         assert [line for line in printed.splitlines() if len(line) > 80] == []
         assert all(title in printed for title in engine.TITLES.values())
+        assert ("without AMX" in printed) != cascade.MULTIPLIES_BFLOAT16
         return
     report = json.loads(printed)
     assert {part: list(row["engines"]) for part, row in report["parts"].items()} == {
@@ -306,6 +308,7 @@ def test_bench_engine(
         "transformers": ["fused", "modules", "static batches", "continuous batching"],
         "prefix": ["cached", "not cached", "vllm cached", "vllm not cached"],
     }
+    assert report["multiplies_bfloat16"] == cascade.MULTIPLIES_BFLOAT16
     needed = {"output_tokens_per_s", "total_tokens_per_s", "ttft_s", "tpot_s", "preemptions", "hit_rate"}
     assert all(needed <= figures.keys() for row in report["parts"].values() for figures in row["engines"].values())
     prefix = report["parts"]["prefix"]

@@ -169,6 +169,25 @@ def test_bfloat16_is_merged_once_more(backend: str, has_amx: bool, monkeypatch: 
     assert_matches(output, (answer, bound + tail))
 
 
+@pytest.mark.parametrize(
+    ("most", "allowed"),
+    [
+        (None, True), ("", True), ("ALL", True), ("default", True), ("AVX512_CORE_AMX", True),
+        ("AVX10_1_512_AMX_FP16", True), ("AVX512_CORE_BF16", False), ("avx512_core_fp16", False), ("AVX2", False),
+    ],
+)  # fmt: skip
+def test_matrix_units_that_onednn_may_not_use(most: str | None, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches bfloat16 that is handed over as it is where torch then multiplies it number by number."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    environment = {} if most is None else {"ONEDNN_MAX_CPU_ISA": most}
+    assert cascade.multiplies_bfloat16(environment) == allowed
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not cascade.multiplies_bfloat16(environment)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert not cascade.multiplies_bfloat16(environment)
+
+
 def test_a_block_with_queries_is_not_shared() -> None:
     """Catches a prefix that reaches into what a query must not see yet: the step's own tokens lie in the tail."""
     tables, lens = [[1, 2, 3], [1, 2, 3]], [12, 12]

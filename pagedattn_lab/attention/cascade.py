@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +41,26 @@ FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", N
 """torch's attention on a CPU, whose scores stay in the processor's caches, with log-sum-exps; private, so it may be
 missing."""
 
-MULTIPLIES_BFLOAT16 = (
-    torch.cpu.get_capabilities().get("amx_bf16", False) and torch.backends.cpu.get_cpu_capability() == "AVX512"
-)
-"""Whether this CPU has units for products of bfloat16 matrices, with sums in float32: AMX; and torch its code for them,
-which ``ATEN_CPU_CAPABILITY`` can turn off. :data:`FLASH` then takes bfloat16 as it is, in half the time, and rounds the
-weights of values to bfloat16, as tensor cores do."""
+
+def multiplies_bfloat16(environment: Mapping[str, str] = os.environ) -> bool:
+    """Say whether torch multiplies bfloat16 matrices in units made for it, with sums in float32: AMX.
+
+    It takes a CPU that has them, torch's code for AVX-512, which ``ATEN_CPU_CAPABILITY`` can turn off, and a oneDNN
+    that may use them: ``ONEDNN_MAX_CPU_ISA`` can name an older set of instructions as the most.
+
+    Example:
+        >>> multiplies_bfloat16({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"})
+        False
+    """
+    most = environment.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    has_units = torch.cpu.get_capabilities().get("amx_bf16", False)
+    is_used = torch.backends.cpu.get_cpu_capability() == "AVX512" and (most in ("", "ALL", "DEFAULT") or "AMX" in most)
+    return has_units and is_used
+
+
+MULTIPLIES_BFLOAT16 = multiplies_bfloat16()
+"""Where this holds, :data:`FLASH` takes bfloat16 as it is, in half the time, and rounds the weights of values to
+bfloat16, as tensor cores do."""
 
 
 @dataclass(frozen=True)

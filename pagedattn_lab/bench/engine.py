@@ -265,9 +265,9 @@ def measure(
         progress: whether to show a bar on standard error after a second; by default if that is a terminal.
 
     Returns:
-        The settings; ``model``, ``dtype``, ``threads``; under ``parts``, for each: the number of its
-        ``num_prompt_tokens`` and ``num_output_tokens``, its ``kv_tokens`` and ``kv_bytes``, and what :func:`compare`
-        gives; ``vllm_version``, or ``None``.
+        The settings; ``model``, ``dtype``, ``threads``; ``multiplies_bfloat16``: whether the CPU has units for that;
+        under ``parts``, for each: the number of its ``num_prompt_tokens`` and ``num_output_tokens``, its ``kv_tokens``
+        and ``kv_bytes``, and what :func:`compare` gives; ``vllm_version``, or ``None``.
 
     Raises:
         ValueError: an unknown part, or fewer than 2 repetitions.
@@ -277,6 +277,7 @@ def measure(
     from tqdm import tqdm
 
     from pagedattn_lab import models
+    from pagedattn_lab.attention.cascade import MULTIPLIES_BFLOAT16
 
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
@@ -288,6 +289,7 @@ def measure(
     try:
         model, tokenizer = models.load(dtype=torch.bfloat16, device="cpu")
         report: dict[str, Any] = {"model": models.DEFAULT, "dtype": "bfloat16", "threads": 1}
+        report["multiplies_bfloat16"] = MULTIPLIES_BFLOAT16  # what a prompt costs, and a cache saves, hangs on it
         report |= asdict(setup) | {"block_size": BLOCK_SIZE, "max_model_len": MAX_MODEL_LEN, "vllm_version": None}
         report["vllm_python"] = setup.vllm_python is not None  # its path is nobody's business
         report["parts"] = {}
@@ -312,6 +314,7 @@ def describe(report: Mapping[str, Any]) -> str:
     """Write down what :func:`measure` measured."""
     lines = [
         f"{report['model']} in {report['dtype']} on one thread, {report['num_requests']} requests at once.",
+        f"Products of matrices {'in units made for bfloat16' if report['multiplies_bfloat16'] else 'without AMX'}.",
         f"Medians of {report['repetitions']} runs, engines in turns (and quartiles). Times to the first",
         "token and per output token are medians over requests.",
     ]
