@@ -160,7 +160,7 @@ class Driver:
     def __init__(self, notebook: Notebook) -> None:
         self._notebook, self._kernel = notebook, notebook.kernel
         self._kernel.run(HELD)
-        notebook.page.add_style_tag(content=ALONE)
+        notebook.add_style(ALONE)
         self.lessons: list[str] = self._kernel.evaluate("list(_tests_widgets('Lesson'))")
         shown = notebook.shown_by()
         self.players = [key for key in self._kernel.evaluate("list(_tests_widgets('Player'))") if key in shown]

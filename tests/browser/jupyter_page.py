@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import nbformat
 from jupyter_client import BlockingKernelClient
 from jupyter_server.serverapp import list_running_servers
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, ElementHandle, Locator, Page
 from watch import PATIENCE, Watch, until
 
 from tools import bootstrap
@@ -27,10 +26,18 @@ RUN_SECONDS = 600  # a whole chapter, on a machine that is busy with others
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # every cell is in the page, seen or not
 }
-IS_READY = """() => {
+IS_READY = """path => {
   const panel = window.jupyterapp?.shell.currentWidget;
-  return panel?.context?.isReady && panel.sessionContext?.isReady
+  return panel?.context?.path === path && panel.context.isReady && panel.sessionContext?.isReady
     && panel.sessionContext.session?.kernel?.status === 'idle';
+}"""
+OPEN = "path => { jupyterapp.commands.execute('docmanager:open', {path}); }"
+# Nobody is asked whether to save, and what the tests put into the page's head goes too.
+CLOSE = """async styles => {
+  const panel = jupyterapp.shell.currentWidget;
+  await panel.sessionContext.shutdown();
+  panel.dispose();
+  styles.forEach(style => style.remove());
 }"""
 CELLS = (
     "() => [...jupyterapp.shell.currentWidget.content.model.cells].map(cell => [cell.type, cell.sharedModel.source])"
@@ -122,10 +129,15 @@ class Notebook:
     name: str
     watch: Watch
     page: Page
-    kernel_id: str
     kernel: Kernel
     run_errors: list[str] = field(default_factory=list)
+    styles: list[ElementHandle] = field(default_factory=list)
     _shown_by: dict[str, int] = field(default_factory=dict)
+
+    def add_style(self, content: str) -> ElementHandle:
+        """Add rules to the page's own until the notebook is closed, or they are removed."""
+        self.styles.append(self.page.add_style_tag(content=content))
+        return self.styles[-1]
 
     def code_cells(self) -> list[dict[str, Any]]:
         """Return JupyterLab's model of every code cell."""
@@ -262,30 +274,34 @@ class Lab:
         return self.open_in(self.window(browser), path)
 
     def window(self, browser: Browser) -> Watch:
-        """Open an empty window; notebooks one after the other in it load JupyterLab's scripts once."""
+        """Open an empty window."""
         return Watch(browser, viewport={"width": 1280, "height": 1000})
 
     def open_in(self, watch: Watch, path: str) -> Notebook:
-        """Open a notebook as a page of a window, which begins without problems."""
+        """Open a notebook in a window, in the JupyterLab that is there already if one is; it begins without problems.
+
+        No other notebook may be open in it. Loading JupyterLab anew would take seconds of all cores.
+        """
         watch.problems.clear()
-        page = watch.new_page()
-        page.goto(f"{self._server['url']}lab/tree/{path}?reset&token={self._server['token']}")
-        page.wait_for_function(IS_READY)
+        if watch.context.pages:
+            (page,) = watch.context.pages
+            page.evaluate(OPEN, path)
+        else:
+            page = watch.new_page()
+            page.goto(f"{self._server['url']}lab/tree/{path}?reset&token={self._server['token']}")
+        page.wait_for_function(IS_READY, arg=path)
         kernel_id = page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
-        return Notebook(Path(path).stem, watch, page, kernel_id, Kernel(self._runtime / f"kernel-{kernel_id}.json"))
+        return Notebook(Path(path).stem, watch, page, Kernel(self._runtime / f"kernel-{kernel_id}.json"))
+
+    def close_in_window(self, notebook: Notebook) -> None:
+        """Close a notebook and stop its kernel; its window stays, and JupyterLab in it."""
+        notebook.kernel.close()
+        notebook.page.evaluate(CLOSE, notebook.styles)
 
     def close(self, notebook: Notebook) -> None:
-        """Close a notebook's window and stop its kernel."""
-        self.close_page(notebook)
+        """Close a notebook, stop its kernel, and close its window."""
+        self.close_in_window(notebook)
         notebook.watch.context.close()
-
-    def close_page(self, notebook: Notebook) -> None:
-        """Close a notebook's page and stop its kernel; its window stays."""
-        notebook.kernel.close()
-        notebook.page.close()
-        address = f"{self._server['url']}api/kernels/{notebook.kernel_id}"
-        headers = {"Authorization": f"token {self._server['token']}"}
-        urllib.request.urlopen(urllib.request.Request(address, method="DELETE", headers=headers), timeout=PATIENCE)
 
     def stop(self) -> None:
         """Stop the server, which stops its kernels; kernels also end when a server has to be killed."""

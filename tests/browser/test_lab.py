@@ -83,7 +83,7 @@ def write(lab: Lab, name: str, *sources: str) -> None:
 
 @pytest.fixture(scope="module")
 def window(lab: Lab, browser: Browser) -> Iterator[watch.Watch]:
-    """Open the window in which chapters are opened one after the other."""
+    """Open the window, and with the first chapter the JupyterLab, in which chapters are opened one after the other."""
     with lab.window(browser) as window:
         yield window
 
@@ -92,11 +92,11 @@ def window(lab: Lab, browser: Browser) -> Iterator[watch.Watch]:
 def chapter(request: pytest.FixtureRequest, lab: Lab, window: watch.Watch) -> Iterator[Notebook]:
     """Open a chapter and run all its cells."""
     notebook = lab.open_in(window, request.param)
-    unseen = notebook.page.add_style_tag(content=UNSEEN)
+    unseen = notebook.add_style(UNSEEN)
     notebook.run_all()
     unseen.evaluate("style => style.remove()")
     yield notebook
-    lab.close_page(notebook)
+    lab.close_in_window(notebook)
 
 
 def test_every_cell_runs(chapter: Notebook) -> None:
