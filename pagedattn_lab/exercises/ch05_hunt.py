@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex
 from pagedattn_lab.exercises.boards import board
 from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.grading import Exercise
+from pagedattn_lab.exercises.values import same
 from pagedattn_lab.viz import Picture
 
 Tables = list[list[int]]
@@ -156,6 +157,15 @@ def _reorder_cases() -> list[Case]:
     return cases + random_cases(22, 40, make, "A block that a child goes on with must never be free, not for a moment.")
 
 
+def _look_at_order(_: tuple[Any, ...], expected: Any, got: Any) -> str | None:
+    """Say so where nothing is wrong but the order of the free queue."""
+    if got is None or same(expected, got) or not same(expected | {"free": got["free"]}, got):
+        return None
+    if sorted(got["free"]) != sorted(expected["free"]):
+        return None
+    return "The right blocks are free, in another order: one table after the other, each gives its last block first."
+
+
 def _draw_reorder(arguments: tuple[Any, ...], outcome: dict[str, Any]) -> Picture | None:
     return board(outcome["tables"], free=outcome["free"], block_size=1)
 
@@ -170,6 +180,7 @@ reorder = Exercise(
     returns="nothing; change tables, ref_cnt and free",
     in_place=("tables", "ref_cnt", "free"),
     run=_watched,
+    look=_look_at_order,
     draw=_draw_reorder,
     wrong={
         "let go of the parents before the children hold anything": _reorder_buggy,

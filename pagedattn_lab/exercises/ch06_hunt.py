@@ -42,6 +42,18 @@ def _compute_latest(hashes: Sequence[str], cached_each_time: Sequence[set[str]])
     ]
 
 
+def _compute_from_the_end(hashes: Sequence[str], cached_each_time: Sequence[set[str]]) -> list[list[str]]:
+    num_hits = 0
+    computed = []
+    for cached in cached_each_time:
+        while num_hits and hashes[num_hits - 1] not in cached:
+            num_hits -= 1
+        while num_hits < len(hashes) and hashes[num_hits] in cached:
+            num_hits += 1
+        computed.append(list(hashes[num_hits:]))
+    return computed
+
+
 def _compute_missing(hashes: Sequence[str], cached_each_time: Sequence[set[str]]) -> list[list[str]]:
     return [[each for each in hashes if each not in cached] for cached in cached_each_time]
 
@@ -60,6 +72,7 @@ def _compute_cases() -> list[Case]:
         Case((["a", "b", "c"], [{"a", "b"}, {"a"}]), "While it waited, b was evicted: it must be computed again."),
         Case((["a", "b", "c"], [set(), {"a", "b", "c"}]), "What it computed itself is found when it comes back."),
         Case((["a", "b", "c"], [{"a"}, {"b", "c"}]), "Without a, neither b nor c is found."),
+        Case((["a", "b", "c"], [{"a", "b"}, {"b"}]), "Its last hit is still there, and is not found without a."),
     ]
     return known + random_cases(
         23, 50, make, "What is found depends on what is cached at that moment, and on nothing before."
@@ -79,6 +92,7 @@ blocks_to_compute = Exercise(
         "look up once, and believe it ever after": _compute_once,
         "look nothing up when a request comes back": _compute_latest,
         "find blocks behind a gap": _compute_missing,
+        "give hits back from the last one on, as long as they are gone": _compute_from_the_end,
     },
     hints=(
         "A request that was preempted comes back to another cache. What does the function still know from the first "

@@ -119,6 +119,8 @@ _SAY = {
 def _look_at_diagnosis(_: tuple[Any, ...], expected: dict[str, Any], got: dict[str, Any]) -> str | None:
     if got is None:
         return None
+    if isinstance(got["held_up"], dict) and set(got["held_up"]) != set(expected["held_up"]):
+        return f"“held_up”: the names are {', '.join(expected['held_up'])}, and each has a number, though it be 0."
     return next((f"“{name}”: {words}" for name, words in _SAY.items() if got[name] != expected[name]), None)
 
 

@@ -73,6 +73,7 @@ _LOADS: list[tuple[int, int, int, list[int], int, str]] = [
     (192, 4, 16, [100, 80, 60], 0, "The longest does not fit, whatever the cache holds."),
     (960, 4, 16, [100, 80, 60], 33, "Two blocks are shared, and taken once."),
     (512, 4, 16, [90, 90, 20], 0, "The longest decide: who comes is not known beforehand."),
+    (32, 4, 4, [10], 1, "The end of what is shared and the beginning of the rest lie in one block."),
 ]
 
 
@@ -108,10 +109,12 @@ def _with_a_mistake(mistake: str) -> Callable[..., Flags | None]:
             if mistake == "mean":
                 return min(len(lengths), max(0, left // cdiv(sum(lengths) // len(lengths), block_size)))
             users = 0
+            if mistake == "apart":
+                left -= cdiv(shared, block_size)
             in_common = cdiv(shared, block_size) if mistake == "part shared" else shared // block_size
             for length in sorted(lengths, reverse=mistake != "shortest"):
                 saved = in_common if (users or mistake == "free for all") and mistake != "not shared" else 0
-                left -= cdiv(length, block_size) - saved
+                left -= cdiv(length - shared, block_size) if mistake == "apart" else cdiv(length, block_size) - saved
                 if left < 0:
                     break
                 users += 1

@@ -9,6 +9,7 @@ from typing import Any
 from pagedattn_lab.arithmetic import cdiv
 from pagedattn_lab.exercises.cases import Case, random_cases
 from pagedattn_lab.exercises.grading import Exercise
+from pagedattn_lab.exercises.values import same
 from pagedattn_lab.kv_cache_groups import capacity, kv_cache_groups
 from pagedattn_lab.kv_cache_specs import FullAttentionSpec, RequestLimits, SlidingWindowSpec
 
@@ -107,7 +108,7 @@ def _with_a_mistake(mistake: str) -> Callable[..., Figures]:
         if mistake == "no null block":
             num_blocks -= 1
         of_full = cdiv(max_model_len, block_size)
-        kept = window if mistake == "no flight" else window - 1 + in_flight
+        kept = {"no flight": window, "own token": window + in_flight}.get(mistake, window - 1 + in_flight)
         of_window = cdiv(min(kept, max_model_len), block_size) + (mistake != "no start")
         if mistake == "full length":
             of_window = of_full
@@ -117,10 +118,28 @@ def _with_a_mistake(mistake: str) -> Callable[..., Figures]:
         if mistake == "one group":
             per_request = of_full
         concurrency = num_blocks / per_request
-        tokens = num_blocks * block_size if mistake == "tokens" else int(concurrency * max_model_len)
+        printed = round(concurrency, 2) if mistake == "rounded" else concurrency
+        tokens = num_blocks * block_size if mistake == "tokens" else int(printed * max_model_len)
         return num_blocks, tokens, round(concurrency, 2)
 
     return log_figures
+
+
+def _look_at_figures(arguments: tuple[Any, ...], expected: Figures, got: Figures) -> str | None:
+    """Say which figure is wrong, where what comes before it is right."""
+    if got is None or same(expected, got):
+        return None
+    *_, max_model_len, _ = arguments
+    if got[0] != expected[0]:
+        return "The number of blocks comes from the bytes of one block: a page of each layer of one group."
+    if got[2] != expected[2]:
+        return (
+            "The blocks are right. Concurrency divides them by the blocks of one request, in all groups: with a window "
+            "those of window - 1 tokens and of those in flight, and one more."
+        )
+    if got[1] == int(expected[2] * max_model_len):
+        return "Only the tokens are wrong: they come from the concurrency before it is rounded."
+    return "Only the tokens are wrong: they are the concurrency times max_model_len, cut off."
 
 
 log_figures = Exercise(
@@ -130,6 +149,7 @@ log_figures = Exercise(
     cases=_log_cases,
     reference=_log_figures,
     oracle=_by_the_library,
+    look=_look_at_figures,
     returns="three things: num_blocks, kv_tokens, and the concurrency, rounded to two places",
     hints=(
         "Begin with the groups. How many layers has one, and how many groups are there of each kind? A last group that "
@@ -148,9 +168,11 @@ log_figures = Exercise(
         "take the smaller kind as the size of a group, always": _with_a_mistake("smaller"),
         "charge a window at the full length": _with_a_mistake("full length"),
         "forget the tokens in flight": _with_a_mistake("no flight"),
+        "keep a window's tokens beside the one that is computed": _with_a_mistake("own token"),
         "forget that a window may begin inside a block": _with_a_mistake("no start"),
         "count a group that is not full as a part of one": _with_a_mistake("no padding"),
         "count the slots of all blocks as tokens": _with_a_mistake("tokens"),
+        "take the tokens from the rounded concurrency": _with_a_mistake("rounded"),
         "take the null block away, which the log does not": _with_a_mistake("no null block"),
     },
 )

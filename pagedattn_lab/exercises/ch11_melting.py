@@ -143,6 +143,11 @@ _BY_HAND: list[tuple[list[Entry], int, str]] = [
         2,
         "Replica 1 is the cheapest, and replica 2 has more of the prompt than the one that melts: not hits.",
     ),
+    (
+        [([1, 2, 3, 4, 5, 6, 7, 8], [5, 5, 3], [5, 5, 0], 0)],
+        1,
+        "Replica 1 has as much of the prompt as the one that melts, though it is no cheaper: ties.",
+    ),
 ]
 
 
@@ -216,6 +221,9 @@ def _with_a_mistake(mistake: str) -> Callable[..., Finding]:
             if min(others) < costs[chosen] or (mistake == "as much" and min(others) == costs[chosen]):
                 drawn.append(place)
                 elsewhere = max(found for at, found in enumerate(hits) if at != chosen)
+                if mistake == "cheaper":
+                    cheaper = (at for at, cost in enumerate(costs) if cost < costs[chosen])
+                    elsewhere = max((hits[at] for at in cheaper), default=elsewhere)
                 if mistake == "cheapest":
                     elsewhere = hits[min((at for at in range(len(hits)) if at != chosen), key=lambda at: costs[at])]
                 more = hits[chosen] >= elsewhere if mistake == "no ties" else hits[chosen] > elsewhere
@@ -263,6 +271,7 @@ melting_replica = Exercise(
         "look for the prefix in all requests that were sent there": _with_a_mistake("all sent there"),
         "call it hits where another replica has as many": _with_a_mistake("no ties"),
         "compare the hits with those of the cheapest other replica, and not with the most": _with_a_mistake("cheapest"),
+        "compare the hits with those of the cheaper replicas only": _with_a_mistake("cheaper"),
     },
 )
 """Where, who and why: ``melting_replica(log, price)`` -> a dictionary."""
