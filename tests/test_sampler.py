@@ -61,7 +61,7 @@ def oracle_probs(logits: np.ndarray, state: SamplingState) -> tuple[np.ndarray, 
     weights = np.exp(scores - scores.max())
     margin = math.inf
     if params.min_p:
-        margin = min(margin, *(abs(weight / params.min_p - 1) for weight in weights))
+        margin = min(margin, *(abs(float(weight) / params.min_p - 1) for weight in weights))
         weights[weights < params.min_p] = 0
     if 0 < params.top_k < len(weights):
         bar = sorted(weights)[-params.top_k]

@@ -359,7 +359,7 @@ def test_reload_finds_the_widget(ran: Days) -> None:
     page = ran.page
     page.evaluate(SAVE)
     page.reload()
-    page.wait_for_function(IS_READY)
+    page.wait_for_function(IS_READY, arg=NAME)
     expect(page.locator(".jp-Notebook [role=slider]")).to_have_count(2, timeout=LONG)
     expect(page.locator(".jp-Notebook .pa-player")).to_have_count(1, timeout=LONG)
     expect(page.locator(".pa-lesson-controls")).to_have_count(0, timeout=LONG)
