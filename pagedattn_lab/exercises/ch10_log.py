@@ -125,21 +125,18 @@ def _with_a_mistake(mistake: str) -> Callable[..., Figures]:
     return log_figures
 
 
-def _look_at_figures(arguments: tuple[Any, ...], expected: Figures, got: Figures) -> str | None:
-    """Say which figure is wrong, where what comes before it is right."""
-    if got is None or same(expected, got):
+_SAY = {  # place in the answer, in the order in which figures follow from one another
+    0: "Blocks: memory divided by the bytes of one block, which holds a page of each layer of one group.",
+    2: "Concurrency: blocks divided by those of one request, in all groups; with a window those of window - 1 tokens "
+    "and of those in flight, and one more.",
+    1: "Tokens: the concurrency before it is rounded, times max_model_len, cut off.",
+}
+
+
+def _look_at_figures(_: tuple[Any, ...], expected: Figures, got: Figures) -> str | None:
+    if got is None:
         return None
-    *_, max_model_len, _ = arguments
-    if got[0] != expected[0]:
-        return "The number of blocks comes from the bytes of one block: a page of each layer of one group."
-    if got[2] != expected[2]:
-        return (
-            "The blocks are right. Concurrency divides them by the blocks of one request, in all groups: with a window "
-            "those of window - 1 tokens and of those in flight, and one more."
-        )
-    if got[1] == int(expected[2] * max_model_len):
-        return "Only the tokens are wrong: they come from the concurrency before it is rounded."
-    return "Only the tokens are wrong: they are the concurrency times max_model_len, cut off."
+    return next((words for place, words in _SAY.items() if not same(expected[place], got[place])), None)
 
 
 log_figures = Exercise(

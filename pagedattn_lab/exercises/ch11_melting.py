@@ -222,8 +222,7 @@ def _with_a_mistake(mistake: str) -> Callable[..., Finding]:
                 drawn.append(place)
                 elsewhere = max(found for at, found in enumerate(hits) if at != chosen)
                 if mistake == "cheaper":
-                    cheaper = (at for at, cost in enumerate(costs) if cost < costs[chosen])
-                    elsewhere = max((hits[at] for at in cheaper), default=elsewhere)
+                    elsewhere = max(found for found, cost in zip(hits, costs, strict=True) if cost < costs[chosen])
                 if mistake == "cheapest":
                     elsewhere = hits[min((at for at in range(len(hits)) if at != chosen), key=lambda at: costs[at])]
                 more = hits[chosen] >= elsewhere if mistake == "no ties" else hits[chosen] > elsewhere

@@ -32,7 +32,7 @@ IS_READY = """path => {
     && panel.sessionContext.session?.kernel?.status === 'idle';
 }"""
 OPEN = "path => { jupyterapp.commands.execute('docmanager:open', {path}); }"
-# Nobody is asked whether to save, and what the tests put into the page's head goes too.
+# Nobody is asked whether to save, and the notebook's own styles go with it.
 CLOSE = """async styles => {
   const panel = jupyterapp.shell.currentWidget;
   await panel.sessionContext.shutdown();
